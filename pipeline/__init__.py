@@ -1,0 +1,1 @@
+"""Reproducible, auditable hardening of image classifiers with cached adversarial sets."""

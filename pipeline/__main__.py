@@ -1,0 +1,82 @@
+"""`python -m pipeline repro | results | check | preset NAME`: the pipeline as a whole."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline import console, params
+from pipeline.errors import InputError
+
+PRESETS = Path("presets")
+METRICS = Path("metrics")
+
+
+def main() -> str:
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description="Offline adversarial hardening of an image classifier.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("repro", help="check params.yaml, run what is out of date with `dvc repro`, print the results")
+    commands.add_parser("results", help="print the table of all evaluated models")
+    commands.add_parser("check", help="check params.yaml and the source of images without running anything")
+    preset = commands.add_parser("preset", help="copy a preset over params.yaml")
+    preset.add_argument("name", help=f"one of {', '.join(_presets())}")
+    args = parser.parse_args()
+    match args.command:
+        case "repro":
+            return repro()
+        case "results":
+            return results()
+        case "check":
+            return check()
+        case _:
+            return use_preset(args.name)
+
+
+def repro() -> str:
+    """Check the params before DVC deletes anything, run `dvc repro`, and print the results."""
+    check()
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    dvc = [sys.executable, "-m", "dvc"]
+    code = subprocess.run([*dvc, "repro"], env=environment, check=False).returncode
+    if code:
+        # DVC deletes a stage's earlier outputs before it runs; they are in its cache.
+        subprocess.run([*dvc, "checkout", "--quiet"], env=environment, check=False, stderr=subprocess.DEVNULL)
+        raise InputError("a stage failed, its reason stands above; earlier results are as they were")
+    return results()
+
+
+def results() -> str:
+    from pipeline import report
+
+    return report.results(METRICS)
+
+
+def check() -> str:
+    settings = params.load(params.FILE)
+    if settings.data.source != "digits" and not Path(settings.data.path).exists():
+        raise InputError(f"{params.FILE}: data.path: {settings.data.path}: no such file or folder; put the {settings.data.source} source there")
+    return f"{params.FILE} is sound"
+
+
+def use_preset(name: str) -> str:
+    """Copy a preset over params.yaml; one that is no preset itself is kept beside it."""
+    source = PRESETS / f"{name}.yaml"
+    if name not in _presets():
+        raise InputError(f"{name}: no such preset; there are {', '.join(_presets())}")
+    kept = ""
+    if params.FILE.exists() and params.FILE.read_bytes() not in [path.read_bytes() for path in PRESETS.glob("*.yaml")]:
+        backup = params.FILE.with_suffix(".yaml.bak")
+        shutil.copyfile(params.FILE, backup)
+        kept = f"; your own is kept as {backup}"
+    shutil.copyfile(source, params.FILE)
+    return f"{params.FILE} is now {source}{kept}"
+
+
+def _presets() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,71 @@
+"""torchattacks' attacks, run so that the same seed gives the same images and the attacked model stays as it was."""
+
+import copy
+import inspect
+from importlib.metadata import version
+
+import numpy as np
+import torch
+import torchattacks
+from torch import Tensor, nn
+from torchattacks.attack import Attack
+
+from pipeline import params
+
+# Parameters that are not the user's to choose: the threat model is fixed, classes come from the data, randomness from our seed.
+FIXED = {"norm": "Linf", "verbose": False, "seed": 0}
+
+
+def frozen_copy(network: nn.Module) -> nn.Module:
+    """A copy for attacks to use: evaluation mode, no gradients for parameters, channels last; the original is not touched.
+
+    torchattacks changes its model's mode and does not restore it after an error, so it is never given the caller's own.
+    """
+    return copy.deepcopy(network).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def build(spec: params.Attack, network: nn.Module, n_classes: int) -> Attack:
+    """The torchattacks attack that `spec` describes, against a network that takes images in [0, 1]."""
+    constructor = getattr(torchattacks, spec.attack)
+    accepted = inspect.signature(constructor).parameters
+    fixed = {name: value for name, value in {**FIXED, "n_classes": n_classes}.items() if name in accepted}
+    return constructor(network, **fixed, **spec.parameters)
+
+
+def perturb(attack: Attack, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+    """Adversarial images in [0, 1] for one batch.
+
+    `images` (B, 3, H, W) in [0, 1], `labels` (B,). Attacks draw from torch's global generator, and some reset it: it is seeded for this
+    batch alone and restored afterwards.
+    """
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        adv_images: Tensor = attack(images, labels)
+    return adv_images.detach()
+
+
+def batch_seed(*numbers: int) -> int:
+    """A seed that depends on all the numbers and differs for neighbours (NumPy's SeedSequence)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def eps_levels(eps: float) -> int:
+    """How many of the 255 steps between stored pixels fit into `eps`: 8 for 8/255, 7 for 0.03."""
+    return int(np.floor(eps * 255 + 1e-6))
+
+
+def quantise(adv_images: Tensor, images: Tensor, eps: float) -> Tensor:
+    """Adversarial images as uint8, rounded to nearest and then projected: no pixel leaves the eps ball or [0, 255].
+
+    `adv_images` (B, 3, H, W) in [0, 1], `images` the clean ones as uint8. Rounding alone could leave the ball by half a step.
+    """
+    levels = eps_levels(eps)
+    clean = images.to(torch.int16)
+    rounded = adv_images.mul(255).round_().clamp_(0, 255).to(torch.int16)
+    return rounded.clamp(clean - levels, clean + levels).clamp_(0, 255).to(torch.uint8)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide what an attack gives."""
+    return {f"versions.{name}": version(name) for name in ("torch", "torchvision", "torchattacks", "h5py")}

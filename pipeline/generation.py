@@ -1,0 +1,88 @@
+"""Attack every image of the clean set and store what comes out, shard by shard."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline import attacks, console, networks, params, store
+
+
+def generate(
+    clean: store.ImageSet,
+    network: nn.Module,
+    model_sha256: str,
+    spec: params.Attack,
+    settings: params.Generate,
+    *,
+    name: str,
+    out: Path,
+    device: torch.device,
+) -> store.ImageSet:
+    """Store adversarial images for all rows of `clean`, train and validation, made against `network`.
+
+    Rows, labels, ids and split are those of the clean set. Batches start at every shard's first row and have their own seeds, so an
+    interrupted run goes on with the same images. The network is not changed.
+    """
+    target = attacks.frozen_copy(network).to(device)
+    attack = attacks.build(spec, target, len(clean.class_names))
+    attributes: store.Attributes = {
+        "kind": "adversarial",
+        "class_names": clean.attributes["class_names"],
+        **identity(clean, model_sha256, name, spec, settings),
+        "threat_model": "Linf",
+        "eps.stored": attacks.eps_levels(spec.eps) / 255,
+        "device": device.type,
+        "precision": "fp32",
+        **attacks.versions(),
+    }
+    with store.Writer(out, attributes, bounds=clean.bounds) as writer, console.progress(len(clean), f"attack with {name}", "images") as bar:
+        missing = {start for start, _ in writer.missing()}
+        for (start, stop), block in zip(clean.bounds, clean.blocks(), strict=True):
+            if start in missing:
+                writer.write(start, _attacked(block, start, attack, target, spec, settings, device, bar))
+            else:
+                bar.update(stop - start)
+    return store.ImageSet(out)
+
+
+def identity(clean: store.ImageSet, model_sha256: str, name: str, spec: params.Attack, settings: params.Generate) -> store.Attributes:
+    """The attributes by which a reader knows that a stored set is the one it wants."""
+    return {
+        "clean.digest": clean.digest,
+        "model.sha256": model_sha256,
+        "attack": name,
+        "attack.class": spec.attack,
+        **{f"attack.{key}": value for key, value in spec.parameters.items()},
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+    }
+
+
+def _attacked(
+    block: store.Block,
+    start: int,
+    attack: attacks.Attack,
+    target: nn.Module,
+    spec: params.Attack,
+    settings: params.Generate,
+    device: torch.device,
+    bar: console.Bar,
+) -> store.Block:
+    """The adversarial counterpart of one shard's rows."""
+    images, fooled = np.empty_like(block.images), np.empty(len(block), dtype=bool)
+    for rows in _batches(len(block), settings.batch_size):
+        clean, labels = torch.from_numpy(block.images[rows]).to(device), torch.from_numpy(block.labels[rows]).to(device)
+        seed = attacks.batch_seed(settings.seed, start + rows.start)
+        stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, spec.eps)
+        images[rows], fooled[rows] = stored.cpu().numpy(), ~networks.is_right(target, stored / 255, labels)
+        bar.update(len(labels))
+    eps = np.full(len(block), attacks.eps_levels(spec.eps) / 255, dtype=np.float32)
+    return store.Block(images=images, labels=block.labels, ids=block.ids, split=block.split, eps=eps, fooled=fooled)
+
+
+def _batches(n_rows: int, size: int) -> Iterator[slice]:
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))

@@ -1,0 +1,324 @@
+"""`params.yaml`, read once, checked whole, and frozen.
+
+Every key is required: `params.yaml` is the single truth, so nothing is filled in behind its back. This module imports no torch: a
+mistake in the file is reported in a fraction of a second.
+"""
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from pipeline.errors import InputError
+
+FILE = Path("params.yaml")
+CLEAN = "clean"  # the name of the first model and of the stream of unattacked images
+MIXED = "mixed"  # the name of the validation set of clean and stored adversarial images together
+
+# What each L-infinity attack of torchattacks 3.5.1 asks for. All of it must be written down, so that params.yaml tells the whole attack.
+# `tests/test_params.py` holds this table to the constructors' signatures.
+MOMENTUM = ("alpha", "steps", "decay")
+ATTACK_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "FGSM": (),
+    "FFGSM": ("alpha",),
+    "RFGSM": ("alpha", "steps"),
+    "BIM": ("alpha", "steps"),
+    "PGD": ("alpha", "steps", "random_start"),
+    "TPGD": ("alpha", "steps"),
+    "EOTPGD": ("alpha", "steps", "eot_iter", "random_start"),
+    "UPGD": ("alpha", "steps", "random_start", "loss", "decay", "eot_iter"),
+    "MIFGSM": MOMENTUM,
+    "NIFGSM": MOMENTUM,
+    "SINIFGSM": (*MOMENTUM, "m"),
+    "VMIFGSM": (*MOMENTUM, "N", "beta"),
+    "VNIFGSM": (*MOMENTUM, "N", "beta"),
+    "DIFGSM": (*MOMENTUM, "resize_rate", "diversity_prob", "random_start"),
+    "TIFGSM": (*MOMENTUM, "kernel_name", "len_kernel", "nsig", "resize_rate", "diversity_prob", "random_start"),
+    "Jitter": ("alpha", "steps", "scale", "std", "random_start"),
+    "APGD": ("steps", "n_restarts", "loss", "eot_iter", "rho"),
+    "APGDT": ("steps", "n_restarts", "eot_iter", "rho"),
+    "FAB": ("steps", "n_restarts", "alpha_max", "eta", "beta", "multi_targeted"),
+    "Square": ("n_queries", "n_restarts", "p_init", "loss", "resc_schedule"),
+    "AutoAttack": ("version",),
+    "SPSA": ("delta", "lr", "nb_iter", "nb_sample", "max_batch_size"),
+}
+COUNTS = {"steps", "n_restarts", "n_queries", "eot_iter", "m", "N", "len_kernel", "nb_iter", "nb_sample", "max_batch_size"}
+FLAGS = {"random_start", "multi_targeted", "resc_schedule"}
+WORDS = {"loss", "kernel_name", "version"}
+
+
+def parse_level(value: object) -> float:
+    """A pixel distance in [0, 1] from a number or a fraction such as "8/255".
+
+    Raises ValueError for anything that is not in (0, 1], with the hint to divide by 255.
+    """
+    try:
+        level = float(Fraction(value)) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
+        level = float("nan")
+    if isinstance(value, bool) or not 0 < level <= 1:
+        raise ValueError(f"expected more than 0 and at most 1, in units of pixels in [0, 1] (write 8/255, not 8), found {value!r}")
+    return level
+
+
+Level = Annotated[float, BeforeValidator(parse_level)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Section(BaseModel):
+    """A part of `params.yaml`: no unknown key, no missing key, no conversion between types, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    source: Literal["digits", "npz"]
+    path: str
+    image_size: Annotated[int, Field(ge=8, le=1024)]
+    n_images: Count | None
+    n_val: Count
+    seed: Seed
+
+
+class Store(Section):
+    shard_rows: Count
+
+
+class Model(Section):
+    architecture: Literal["resnet18", "resnet34", "resnet50"]
+    weights: Literal["IMAGENET1K_V1", "IMAGENET1K_V2"] | None
+
+
+class Training(Section):
+    """One run of the training loop."""
+
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    optimizer: Literal["sgd", "adamw"]
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    schedule: Literal["cosine", "constant"]
+    warmup_epochs: Annotated[float, Field(ge=0)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    augment: Literal["none", "flip", "crop", "flip+crop"]
+    seed: Seed
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images of each kind in one full batch: here, clean ones alone."""
+        return {CLEAN: self.batch_size}
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> Self:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs: expected at most epochs ({self.epochs}), found {self.warmup_epochs}")
+        return self
+
+
+class Finetune(Training):
+    """A run of the training loop on batches that mix clean and stored adversarial images."""
+
+    mix: dict[Name, Annotated[float, Field(gt=0, le=1)]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images of each kind in one full batch; they sum to `batch_size` exactly."""
+        return batch_counts(self.mix, self.batch_size)
+
+    @model_validator(mode="after")
+    def _check_mix(self) -> Self:
+        batch_counts(self.mix, self.batch_size)
+        return self
+
+
+class Attack(Section):
+    """A torchattacks L-infinity attack with every parameter it takes; `ATTACK_PARAMETERS` names them."""
+
+    model_config = ConfigDict(extra="allow")
+    attack: str
+    eps: Level
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the attack's constructor is given, by its own names."""
+        return {"eps": self.eps, **(self.model_extra or {})}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_parameters(cls, entry: Any) -> Any:
+        if not isinstance(entry, dict) or "attack" not in entry:
+            return entry
+        wanted = ATTACK_PARAMETERS.get(entry["attack"]) if isinstance(entry["attack"], str) else None
+        if wanted is None:
+            raise ValueError(f"attack: expected one of {', '.join(ATTACK_PARAMETERS)}, found {entry['attack']!r}")
+        known = {*wanted, *cls.model_fields}
+        for key in entry.keys() - known:
+            raise ValueError(f"{key}: expected only {', '.join(sorted(known))} for {entry['attack']}, found {key!r}")
+        for key in wanted:
+            if key not in entry:
+                raise ValueError(f"{key}: expected a value, {entry['attack']} takes {', '.join(('eps', *wanted))}; found none")
+        return {**entry, **{key: _attack_value(key, entry[key]) for key in wanted}}
+
+
+class Threat(Attack):
+    """An attack that a judge runs afresh against the judged model, `restarts` times; an image counts as robust if it withstands all."""
+
+    restarts: Count
+
+
+class Generate(Section):
+    batch_size: Count
+    seed: Seed
+
+
+class Round(Section):
+    """A fine-tuning: which model comes out of attacking this one."""
+
+    next: Name
+
+
+class Judged(Section):
+    """A model to evaluate: `stored` names the model whose stored adversarial images give the transfer accuracy."""
+
+    stored: Name
+
+
+class Evaluate(Section):
+    models: dict[Name, Judged]
+    n_eval: Count | None
+    batch_size: Count
+    seed: Seed
+    threats: dict[Name, Threat]
+
+
+class Params(Section):
+    """The whole of `params.yaml`."""
+
+    data: Data
+    store: Store
+    model: Model
+    clean: Training
+    attacks: dict[Name, Attack]
+    generate: Generate
+    finetune: Finetune
+    rounds: dict[Name, Round]
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for name, attack in self.attacks.items():
+            if name in (CLEAN, MIXED):
+                raise ValueError(f"attacks.{name}: expected another name, {CLEAN!r} and {MIXED!r} mean other images, found {name!r}")
+            if attack.eps < 1 / 255:
+                raise ValueError(f"attacks.{name}.eps: expected at least 1/255, the step between stored pixels, found {attack.eps}")
+        for name in self.finetune.mix.keys() - {CLEAN, *self.attacks}:
+            raise ValueError(f"finetune.mix.{name}: expected {CLEAN} or a name from attacks ({', '.join(self.attacks)}), found {name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_rounds(self) -> Self:
+        models = [CLEAN]
+        while (follower := self.rounds.get(models[-1])) is not None:
+            if follower.next in models:
+                raise ValueError(f"rounds.{models[-1]}.next: expected a new name, found {follower.next!r} again")
+            models.append(follower.next)
+        for name in self.rounds.keys() - set(models):
+            raise ValueError(f"rounds.{name}: expected a chain that starts at {CLEAN} ({' -> '.join(models)}), found {name!r}")
+        for name in models:
+            if name not in self.evaluate.models:
+                raise ValueError(f"evaluate.models.{name}: expected an entry for every model of rounds, found none (add `{name}: {{stored: …}}`)")
+        for name, judged in self.evaluate.models.items():
+            if name not in models:
+                raise ValueError(f"evaluate.models.{name}: expected a model of rounds ({', '.join(models)}), found {name!r}")
+            if judged.stored not in self.rounds:
+                raise ValueError(f"evaluate.models.{name}.stored: expected an attacked model ({', '.join(self.rounds)}), found {judged.stored!r}")
+        return self
+
+
+def batch_counts(mix: dict[str, float], batch_size: int) -> dict[str, int]:
+    """How many images of each kind make up a batch of `batch_size`.
+
+    All streams but clean are rounded; clean takes the remainder, so the counts always sum exactly. Raises ValueError for fractions that
+    do not sum to 1, a mix without clean images, and a kind that would get no image.
+    """
+    if CLEAN not in mix:
+        raise ValueError(f"mix: expected a fraction of {CLEAN} images, found only {', '.join(mix)}")
+    if abs(sum(mix.values()) - 1) > 1e-9:
+        raise ValueError(f"mix: expected fractions that sum to 1, found {' + '.join(map(str, mix.values()))} = {sum(mix.values()):g}")
+    counts = {name: round(fraction * batch_size) for name, fraction in mix.items()}
+    counts[CLEAN] = batch_size - sum(count for name, count in counts.items() if name != CLEAN)
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"mix.{name}: expected at least one image in a batch of {batch_size}, found {mix[name]} of it = {count}")
+    return counts
+
+
+def load(path: Path) -> Params:
+    """The checked contents of a params file.
+
+    Raises InputError with the dotted key, what was expected and what was found.
+    """
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); `cp presets/quickstart.yaml {path}` gives one to start from") from error
+    except MarkedYAMLError as error:
+        raise InputError(f"{path}:{error.problem_mark.line + 1}: not YAML: {error.problem}") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: " + "; ".join(_explain(detail) for detail in error.errors()[:3])) from error
+
+
+def _attack_value(key: str, value: object) -> object:
+    """One parameter of an attack, checked; a `Level` if it is a step size."""
+    if key == "alpha":
+        try:
+            return parse_level(value)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits, expected = (
+        (isinstance(value, bool), "true or false")
+        if key in FLAGS
+        else (isinstance(value, str), "a word")
+        if key in WORDS
+        else (number and isinstance(value, int) and value >= 1, "a whole number of at least 1")
+        if key in COUNTS
+        else (number, "a number")
+    )
+    if not fits:
+        raise ValueError(f"{key}: expected {expected}, found {value!r}")
+    return value
+
+
+def _explain(detail: Any) -> str:
+    """One line for one pydantic error: dotted key, expected, found."""
+    key = ".".join(str(part) for part in detail["loc"] if part != "[key]")
+    match detail["type"]:
+        case "missing":
+            text = "expected a value, found none"
+        case "extra_forbidden":
+            text = "expected no such key, found one (check its spelling)"
+        case "value_error":
+            text = str(detail["ctx"]["error"])
+        case _:
+            expected = detail["msg"].removeprefix("Input should be ")
+            text = f"expected {expected[0].lower()}{expected[1:]}, found {detail['input']!r}"
+    separator = ": " if text.startswith("expected") else "."
+    return f"{key}{separator if key else ''}{text}"

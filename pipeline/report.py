@@ -1,0 +1,40 @@
+"""The table at the end of a run: what a model is worth on clean images, on stored attacks, and under fresh ones."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+
+NOTE = """transfer: accuracy on stored adversarial images (* made against this very model). It says nothing about an attacker of this model.
+robust:   accuracy under white-box attacks run afresh against this very model. This is what withstands an attacker."""
+
+
+def results(folder: Path) -> str:
+    """A text table of all models in a folder of metrics, one row a model.
+
+    Raises InputError where there are no metrics.
+    """
+    paths = sorted(folder.glob("*.json"), key=lambda path: (path.stem != "clean", path.stem))
+    if not paths:
+        raise InputError(f"{folder}: no metrics yet; `dvc repro` makes them")
+    metrics = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    columns = {kind: list(dict.fromkeys(name for content in metrics.values() for name in content[kind])) for kind in ("transfer", "robust")}
+    heads = [("", "model"), ("", "clean"), *((kind, name) for kind, names in columns.items() for name in names)]
+    rows = [
+        [model, _percent(content["clean"]), *(_percent(content[kind].get(name)) for kind, names in columns.items() for name in names)]
+        for model, content in metrics.items()
+    ]
+    widths = [max(len(text) for text in (*head, *cells)) + 2 for head, *cells in zip(heads, *rows, strict=True)]
+    shown_kinds = [kind if kind != before else "" for (kind, _), (before, _) in zip(heads, [("", ""), *heads], strict=False)]
+    lines = [shown_kinds, [name for _, name in heads], *rows]
+    return "\n".join("".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines) + "\n" + NOTE
+
+
+def _percent(result: Mapping[str, Any] | None) -> str:
+    """One cell: the accuracy with half the width of its 95 % interval."""
+    if result is None:
+        return "-"
+    mark = "*" if result.get("made_against_this_model") else ""
+    return f"{100 * result['accuracy']:.1f}{mark} ±{50 * (result['high95'] - result['low95']):.1f}"

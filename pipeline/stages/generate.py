@@ -1,0 +1,37 @@
+"""Stage `generate@<model>-<attack>`: a model and the clean image set -> the adversarial image set."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import console, device, files, generation, networks, params, store
+
+
+def generate() -> str:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint of the model to attack")
+    parser.add_argument("--attack", required=True, help="name of the attack under `attacks` in params.yaml")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the adversarial image set")
+    args = parser.parse_args()
+
+    settings, processor = params.load(params.FILE), device.choose()
+    clean = store.ImageSet(args.clean)
+    checkpoint = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
+    attacked = generation.generate(
+        clean,
+        checkpoint.network(),
+        files.sha256(args.model),
+        settings.attacks[args.attack],
+        settings.generate,
+        name=args.attack,
+        out=args.out,
+        device=processor,
+    )
+    fooled = np.concatenate([block.fooled for block in attacked.blocks() if block.fooled is not None])
+    return f"{args.out}: {len(attacked)} images, {fooled.mean():.1%} of them fool {args.model}, on {device.describe(processor)}"
+
+
+if __name__ == "__main__":
+    console.run(generate)

@@ -1,0 +1,41 @@
+"""Stage `train_clean`: the clean image set -> the clean model."""
+
+import argparse
+from pathlib import Path
+
+from pipeline import console, device, mixing, networks, params, store, training
+
+
+def train_clean() -> str:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint of the clean model")
+    parser.add_argument("--history", type=Path, required=True, help="CSV with a line for every epoch")
+    args = parser.parse_args()
+
+    settings, processor = params.load(params.FILE), device.choose()
+    clean = store.ImageSet(args.clean)
+    val = clean.load("val")
+    network = networks.build(settings.model, len(clean.class_names), settings.clean.seed)
+    fit = training.fit(
+        network,
+        mixing.MixedBatches({params.CLEAN: clean.load("train")}, settings.clean.counts, settings.clean.seed, processor),
+        lambda judged: networks.accuracy(judged, val.images, val.labels, settings.evaluate.batch_size),
+        settings.clean,
+        text="train the clean model",
+        device=processor,
+    )
+    return training.save(
+        fit,
+        args.out,
+        args.history,
+        architecture=settings.model.architecture,
+        class_names=clean.class_names,
+        provenance={"clean.digest": clean.digest, "weights": settings.model.weights or "none"},
+        settings=settings.clean,
+        device=processor,
+    )
+
+
+if __name__ == "__main__":
+    console.run(train_clean)
