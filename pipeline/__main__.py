@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline import console, params
+from pipeline import console, files, params
 from pipeline.errors import InputError
 
 PRESETS = Path("presets")
 METRICS = Path("metrics")
+UNCACHED = (METRICS, Path("plots"))  # kept in Git, not in DVC's cache
 
 
 def main() -> str:
@@ -39,10 +40,13 @@ def repro() -> str:
     check()
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     dvc = [sys.executable, "-m", "dvc"]
-    code = subprocess.run([*dvc, "repro"], env=environment, check=False).returncode
-    if code:
-        # DVC deletes a stage's earlier outputs before it runs; they are in its cache.
-        subprocess.run([*dvc, "checkout", "--quiet"], env=environment, check=False, stderr=subprocess.DEVNULL)
+    small = {path: path.read_bytes() for folder in UNCACHED for path in folder.rglob("*") if path.is_file()}
+    if subprocess.run([*dvc, "repro"], env=environment, check=False).returncode:
+        # DVC deletes a stage's earlier outputs before it runs. They come back from its cache, and what it does not cache from here.
+        subprocess.run([*dvc, "checkout", "--quiet", "dvc.yaml"], env=environment, check=False, stderr=subprocess.DEVNULL)
+        for path in small:
+            if not path.exists():
+                files.write_bytes(path, small[path])
         raise InputError("a stage failed, its reason stands above; earlier results are as they were")
     return results()
 
@@ -56,7 +60,9 @@ def results() -> str:
 def check() -> str:
     settings = params.load(params.FILE)
     if settings.data.source != "digits" and not Path(settings.data.path).exists():
-        raise InputError(f"{params.FILE}: data.path: {settings.data.path}: no such file or folder; put the {settings.data.source} source there")
+        raise InputError(
+            f"{params.FILE}: data.path: {settings.data.path}: no such file or folder; put the {settings.data.source} source there"
+        )
     return f"{params.FILE} is sound"
 
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torchattacks.attack import Attack
 
 from pipeline import params
+from pipeline.errors import InputError
 
 # Parameters that are not the user's to choose: the threat model is fixed, classes come from the data, randomness from our seed.
 FIXED = {"norm": "Linf", "verbose": False, "seed": 0}
+MARGIN_OF_FOUR = ("APGDT", "AutoAttack")  # their targeted loss divides by a difference to the fourth-largest logit
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:
@@ -25,7 +27,12 @@ def frozen_copy(network: nn.Module) -> nn.Module:
 
 
 def build(spec: params.Attack, network: nn.Module, n_classes: int) -> Attack:
-    """The torchattacks attack that `spec` describes, against a network that takes images in [0, 1]."""
+    """The torchattacks attack that `spec` describes, against a network that takes images in [0, 1].
+
+    Raises InputError for an attack that needs more classes than there are.
+    """
+    if spec.attack in MARGIN_OF_FOUR and n_classes < 4:
+        raise InputError(f"{spec.attack}: expected at least 4 classes, which its loss compares, found {n_classes}; use another attack")
     constructor = getattr(torchattacks, spec.attack)
     accepted = inspect.signature(constructor).parameters
     fixed = {name: value for name, value in {**FIXED, "n_classes": n_classes}.items() if name in accepted}

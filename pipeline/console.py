@@ -3,15 +3,16 @@
 import sys
 import time
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
 from pipeline.errors import InputError
 
-Bar = tqdm
+Bar: TypeAlias = "tqdm[Any]"
 
 
-def progress(total: int, text: str, unit: str) -> Bar:  # type: ignore[type-arg]
+def progress(total: int, text: str, unit: str) -> Bar:
     """A progress bar that keeps quiet where there is no terminal."""
     return tqdm(total=total, desc=text, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False)
 

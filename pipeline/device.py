@@ -22,7 +22,9 @@ def choose() -> torch.device:
     except RuntimeError as error:
         raise InputError(f"{VARIABLE}: expected auto, cpu, cuda or cuda:N, found {name!r}") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"{VARIABLE}: {name} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; set it to cpu or auto")
+        raise InputError(
+            f"{VARIABLE}: {name} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; set it to cpu or auto"
+        )
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"{VARIABLE}: expected auto, cpu, cuda or cuda:N, found {name!r}")
     return device

@@ -28,7 +28,7 @@ def withstands(
     target = attacks.frozen_copy(network)
     attack = attacks.build(threat, target, n_classes)
     device = next(target.parameters()).device
-    standing = networks.predict(target, block.images, batch_size) == block.labels
+    standing: NDArray[np.bool_] = networks.predict(target, block.images, batch_size) == block.labels
     with console.progress(len(block) * threat.restarts, text, "images") as bar:
         for restart in range(threat.restarts):
             for start in range(0, len(block), batch_size):
@@ -61,7 +61,7 @@ def judge(
 
 
 def summarise(right: NDArray[np.bool_], labels: NDArray[np.int64], n_classes: int) -> dict[str, Any]:
-    """Accuracy in [0, 1] with its 95 % Wilson interval (1927), the number of images, and the accuracy of each class (None without images)."""
+    """Accuracy in [0, 1], its 95 % interval (Wilson, 1927), the number of images, and each class's accuracy (None without images)."""
     from scipy.stats import binomtest
 
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(confidence_level=0.95, method="wilson")

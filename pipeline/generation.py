@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torchattacks.attack import Attack
 
 from pipeline import attacks, console, networks, params, store
 
@@ -64,7 +65,7 @@ def identity(clean: store.ImageSet, model_sha256: str, name: str, spec: params.A
 def _attacked(
     block: store.Block,
     start: int,
-    attack: attacks.Attack,
+    attack: Attack,
     target: nn.Module,
     spec: params.Attack,
     settings: params.Generate,

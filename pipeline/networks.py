@@ -70,12 +70,14 @@ def load(path: Path, *, architecture: str, class_names: tuple[str, ...]) -> Chec
         if content.pop("format") != FORMAT:
             raise ValueError("another format")
         checkpoint = Checkpoint(**content)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: not a checkpoint of this pipeline; delete it and run `dvc repro`") from error
     if checkpoint.architecture != architecture:
         raise InputError(f"{path}: expected a {architecture}, as model.architecture says, found a {checkpoint.architecture}")
     if tuple(checkpoint.class_names) != class_names:
-        raise InputError(f"{path}: expected the {len(class_names)} classes of the data, found a model for {len(checkpoint.class_names)} other ones")
+        raise InputError(
+            f"{path}: expected the {len(class_names)} classes of the data, found a model for {len(checkpoint.class_names)} other ones"
+        )
     return checkpoint
 
 

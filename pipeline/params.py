@@ -239,12 +239,16 @@ class Params(Section):
             raise ValueError(f"rounds.{name}: expected a chain that starts at {CLEAN} ({' -> '.join(models)}), found {name!r}")
         for name in models:
             if name not in self.evaluate.models:
-                raise ValueError(f"evaluate.models.{name}: expected an entry for every model of rounds, found none (add `{name}: {{stored: …}}`)")
+                raise ValueError(
+                    f"evaluate.models.{name}: expected an entry for every model of rounds, found none (add `{name}: {{stored: …}}`)"
+                )
         for name, judged in self.evaluate.models.items():
             if name not in models:
                 raise ValueError(f"evaluate.models.{name}: expected a model of rounds ({', '.join(models)}), found {name!r}")
             if judged.stored not in self.rounds:
-                raise ValueError(f"evaluate.models.{name}.stored: expected an attacked model ({', '.join(self.rounds)}), found {judged.stored!r}")
+                raise ValueError(
+                    f"evaluate.models.{name}.stored: expected an attacked model ({', '.join(self.rounds)}), found {judged.stored!r}"
+                )
         return self
 
 
@@ -274,7 +278,9 @@ def load(path: Path) -> Params:
     try:
         content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); `cp presets/quickstart.yaml {path}` gives one to start from") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); `cp presets/quickstart.yaml {path}` gives one to start from"
+        ) from error
     except MarkedYAMLError as error:
         raise InputError(f"{path}:{error.problem_mark.line + 1}: not YAML: {error.problem}") from error
     except (YAMLError, UnicodeDecodeError) as error:

@@ -65,7 +65,9 @@ def _stratified_choice(labels: sources.Labels, n_chosen: int, seed: int, key: st
     if counts.min() >= 2:  # the split refuses smaller classes in its own words
         chosen[train_test_split(np.arange(len(labels)), test_size=n_chosen, stratify=labels, random_state=seed)[1]] = True
     inside = np.bincount(labels[chosen], minlength=n_classes)
-    for label in np.flatnonzero((inside == 0) | (inside == counts)):
+    unsplit = np.flatnonzero((inside == 0) | (inside == counts))
+    if len(unsplit):
+        label = unsplit[counts[unsplit].argmin()]
         raise InputError(
             f"{key}: expected every class on both sides of the choice, found class {label} with {counts[label]} images, too few for "
             f"{n_chosen} of {len(labels)}; raise {key} or leave the class out"

@@ -49,8 +49,9 @@ def _digits(image_size: int) -> Source:
 
     pixels, labels = load_digits(return_X_y=True)
     grey = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    large = np.stack([Image.fromarray(image).resize((image_size, image_size), Image.Resampling.BICUBIC) for image in grey])
-    images = np.repeat(large[:, None], 3, axis=1)
+    size = (image_size, image_size)
+    large = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in grey]
+    images: Images = np.repeat(np.stack(large)[:, None], 3, axis=1)
     sha256 = hashlib.sha256(pixels.tobytes() + labels.astype(np.int64).tobytes()).hexdigest()
     return Source(labels=labels.astype(np.int64), read=lambda rows: images[rows], class_names=_numbered(10), sha256=sha256)
 
@@ -58,12 +59,12 @@ def _digits(image_size: int) -> Source:
 def _npz(path: Path, image_size: int) -> Source:
     """`images` uint8 (N, 3, H, W) or (N, H, W, 3), `labels` (N,) of any integer type, and optional `class_names`; no pickles."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in ("images", "labels", "class_names") if name in archive.files}
         sha256 = files.sha256(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; set data.path to the .npz file of your images") from error
-    except (OSError, ValueError, EOFError, BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
         raise InputError(f"{path}: cannot be read as .npz ({' '.join(str(error).split())[:200]}); save it anew with numpy.savez") from error
     for name in ("images", "labels"):
         if name not in arrays:
@@ -89,7 +90,8 @@ def _channels_first(path: Path, images: NDArray[np.generic], image_size: int) ->
             f"{path}: images: expected shape (N, {', '.join(map(str, first))}) or (N, {', '.join(map(str, last))}), "
             f"found {images.shape}; data.image_size is {image_size}"
         )
-    return images if images.shape[1:] == first else images.transpose(0, 3, 1, 2)
+    checked: Images = images.astype(np.uint8, copy=False)
+    return checked if images.shape[1:] == first else checked.transpose(0, 3, 1, 2)
 
 
 def _checked_labels(path: Path, labels: NDArray[np.generic], n_images: int) -> Labels:
@@ -109,4 +111,3 @@ def _checked_labels(path: Path, labels: NDArray[np.generic], n_images: int) -> L
 
 def _numbered(n_classes: int) -> tuple[str, ...]:
     return tuple(str(number) for number in range(n_classes))
-

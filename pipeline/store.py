@@ -182,7 +182,7 @@ _REMEDY = "delete the folder and run `dvc repro`"
 def join(blocks: Sequence[Block]) -> Block:
     """The rows of several blocks, with the datasets that all of them have."""
     shared = set.intersection(*(set(block.datasets) for block in blocks))
-    return Block(**{name: np.concatenate([block.datasets[name] for block in blocks]) for name in shared})  # type: ignore[arg-type]
+    return Block(**{name: np.concatenate([block.datasets[name] for block in blocks]) for name in shared})
 
 
 def shard_bounds(n_rows: int, shard_rows: int) -> list[tuple[int, int]]:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -30,7 +29,6 @@ class Epoch:
     train_loss: float
     train_accuracy: float
     val_accuracy: float
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +53,7 @@ def fit(
 
     The network is trained in place. Raises InputError when the loss is no longer finite.
     """
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)
     optimizer = _optimizer(network, settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / len(batches), settings))
     generator = torch.Generator(device).manual_seed(settings.seed)
@@ -64,19 +62,12 @@ def fit(
     state: dict[str, Tensor] = {}
     with console.progress(settings.epochs * len(batches), text, "batches") as bar:
         for number in range(settings.epochs):
-            started, lr = time.perf_counter(), schedule.get_last_lr()[0]
+            lr = float(schedule.get_last_lr()[0])
             loss, accuracy = _train_epoch(network, batches, number, optimizer, schedule, settings, generator, bar)
             if not math.isfinite(loss):
                 raise InputError(f"{text}: the loss is {loss} after epoch {number + 1}; lower its lr in params.yaml (now {settings.lr})")
             val_accuracy = validate(network)
-            epoch = Epoch(
-                epoch=number + 1,
-                lr=lr,
-                train_loss=loss,
-                train_accuracy=accuracy,
-                val_accuracy=val_accuracy,
-                seconds=time.perf_counter() - started,
-            )
+            epoch = Epoch(epoch=number + 1, lr=lr, train_loss=loss, train_accuracy=accuracy, val_accuracy=val_accuracy)
             history.append(epoch)
             if best is None or val_accuracy > best.val_accuracy:
                 best, state = epoch, {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
@@ -112,7 +103,8 @@ def save(
     )
     checkpoint.save(out)
     files.write_csv(history, fitted.history)
-    return f"{out}: epoch {fitted.best.epoch} of {settings.epochs} kept, validation accuracy {fitted.best.val_accuracy:.4f}, on {describe(device)}"
+    kept = f"epoch {fitted.best.epoch} of {settings.epochs} kept, validation accuracy {fitted.best.val_accuracy:.4f}"
+    return f"{out}: {kept}, on {describe(device)}"
 
 
 def learning_rate(epoch: float, settings: params.Training) -> float:
@@ -163,7 +155,7 @@ def _train_epoch(
         optimizer.zero_grad()
         logits = network(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         right = (logits.detach().argmax(1) == labels).sum()
@@ -176,9 +168,7 @@ def _train_epoch(
 def _optimizer(network: nn.Module, settings: params.Training) -> torch.optim.Optimizer:
     weights = network.parameters()
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(
-            weights, lr=settings.lr, betas=(settings.momentum, 0.999), weight_decay=settings.weight_decay, fused=True
-        )
+        return torch.optim.AdamW(weights, lr=settings.lr, betas=(settings.momentum, 0.999), weight_decay=settings.weight_decay, fused=True)
     return torch.optim.SGD(
         weights,
         lr=settings.lr,

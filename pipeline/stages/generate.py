@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import console, device, files, generation, networks, params, store
+from pipeline.errors import InputError
 
 
 def generate() -> str:
@@ -17,6 +18,8 @@ def generate() -> str:
     args = parser.parse_args()
 
     settings, processor = params.load(params.FILE), device.choose()
+    if args.attack not in settings.attacks:
+        raise InputError(f"attacks.{args.attack}: expected one of {', '.join(settings.attacks)}, found {args.attack!r}")
     clean = store.ImageSet(args.clean)
     checkpoint = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
     attacked = generation.generate(

@@ -1,0 +1,77 @@
+"""Small real things that tests share: images, stores, networks, params."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+from torchvision import models
+
+from pipeline import params, store
+
+ROOT = Path(__file__).parent.parent
+hypothesis.settings.register_profile("project", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread_each():
+    """Tests run side by side; threads of one torch would only get in another's way."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+
+@pytest.fixture
+def settings() -> params.Params:
+    return params.load(ROOT / "params.yaml")
+
+
+@pytest.fixture
+def raw_params() -> dict:
+    """The committed params.yaml as plain values, to change and write again."""
+    return YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+
+
+@pytest.fixture(scope="session")
+def network() -> models.ResNet:
+    torch.manual_seed(0)
+    return models.resnet18(num_classes=3).eval()
+
+
+@pytest.fixture
+def block() -> store.Block:
+    return make_block(40)
+
+
+@pytest.fixture
+def clean(tmp_path, block) -> store.ImageSet:
+    return write_set(tmp_path / "clean", block)
+
+
+def make_block(n: int, size: int = 32, n_classes: int = 3, seed: int = 0) -> store.Block:
+    """Random images, classes in turn, every fourth row for validation."""
+    generator = np.random.default_rng(seed)
+    return store.Block(
+        images=generator.integers(0, 256, (n, 3, size, size), dtype=np.uint8),
+        labels=np.arange(n) % n_classes,
+        ids=np.arange(n) + 100,
+        split=(np.arange(n) % 4 == 3).astype(np.uint8),
+    )
+
+
+def write_set(path: Path, block: store.Block, shard_rows: int = 16, **attributes) -> store.ImageSet:
+    bounds = store.shard_bounds(len(block), shard_rows)
+    with store.Writer(path, {"kind": "clean", "class_names": '["a", "b", "c"]', **attributes}, bounds=bounds) as writer:
+        for start, stop in writer.missing():
+            writer.write(start, store.Block(**{name: array[start:stop] for name, array in block.datasets.items()}))
+    return store.ImageSet(path)
+
+
+def attack_spec(**entry) -> params.Attack:
+    return params.Attack.model_validate(entry)
+
+
+FGSM = {"attack": "FGSM", "eps": "8/255"}
+PGD = {"attack": "PGD", "eps": "8/255", "alpha": "2/255", "steps": 3, "random_start": True}

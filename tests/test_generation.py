@@ -1,0 +1,125 @@
+import h5py
+import numpy as np
+import pytest
+import torch
+import torchattacks
+
+from pipeline import attacks, generation, params, store
+from pipeline.errors import InputError
+from tests.conftest import FGSM, PGD, attack_spec, make_block, write_set
+
+CPU = torch.device("cpu")
+SETTINGS = params.Generate(batch_size=8, seed=7)
+
+
+def generate(clean, network, out, spec=PGD, settings=SETTINGS):
+    return generation.generate(clean, network, "model-hash", attack_spec(**spec), settings, name="pgd", out=out, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory, network):
+    folder = tmp_path_factory.mktemp("sets")
+    clean = write_set(folder / "clean", make_block(40))
+    return clean, generate(clean, network, folder / "pgd")
+
+
+@pytest.fixture(scope="module")
+def network():
+    from torchvision import models
+
+    torch.manual_seed(0)
+    return models.resnet18(num_classes=3)
+
+
+def test_all_rows_are_there_within_eps_and_changed(sets):
+    clean, attacked = (store.join(list(images.blocks())) for images in sets)
+    for name in ("labels", "ids", "split"):
+        assert (clean.datasets[name] == attacked.datasets[name]).all()
+    distance = np.abs(clean.images.astype(int) - attacked.images.astype(int))
+    assert distance.max() == 8
+    assert (distance.max(axis=(1, 2, 3)) > 0).all()
+    assert np.allclose(attacked.eps, 8 / 255)
+
+
+def test_stored_images_equal_torchattacks_own_after_rounding(sets, network):
+    clean, attacked = (store.join(list(images.blocks())) for images in sets)
+    for start in (0, 8, 16, 24, 32):  # shards hold 16 rows, batches 8
+        rows = slice(start, start + 8)
+        images, labels = torch.from_numpy(clean.images[rows]), torch.from_numpy(clean.labels[rows])
+        torch.manual_seed(attacks.batch_seed(SETTINGS.seed, start))
+        theirs = torchattacks.PGD(attacks.frozen_copy(network), eps=8 / 255, alpha=2 / 255, steps=3)(images / 255, labels)
+        assert (attacked.images[rows] == (theirs * 255).round().numpy()).all()
+
+
+def test_fooled_tells_what_the_source_model_gets_wrong(sets, network):
+    attacked = store.join(list(sets[1].blocks()))
+    with torch.inference_mode():
+        wrong = network.eval()(torch.from_numpy(attacked.images) / 255).argmax(1).numpy() != attacked.labels
+    assert (wrong == attacked.fooled).all()
+
+
+def test_attributes_tell_how_the_set_was_made(sets):
+    clean, attacked = sets
+    expected = {
+        "kind": "adversarial",
+        "clean.digest": clean.digest,
+        "model.sha256": "model-hash",
+        "attack": "pgd",
+        "attack.class": "PGD",
+        "attack.eps": 8 / 255,
+        "attack.alpha": 2 / 255,
+        "attack.steps": 3,
+        "attack.random_start": True,
+        "threat_model": "Linf",
+        "batch_size": 8,
+        "seed": 7,
+        "device": "cpu",
+        "rows": 40,
+    }
+    assert expected.items() <= attacked.attributes.items()
+    with h5py.File(attacked.path / "00001.h5", "r") as file:
+        assert file.attrs["attack.steps"] == 3
+        assert file.attrs["rows.start"] == 16
+        assert file.attrs["versions.torchattacks"] == "3.5.1"
+
+
+def test_requested_and_stored_eps_are_both_recorded(sets, network, tmp_path):
+    attacked = generate(sets[0], network, tmp_path / "x", spec={**FGSM, "eps": 0.03})
+    assert attacked.attributes["attack.eps"] == 0.03
+    assert attacked.attributes["eps.stored"] == 7 / 255
+
+
+def test_a_resumed_set_is_the_uninterrupted_one(sets, network, tmp_path, monkeypatch):
+    clean, whole = sets
+    write, written = store.Writer.write, []
+
+    def interrupted(self, start, block):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(start)
+        write(self, start, block)
+
+    monkeypatch.setattr(store.Writer, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(clean, network, tmp_path / "pgd")
+    assert not (tmp_path / "pgd").exists()
+    monkeypatch.setattr(store.Writer, "write", lambda self, start, block: (written.append(start), write(self, start, block)))
+    resumed = generate(clean, network, tmp_path / "pgd")
+    assert written == [0, 16, 32], "no shard is made twice"
+    for shard in sorted(whole.path.iterdir()):
+        assert shard.read_bytes() == (resumed.path / shard.name).read_bytes()
+
+
+def test_a_set_of_another_origin_is_refused(sets):
+    clean, attacked = sets
+    spec = attack_spec(**PGD)
+    attacked.expect(generation.identity(clean, "model-hash", "pgd", spec, SETTINGS), "never seen")
+    other_clean = sets[1]
+    for identity, key in [
+        (generation.identity(clean, "other-model", "pgd", spec, SETTINGS), "model.sha256"),
+        (generation.identity(other_clean, "model-hash", "pgd", spec, SETTINGS), "clean.digest"),
+        (generation.identity(clean, "model-hash", "pgd", attack_spec(**{**PGD, "steps": 4}), SETTINGS), "attack.steps"),
+        (generation.identity(clean, "model-hash", "pgd", spec, params.Generate(batch_size=8, seed=8)), "seed"),
+    ]:
+        with pytest.raises(InputError, match=f"another origin: {key}: expected"):
+            attacked.expect(identity, "another origin")

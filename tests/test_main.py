@@ -1,0 +1,47 @@
+import shutil
+import sys
+
+import pytest
+
+from pipeline import __main__ as command
+from pipeline.errors import InputError
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
+    return command.main()
+
+
+def test_a_preset_replaces_params_and_keeps_ones_own(folder, monkeypatch):
+    assert call(monkeypatch, "preset", "assignment") == "params.yaml is now presets/assignment.yaml"
+    own = (folder / "params.yaml").read_text().replace("seed: 0", "seed: 10")
+    (folder / "params.yaml").write_text(own)
+    assert call(monkeypatch, "preset", "quickstart").endswith("; your own is kept as params.yaml.bak")
+    assert (folder / "params.yaml.bak").read_text() == own
+    assert (folder / "params.yaml").read_bytes() == (ROOT / "presets/quickstart.yaml").read_bytes()
+
+
+def test_an_unknown_preset_is_refused_with_those_there_are(folder, monkeypatch):
+    with pytest.raises(InputError, match="nope: no such preset; there are assignment, cifar10"):
+        call(monkeypatch, "preset", "nope")
+
+
+def test_check_finds_a_missing_source_before_anything_runs(folder, monkeypatch):
+    assert call(monkeypatch, "check") == "params.yaml is sound"
+    call(monkeypatch, "preset", "cifar10")
+    with pytest.raises(InputError, match=r"data.path: data/raw/cifar10.npz: no such file or folder; put the npz source there"):
+        call(monkeypatch, "check")
+
+
+def test_results_need_metrics(folder, monkeypatch):
+    with pytest.raises(InputError, match="metrics: no metrics yet"):
+        call(monkeypatch, "results")

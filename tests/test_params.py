@@ -1,0 +1,137 @@
+import inspect
+
+import pytest
+import torchattacks
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from pipeline import attacks, params
+from pipeline.errors import InputError
+from tests.conftest import ROOT
+
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_loads_and_has_the_same_keys(path):
+    params.load(path)
+    assert keys(YAML(typ="safe").load(path.read_text())) == keys(YAML(typ="safe").load((ROOT / "presets/quickstart.yaml").read_text()))
+
+
+def keys(content, depth=0):
+    """The keys of the sections and of what stands in them; entries of attacks and threats differ by attack."""
+    if not isinstance(content, dict) or depth == 2:
+        return None
+    return {
+        key: keys(value, depth + 1) if key not in ("attacks", "rounds", "mix", "models", "threats") else None
+        for key, value in content.items()
+    }
+
+
+def test_committed_params_are_the_quickstart():
+    assert (ROOT / "params.yaml").read_bytes() == (ROOT / "presets/quickstart.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(("name", "wanted"), params.ATTACK_PARAMETERS.items())
+def test_attack_table_equals_the_constructors(name, wanted):
+    accepted = set(inspect.signature(getattr(torchattacks, name)).parameters) - {"model", *attacks.FIXED, "n_classes"}
+    assert accepted == {"eps", *wanted}
+
+
+@given(st.integers(1, 255))
+def test_levels_are_read_as_fractions_and_decimals(numerator):
+    assert params.parse_level(f"{numerator}/255") == numerator / 255 == params.parse_level(repr(numerator / 255))
+
+
+@pytest.mark.parametrize("value", [8, 8.0, "8", 0, -0.1, True, None, "eight", "1/0", float("nan"), float("inf"), "9/8", [1]])
+def test_levels_out_of_range_are_refused_with_a_hint(value):
+    with pytest.raises(ValueError, match="write 8/255, not 8"):
+        params.parse_level(value)
+
+
+@given(st.integers(2, 512), st.lists(st.integers(1, 100), min_size=1, max_size=4))
+def test_batch_counts_sum_exactly(batch_size, parts):
+    total = sum(parts)
+    mix = dict(zip([params.CLEAN, "a", "b", "c"], (part / total for part in parts), strict=False))
+    try:
+        counts = params.batch_counts(mix, batch_size)
+    except ValueError as error:
+        assert "at least one image" in str(error)
+        return
+    assert sum(counts.values()) == batch_size
+    assert all(abs(counts[name] - mix[name] * batch_size) <= (0.5 if name != params.CLEAN else len(mix)) + 1e-9 for name in mix)
+
+
+def test_the_published_mix():
+    assert params.batch_counts({"clean": 0.5, "fgsm": 0.25, "pgd": 0.25}, 128) == {"clean": 64, "fgsm": 32, "pgd": 32}
+
+
+CHANGES = [
+    ("data.source", "digit", "data.source: expected 'digits' or"),
+    ("data.n_val", 0, "data.n_val: expected greater than or equal to 1, found 0"),
+    ("clean.epochs", "12", "clean.epochs: expected a valid integer, found '12'"),
+    ("clean.epochs", None, "clean.epochs: expected a value, found none"),
+    ("clean.lr", float("nan"), "clean.lr: expected a finite number, found nan"),
+    ("clean.warmup_epochs", 1000.0, "clean.warmup_epochs: expected at most epochs"),
+    ("clean.unknown", 1, "clean.unknown: expected no such key, found one"),
+    ("attacks.pgd.eps", 8.0, r"attacks.pgd.eps: expected more than 0 and at most 1, .* \(write 8/255, not 8\), found 8.0"),
+    ("attacks.pgd.eps", 0.001, "attacks.pgd.eps: expected at least 1/255"),
+    ("attacks.pgd.alpha", 2, r"attacks.pgd.alpha: expected .*write 8/255"),
+    ("attacks.pgd.steps", 0, "attacks.pgd.steps: expected a whole number of at least 1, found 0"),
+    ("attacks.pgd.steps", None, "attacks.pgd.steps: expected a value, PGD takes"),
+    ("attacks.pgd.stepz", 3, "attacks.pgd.stepz: expected only alpha, attack, eps, random_start, steps for PGD"),
+    ("attacks.pgd.random_start", 1, "attacks.pgd.random_start: expected true or false, found 1"),
+    ("attacks.fgsm.attack", "CW", "attacks.fgsm.attack: expected one of FGSM"),
+    ("attacks.clean", {"attack": "FGSM", "eps": 0.1}, "attacks.clean: expected another name"),
+    ("attacks.x", {"attack": "UPGD", "eps": 0.1, "alpha": 0.1, "steps": 1, "random_start": True, "loss": 3, "decay": 1.0, "eot_iter": 1},
+     "attacks.x.loss: expected a word, found 3"),
+    ("attacks.x", {"attack": "MIFGSM", "eps": 0.1, "alpha": 0.1, "steps": 1, "decay": "1"}, "attacks.x.decay: expected a number"),
+    ("finetune.mix.clean", 0.6, r"finetune.mix: expected fractions that sum to 1, found 0.6 \+ 0.25 \+ 0.25 = 1.1"),
+    ("finetune.mix", {"fgsm": 0.5, "pgd": 0.5}, "finetune.mix: expected a fraction of clean images"),
+    ("finetune.mix", {"clean": 0.999, "fgsm": 0.001}, "finetune.mix.fgsm: expected at least one image in a batch of 128"),
+    ("finetune.mix", {"clean": 0.5, "fgsn": 0.5}, "finetune.mix.fgsn: expected clean or a name from attacks"),
+    ("rounds.clean.next", "clean", "rounds.clean.next: expected a new name, found 'clean' again"),
+    ("rounds.other", {"next": "x"}, "rounds.other: expected a chain that starts at clean"),
+    ("rounds.robust", {"next": "robust2"}, "evaluate.models.robust2: expected an entry for every model"),
+    ("evaluate.models.stranger", {"stored": "clean"}, "evaluate.models.stranger: expected a model of rounds"),
+    ("evaluate.models.robust.stored", "robust", "evaluate.models.robust.stored: expected an attacked model"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "message"), CHANGES, ids=[f"{key}={value}"[:40] for key, value, _ in CHANGES])
+def test_bad_values_are_named_with_their_key(raw_params, tmp_path, key, value, message):
+    *sections, last = key.split(".")
+    section = raw_params
+    for name in sections:
+        section = section[name]
+    if value is None:
+        del section[last]
+    else:
+        section[last] = value
+    path = tmp_path / "params.yaml"
+    YAML().dump(raw_params, path)
+    with pytest.raises(InputError, match=message) as caught:
+        params.load(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("data: [\n", r":\d+: not YAML"), ("a: 1\na: 2\n", "duplicate key"), ("\x00", "not YAML"), ("", "expected"), ("- 1", "expected")],
+)
+def test_files_that_are_no_params(tmp_path, text, message):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        params.load(path)
+
+
+def test_a_missing_file_names_where_to_get_one(tmp_path):
+    with pytest.raises(InputError, match="cannot be read .* gives one to start from"):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_exponents_are_numbers_as_dvc_reads_them(settings):
+    assert settings.clean.weight_decay == 5e-4

@@ -1,0 +1,204 @@
+"""The real `dvc repro` in a clean copy of the repository, at a tiny size; and what `dvc.yaml` must hold."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import pytest
+from ruamel.yaml import YAML
+
+from tests.conftest import ROOT
+
+yaml = YAML(typ="safe")
+STAGES = yaml.load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def imports(path: Path) -> set[Path]:
+    """The project's own modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "pipeline":
+            found |= {ROOT / "pipeline" / f"{alias.name}.py" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline."):
+            found.add(ROOT / (node.module.replace(".", "/") + ".py"))
+    return found
+
+
+def reached(path: Path) -> set[Path]:
+    found, todo = {path}, [path]
+    while todo:
+        new = imports(todo.pop()) - found
+        found |= new
+        todo += new
+    return found
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_module_a_stage_reaches_is_in_its_deps_and_no_other(name):
+    stage = STAGES[name].get("do", STAGES[name])
+    listed = {dep for dep in stage["deps"] if dep.startswith("pipeline/")}
+    assert listed == {str(path.relative_to(ROOT)) for path in reached(ROOT / f"pipeline/stages/{name}.py")}
+    assert stage["desc"]
+    assert f"python -m pipeline.stages.{name} " in stage["cmd"]
+
+
+def test_nothing_imports_a_stage_and_there_are_no_circles():
+    modules = [path for path in (ROOT / "pipeline").glob("*.py") if path.stem != "__init__"]
+    for path in modules:
+        assert not any("stages" in found.parts for found in reached(path)), path
+        assert path not in {again for found in imports(path) for again in reached(found)}, path
+        assert "import dvc" not in path.read_text(), path
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A clean copy of the repository with tiny params, run once."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file() and not name.startswith(("metrics/", "plots/", "dvc.lock")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "start"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    tiny = Project(folder)
+    tiny.change(
+        lambda params: (
+            params["data"].update(n_images=120, n_val=30),
+            params["store"].update(shard_rows=50),
+            params["model"].update(architecture="resnet18"),
+            params["clean"].update(epochs=2, warmup_epochs=0, batch_size=32),
+            params["finetune"].update(epochs=1, batch_size=32),
+            params["attacks"]["pgd"].update(steps=2),
+            params["evaluate"]["threats"]["pgd"].update(steps=2),
+        )
+    )
+    tiny.first_output = tiny.repro().stdout
+    return tiny
+
+
+class Project:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.first_output = ""
+
+    def change(self, edit) -> None:
+        path = self.folder / "params.yaml"
+        content = yaml.load(path.read_text())
+        edit(content)
+        YAML().dump(content, path)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PIPELINE_DEVICE": "cpu"}
+        return subprocess.run(
+            [sys.executable, "-m", *arguments], cwd=self.folder, env=environment, capture_output=True, text=True, check=False
+        )
+
+    def repro(self) -> subprocess.CompletedProcess[str]:
+        done = self.run("pipeline", "repro")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def ran(self, output: str) -> set[str]:
+        return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+
+    def contents(self) -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for name in OUTPUTS for path in (self.folder / name).rglob("*") if path.is_file()}
+
+
+OUTPUTS = ("data", "models", "metrics", "plots")
+ALL = {"prepare", "train_clean", "generate@clean-fgsm", "generate@clean-pgd", "finetune@clean", "evaluate@clean", "evaluate@robust"}
+
+
+def test_a_fresh_copy_gives_exactly_the_outputs_and_the_table(project):
+    assert project.ran(project.first_output) == ALL
+    made = {str(path.relative_to(project.folder)) for name in OUTPUTS for path in (project.folder / name).rglob("*")
+            if path.is_file() and path.name != "README.md"}  # fmt: skip
+    shards = {"00000.h5", "00001.h5", "00002.h5"}
+    sets = {"data/clean", "data/adversarial/clean-fgsm", "data/adversarial/clean-pgd"}
+    assert made == {
+        *(f"{folder}/{shard}" for folder in sets for shard in shards),
+        *(f"models/{name}.pt" for name in ("clean", "robust")),
+        *(f"metrics/{name}.json" for name in ("clean", "robust")),
+        *(f"plots/{name}/{plot}.csv" for name in ("clean", "robust") for plot in ("history", "confusion")),
+    }
+    assert "transfer: accuracy on stored adversarial images" in project.first_output
+    with h5py.File(project.folder / "data/adversarial/clean-pgd/00002.h5") as file:
+        assert file["images"].shape == (20, 3, 32, 32)
+        assert file.attrs["rows"] == 120
+    metrics = json.loads((project.folder / "metrics/robust.json").read_text())
+    assert metrics["transfer"]["mixed"]["n"] == 90
+    assert len((project.folder / "plots/clean/history.csv").read_text().splitlines()) == 3
+    assert "R" not in subprocess.run(["git", "status", "--short"], cwd=project.folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_changes_rerun_exactly_what_depends_on_them(project):
+    assert project.ran(project.repro().stdout) == set(), "an unchanged project runs nothing"
+
+    project.change(lambda params: params["attacks"]["pgd"].update(eps="12/255"))
+    assert project.ran(project.repro().stdout) == {"generate@clean-pgd", "finetune@clean", "evaluate@clean", "evaluate@robust"}
+
+    project.change(lambda params: params["attacks"].update(bim={"attack": "BIM", "eps": "8/255", "alpha": "4/255", "steps": 2}))
+    assert project.ran(project.repro().stdout) == {"generate@clean-bim"}, "a new attack is one more entry"
+
+    def add_round(params):
+        del params["attacks"]["bim"]
+        params["rounds"]["robust"] = {"next": "robust2"}
+        params["evaluate"]["models"]["robust2"] = {"stored": "robust"}
+
+    project.change(add_round)
+    output = project.repro().stdout
+    assert project.ran(output) == {"generate@robust-fgsm", "generate@robust-pgd", "finetune@robust", "evaluate@robust2"}
+    assert "robust2" in output.splitlines()[-3]
+
+
+def test_mistakes_are_one_line_and_leave_earlier_results_as_they_were(project, tmp_path):
+    before, params = project.contents(), (project.folder / "params.yaml").read_bytes()
+
+    def refused(edit, message):
+        project.change(edit)
+        done = project.run("pipeline", "repro")
+        (project.folder / "params.yaml").write_bytes(params)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        assert project.contents() == before
+        return done.stderr
+
+    errors = refused(
+        lambda params: params["attacks"]["pgd"].update(eps=8.0), "params.yaml: attacks.pgd.eps: expected more than 0 and at most 1"
+    )
+    assert errors.count("\n") == 1
+    refused(lambda params: params["data"].update(source="npz", path="data/raw/none.npz"), "no such file or folder")
+    # Found by a stage only, after DVC has deleted its earlier outputs: they come back.
+    refused(lambda params: params["data"].update(n_val=119), "error: data.n_val: expected from 10 to 110 of 120 images, found 119")
+    refused(lambda params: params["clean"].update(lr=1e30), "lower its lr in params.yaml")
+    apgdt = {"attack": "APGDT", "eps": 0.1, "steps": 2, "n_restarts": 1, "eot_iter": 1, "rho": 0.75, "restarts": 1}
+    refused(lambda params: params["evaluate"]["threats"].update(x={**apgdt, "n_restarts": 0}), "n_restarts: expected a whole number")
+    refused(lambda params: params["evaluate"].update(seed=-1), "evaluate.seed")
+
+
+def test_a_stage_by_itself_refuses_inputs_that_do_not_belong_together(project):
+    """Without DVC in between: each stage checks what it is given."""
+
+    def refused(stage, *arguments):
+        done = project.run(f"pipeline.stages.{stage}", *arguments)
+        assert done.returncode == 1, done.stdout
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        return done.stderr
+
+    finetune = ["--clean", "data/clean", "--out", "x.pt", "--history", "x.csv"]
+    sets = ["data/adversarial/clean-fgsm", "data/adversarial/clean-pgd"]
+    assert "made from another model" in refused("finetune", *finetune, "--model", "models/robust.pt", "--adversarial", *sets)
+    assert "add it to the finetune stage" in refused("finetune", *finetune, "--model", "models/clean.pt", "--adversarial", sets[0])
+    attack = ["--clean", "data/clean", "--out", "x", "--model", "models/clean.pt", "--attack"]
+    assert "attacks.nope: expected one of fgsm, pgd" in refused("generate", *attack, "nope")
+    assert not list(project.folder.glob("x*"))

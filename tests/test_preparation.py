@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from pipeline import preparation, sources
+from pipeline.errors import InputError
+from tests.conftest import ROOT, params
+
+DATA = params.load(ROOT / "params.yaml").data
+
+
+@given(st.lists(st.integers(10, 60), min_size=2, max_size=5), st.integers(1, 100), st.integers(0, 5))
+def test_the_split_is_exact_and_stratified(counts, n_val, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    assume(len(counts) * 2 <= n_val <= len(labels) // 2)
+    data = DATA.model_copy(update={"n_val": n_val, "seed": seed})
+    try:
+        split = preparation.split_rows(labels, data)
+    except InputError as error:
+        assert "too few" in str(error)
+        return
+    assert split.sum() == n_val
+    share = np.bincount(labels[split == 1], minlength=len(counts)) - np.array(counts) * n_val / len(labels)
+    assert np.abs(share).max() <= 1
+    assert (preparation.split_rows(labels, data) == split).all()
+
+
+def test_a_subset_keeps_the_order_and_the_shares():
+    labels = np.repeat([0, 1, 2], [100, 200, 300])
+    rows = preparation.choose_rows(labels, DATA.model_copy(update={"n_images": 60}))
+    assert (np.diff(rows) > 0).all()
+    assert np.bincount(labels[rows]).tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    ("change", "counts", "message"),
+    [
+        ({"n_images": 100}, [30, 30], "data.n_images: expected at most 60, all that the source holds, found 100"),
+        ({"n_val": 59}, [30, 30], "data.n_val: expected from 2 to 58 of 60 images, found 59"),
+        ({"n_val": 5}, [59, 1], "class 1 with 1 images, too few"),
+        ({"n_val": 3}, [57, 3], "class 1 with 3 images, too few for 3 of 60"),
+    ],
+)
+def test_impossible_choices_are_refused(change, counts, message):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    data = DATA.model_copy(update=change)
+    with pytest.raises(InputError, match=message):
+        preparation.split_rows(labels[preparation.choose_rows(labels, data)], data)
+
+
+def test_prepared_digits_are_the_source_row_by_row(tmp_path):
+    data = DATA.model_copy(update={"n_images": 200, "n_val": 40})
+    source = sources.open_source(data)
+    clean = preparation.prepare(source, data, 64, tmp_path / "clean")
+    blocks = list(clean.blocks())
+    assert [len(block) for block in blocks] == [64, 64, 64, 8]
+    for block in blocks:
+        assert (block.images == source.read(block.ids)).all()
+        assert (block.labels == source.labels[block.ids]).all()
+    assert len(clean.load("val")) == 40
+    assert not set(clean.load("train").ids) & set(clean.load("val").ids)
