@@ -1,0 +1,46 @@
+# `make help` lists what there is to do. Everything runs in the project's own environment, .venv, which set-up keeps current.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help repro results preset test check bench lock setup
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
+
+repro: $(READY)  ## check the params, run what is out of date (dvc repro), print the results
+	@$(BIN)/python -m pipeline repro
+
+results: $(READY)  ## print the results again
+	@$(BIN)/python -m pipeline results
+
+preset: $(READY)  ## make preset NAME=cifar10: copy presets/NAME.yaml over params.yaml
+	@$(BIN)/python -m pipeline preset "$(NAME)"
+
+test: $(READY)  ## run every test
+	@$(BIN)/python -m pytest -n 2
+
+check: $(READY)  ## lint, formatting, types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(READY)  ## measure throughput on this machine
+	@$(BIN)/python -m benchmarks.throughput
+
+lock: setup  ## resolve the requirements anew
+	@PATH="$$PATH:$(BIN)" uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
+	  --python-version 3.11 --override requirements/overrides.txt pyproject.toml --group dev -o requirements/locked.txt
+
+setup: $(READY)  ## make the environment current; the other commands do it by themselves
+
+$(READY): requirements/locked.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; name it with make PYTHON=…")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@PATH="$$PATH:$(BIN)"; command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
+	@echo "installing what requirements/locked.txt names"
+	@PATH="$$PATH:$(BIN)" uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements/locked.txt
+	@touch $(READY)

@@ -1,0 +1,1 @@
+"""Measurements; their results lie in `benchmarks/results/` and name the machine."""
