@@ -61,7 +61,10 @@ def judge(
 
 
 def summarise(right: NDArray[np.bool_], labels: NDArray[np.int64], n_classes: int) -> dict[str, Any]:
-    """Accuracy in [0, 1], its 95 % interval (Wilson, 1927), the number of images, and each class's accuracy (None without images)."""
+    """Accuracy, its 95 % interval (Wilson, 1927), the mean of the classes' accuracies, the number of images, and each class's accuracy.
+
+    All in [0, 1]; a class without images has None.
+    """
     from scipy.stats import binomtest
 
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(confidence_level=0.95, method="wilson")
@@ -70,6 +73,7 @@ def summarise(right: NDArray[np.bool_], labels: NDArray[np.int64], n_classes: in
         "accuracy": round(float(right.mean()), 6),
         "low95": round(float(interval.low), 6),
         "high95": round(float(interval.high), 6),
+        "balanced_accuracy": round(float(np.mean([part.mean() for part in of_class if len(part)])), 6),
         "n": len(right),
         "per_class": [round(float(part.mean()), 6) if len(part) else None for part in of_class],
     }

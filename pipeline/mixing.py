@@ -1,7 +1,8 @@
 """Batches that mix clean and stored adversarial images in exact proportion.
 
 One epoch is one pass over the clean images. Every other stream has a shuffled order of its own that goes on from epoch to epoch, so each
-of its images is used as often as any other. The kinds are shuffled within a batch.
+of its images is used as often as any other. The kinds are shuffled within a batch. With balanced sampling an epoch has as many batches,
+but every stream draws its classes equally often, and within a class its images equally often.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,13 +21,13 @@ Rows = NDArray[np.int64]
 class MixSampler:
     """Which rows make up each batch: a pure function of seed and epoch.
 
-    `sizes` gives the number of images of each stream, `counts` how many of them are in a full batch. The last batch of an epoch is
-    smaller, in the same proportion.
+    `labels` gives the classes (N,) of each stream's images, `counts` how many of them are in a full batch. The last batch of an epoch is
+    smaller, in the same proportion. `balanced` draws all classes equally often.
     """
 
-    def __init__(self, sizes: Mapping[str, int], counts: Mapping[str, int], seed: int) -> None:
-        self._sizes, self._counts, self._seed = sizes, counts, seed
-        per_batch, n_clean = counts[CLEAN], sizes[CLEAN]
+    def __init__(self, labels: Mapping[str, Rows], counts: Mapping[str, int], seed: int, *, balanced: bool = False) -> None:
+        self._labels, self._counts, self._seed, self._balanced = labels, counts, seed, balanced
+        per_batch, n_clean = counts[CLEAN], len(labels[CLEAN])
         edges = [*range(0, n_clean, per_batch), n_clean]
         if len(edges) > 2 and edges[-1] - edges[-2] == 1:
             del edges[-2]  # BatchNorm cannot train on a single image: it joins the batch before
@@ -46,13 +47,27 @@ class MixSampler:
         """One stream's rows for an epoch, batch by batch."""
         counts = self._clean_counts * self._counts[name] // self._counts[CLEAN]
         taken = int(counts.sum())
-        return np.split(self._order(name, epoch * taken, taken), np.cumsum(counts)[:-1])
+        order = self._balanced_order if self._balanced else self._natural_order
+        return np.split(order(name, epoch * taken, taken), np.cumsum(counts)[:-1])
 
-    def _order(self, name: str, start: int, length: int) -> Rows:
-        """Places `start` to `start + length` of a stream's endless order: one shuffled pass over all its rows after another."""
-        size = self._sizes[name]
+    def _natural_order(self, name: str, start: int, length: int) -> Rows:
+        """Places `start` to `start + length` of a stream's endless order."""
+        return self._endless(name, len(self._labels[name]), start, length)
+
+    def _balanced_order(self, name: str, start: int, length: int) -> Rows:
+        """The same with all classes in every run of n_classes places, and each class in an endless order of its own."""
+        members = [np.flatnonzero(self._labels[name] == label) for label in np.unique(self._labels[name])]
+        first, last = start // len(members), -(-(start + length) // len(members))
+        classes = np.concatenate([self.generator(f"{name} classes", run).permutation(len(members)) for run in range(first, last)])
+        rows = np.empty(len(classes), dtype=np.int64)
+        for label, of_class in enumerate(members):
+            rows[classes == label] = of_class[self._endless(f"{name} class {label}", len(of_class), first, last - first)]
+        return rows[start - first * len(members) :][:length]
+
+    def _endless(self, purpose: str, size: int, start: int, length: int) -> Rows:
+        """Places `start` to `start + length` of one shuffled pass over `size` rows after another."""
         first, last = start // size, -(-(start + length) // size)
-        passes = [self.generator(name, number).permutation(size) for number in range(first, last)]
+        passes = [self.generator(purpose, number).permutation(size) for number in range(first, last)]
         return np.concatenate(passes or [np.empty(0, dtype=np.int64)])[start - first * size :][:length]
 
     def generator(self, purpose: str, number: int) -> np.random.Generator:
@@ -67,13 +82,15 @@ class MixedBatches:
     [0, 1] and `labels` (B,).
     """
 
-    def __init__(self, streams: Mapping[str, Block], counts: Mapping[str, int], seed: int, device: torch.device) -> None:
+    def __init__(
+        self, streams: Mapping[str, Block], counts: Mapping[str, int], seed: int, device: torch.device, *, balanced: bool = False
+    ) -> None:
         names = list(counts)
         self._images = torch.cat([torch.from_numpy(streams[name].images) for name in names]).to(device)
         self._labels = torch.cat([torch.from_numpy(streams[name].labels) for name in names]).to(device)
         sizes = [len(streams[name]) for name in names]
         self._offsets = dict(zip(names, np.cumsum([0, *sizes[:-1]]), strict=True))
-        self._sampler = MixSampler(dict(zip(names, sizes, strict=True)), counts, seed)
+        self._sampler = MixSampler({name: streams[name].labels for name in names}, counts, seed, balanced=balanced)
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -6,6 +6,7 @@ The networks take images in [0, 1]: whatever normalisation they need is learned,
 import io
 import pickle
 from dataclasses import dataclass, fields
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from pipeline import files, params
 from pipeline.errors import InputError
 
 FORMAT = "resnet-checkpoint/1"
+# What torch.load raises for files that are cut short, of another kind, or ask for code.
+UNREADABLE = (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +45,76 @@ class Checkpoint:
         files.write_bytes(path, buffer.getvalue())
 
 
-def build(model: params.Model, n_classes: int, seed: int) -> models.ResNet:
-    """A network to train: stock torchvision, its last layer replaced by one for `n_classes`.
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """Tensors to start from and the SHA-256 of the file that holds them; empty for a start from scratch."""
 
-    With `model.weights`, everything but the last layer starts from torchvision's ImageNet weights. Random tensors come from `seed`; the
-    global generator is left as it was.
+    state_dict: dict[str, Tensor]
+    sha256: str
+
+
+SCRATCH = Pretrained(state_dict={}, sha256="")
+
+
+def build(model: params.Model, n_classes: int, seed: int, pretrained: Pretrained = SCRATCH) -> models.ResNet:
+    """A network to train: stock torchvision with a last layer for `n_classes`, everything else from `pretrained` where it has tensors.
+
+    Random tensors come from `seed`; the global generator is left as it was. Raises InputError for weights of another architecture.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _stock(model.architecture, n_classes)
-    if model.weights is not None:
-        weights = models.get_model_weights(model.architecture)[model.weights]
-        pretrained = weights.get_state_dict(progress=True, check_hash=True)
-        network.load_state_dict({**pretrained, "fc.weight": network.fc.weight, "fc.bias": network.fc.bias})
+    if pretrained.state_dict:
+        own = network.state_dict()
+        body = {name: tensor for name, tensor in pretrained.state_dict.items() if not name.startswith("fc.")}
+        shapes = {name: tensor.shape for name, tensor in body.items()}
+        if shapes != {name: tensor.shape for name, tensor in own.items() if not name.startswith("fc.")}:
+            raise InputError(f"model.weights: {model.weights}: its tensors are not those of a {model.architecture}")
+        network.load_state_dict({**own, **body})
     return network
+
+
+def pretrained_weights(model: params.Model) -> Pretrained:
+    """The tensors that `model.weights` names: torchvision's ImageNet weights, a state_dict in a file, or none.
+
+    torchvision's are downloaded once to torch's hub folder; the file there is held to the hash in its name on every use. Raises InputError
+    when they cannot be had whole: nothing starts from scratch that was told not to.
+    """
+    if model.weights is None:
+        return SCRATCH
+    if model.weights.endswith((".pth", ".pt")):
+        path = Path(model.weights)
+        if not path.is_file():
+            raise InputError(f"model.weights: {path}: no such file")
+    else:
+        path = _downloaded(models.get_model_weights(model.architecture)[model.weights].url)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise InputError(f"model.weights: {path}: not a file of tensors that can be read safely; is it whole?") from error
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise InputError(f"model.weights: {path}: expected a state_dict, tensors by name, found something else")
+    return Pretrained(state_dict=content, sha256=files.sha256(path))
+
+
+def _downloaded(url: str) -> Path:
+    """The file of that address in torch's hub folder, with the hash that its name ends in."""
+    folder, name = Path(torch.hub.get_dir()) / "checkpoints", url.rsplit("/", 1)[1]
+    path, prefix = folder / name, name.rsplit("-", 1)[1].split(".")[0]
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
+        except (OSError, RuntimeError, HTTPException) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise InputError(
+                f"model.weights: {name} cannot be downloaded ({reason}); put that file, whose SHA-256 begins with {prefix}, into {folder}"
+            ) from error
+    if not files.sha256(path).startswith(prefix):
+        raise InputError(
+            f"model.weights: {path}: expected a SHA-256 that begins with {prefix}, found {files.sha256(path)[:8]}; delete the file"
+        )
+    return path
 
 
 def load(path: Path, *, architecture: str, class_names: tuple[str, ...]) -> Checkpoint:
@@ -70,7 +129,7 @@ def load(path: Path, *, architecture: str, class_names: tuple[str, ...]) -> Chec
         if content.pop("format") != FORMAT:
             raise ValueError("another format")
         checkpoint = Checkpoint(**content)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not a checkpoint of this pipeline; delete it and run `dvc repro`") from error
     if checkpoint.architecture != architecture:
         raise InputError(f"{path}: expected a {architecture}, as model.architecture says, found a {checkpoint.architecture}")

@@ -83,9 +83,17 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Hdf5(Section):
+    """Names of the datasets in a user's own HDF5 file."""
+
+    images: str
+    labels: str
+
+
 class Data(Section):
-    source: Literal["digits", "npz"]
+    source: Literal["digits", "npz", "hdf5", "task_dataset", "image_folder", "cifar10", "cifar100", "svhn"]
     path: str
+    hdf5: Hdf5
     image_size: Annotated[int, Field(ge=8, le=1024)]
     n_images: Count | None
     n_val: Count
@@ -97,8 +105,19 @@ class Store(Section):
 
 
 class Model(Section):
+    """What is trained; `weights` are torchvision's by name, a state_dict in a file, or None for a start from scratch."""
+
     architecture: Literal["resnet18", "resnet34", "resnet50"]
-    weights: Literal["IMAGENET1K_V1", "IMAGENET1K_V2"] | None
+    weights: str | None
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        names = ("IMAGENET1K_V1", "IMAGENET1K_V2") if self.architecture == "resnet50" else ("IMAGENET1K_V1",)
+        if self.weights is not None and self.weights not in names and not self.weights.endswith((".pth", ".pt")):
+            raise ValueError(
+                f"weights: expected {', '.join(names)}, null or the path of a .pth file for {self.architecture}, found {self.weights!r}"
+            )
+        return self
 
 
 class Training(Section):
@@ -114,6 +133,7 @@ class Training(Section):
     warmup_epochs: Annotated[float, Field(ge=0)]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     augment: Literal["none", "flip", "crop", "flip+crop"]
+    sampling: Literal["natural", "balanced"]
     seed: Seed
 
     @property
@@ -204,6 +224,12 @@ class Evaluate(Section):
     threats: dict[Name, Threat]
 
 
+class Export(Section):
+    """Which model is handed in."""
+
+    model: Name
+
+
 class Params(Section):
     """The whole of `params.yaml`."""
 
@@ -216,6 +242,7 @@ class Params(Section):
     finetune: Finetune
     rounds: dict[Name, Round]
     evaluate: Evaluate
+    export: Export
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -249,6 +276,8 @@ class Params(Section):
                 raise ValueError(
                     f"evaluate.models.{name}.stored: expected an attacked model ({', '.join(self.rounds)}), found {judged.stored!r}"
                 )
+        if self.export.model not in models:
+            raise ValueError(f"export.model: expected a model of rounds ({', '.join(models)}), found {self.export.model!r}")
         return self
 
 

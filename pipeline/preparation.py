@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from pipeline import params, sources, store
 from pipeline.errors import InputError
+from pipeline.sources.common import Labels
 
 
 def prepare(source: sources.Source, data: params.Data, shard_rows: int, out: Path) -> store.ImageSet:
     """Store the images that `data` chooses from a source, with an exact, stratified split.
 
-    Rows keep the order of the source; `ids` are the source's row numbers. Raises InputError where the source holds fewer images than
+    Rows keep the order and the ids of the source. Raises InputError where the source holds fewer images than
     asked for, or a class too few for both parts of the split.
     """
     rows = choose_rows(source.labels, data)
@@ -34,11 +35,11 @@ def prepare(source: sources.Source, data: params.Data, shard_rows: int, out: Pat
         for start, stop in writer.missing():
             part = slice(start, stop)
             images = np.ascontiguousarray(source.read(rows[part]))
-            writer.write(start, store.Block(images=images, labels=labels[part], ids=rows[part], split=split[part]))
+            writer.write(start, store.Block(images=images, labels=labels[part], ids=source.ids[rows[part]], split=split[part]))
     return store.ImageSet(out)
 
 
-def choose_rows(labels: sources.Labels, data: params.Data) -> NDArray[np.int64]:
+def choose_rows(labels: Labels, data: params.Data) -> NDArray[np.int64]:
     """The source rows to use, in the source's order: all, or `n_images` with every class in its share."""
     n_images = len(labels) if data.n_images is None else data.n_images
     if n_images > len(labels):
@@ -48,12 +49,12 @@ def choose_rows(labels: sources.Labels, data: params.Data) -> NDArray[np.int64]:
     return np.flatnonzero(_stratified_choice(labels, n_images, data.seed, "data.n_images"))
 
 
-def split_rows(labels: sources.Labels, data: params.Data) -> NDArray[np.uint8]:
+def split_rows(labels: Labels, data: params.Data) -> NDArray[np.uint8]:
     """0 (train) or 1 (val) for each row: exactly `n_val` rows of 1, every class in its share and in both parts."""
     return _stratified_choice(labels, data.n_val, data.seed, "data.n_val").astype(np.uint8)
 
 
-def _stratified_choice(labels: sources.Labels, n_chosen: int, seed: int, key: str) -> NDArray[np.bool_]:
+def _stratified_choice(labels: Labels, n_chosen: int, seed: int, key: str) -> NDArray[np.bool_]:
     """A mask of exactly `n_chosen` rows in which every class has its share, and at least one row inside and one outside."""
     from sklearn.model_selection import train_test_split
 

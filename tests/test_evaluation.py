@@ -53,7 +53,14 @@ def test_more_restarts_never_help_the_defender(network):
 
 def test_summaries_have_wilson_intervals_and_classes():
     result = evaluation.summarise(np.array([True] * 8 + [False] * 2), np.array([0] * 5 + [1] * 5), 3)
-    assert result == {"accuracy": 0.8, "low95": 0.490162, "high95": 0.943318, "n": 10, "per_class": [1.0, 0.6, None]}
+    assert result == {
+        "accuracy": 0.8,
+        "low95": 0.490162,
+        "high95": 0.943318,
+        "balanced_accuracy": 0.8,
+        "n": 10,
+        "per_class": [1.0, 0.6, None],
+    }
 
 
 def test_a_judgement_keeps_its_words_apart(tmp_path, network, settings):

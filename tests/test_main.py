@@ -31,13 +31,13 @@ def test_a_preset_replaces_params_and_keeps_ones_own(folder, monkeypatch):
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are(folder, monkeypatch):
-    with pytest.raises(InputError, match="nope: no such preset; there are assignment, cifar10"):
+    with pytest.raises(InputError, match="nope: no such preset; there are assignment, assignment-2026, assignment-b, cifar10"):
         call(monkeypatch, "preset", "nope")
 
 
 def test_check_finds_a_missing_source_before_anything_runs(folder, monkeypatch):
     assert call(monkeypatch, "check") == "params.yaml is sound"
-    call(monkeypatch, "preset", "cifar10")
+    call(monkeypatch, "preset", "cifar10-cpu")
     with pytest.raises(InputError, match=r"data.path: data/raw/cifar10.npz: no such file or folder; put the npz source there"):
         call(monkeypatch, "check")
 

@@ -10,8 +10,8 @@ COUNTS = {"clean": 64, "fgsm": 32, "pgd": 32}
 
 
 def sampler(n_clean=1000, n_adv=700, counts=COUNTS, seed=0):
-    sizes = {name: n_clean if name == "clean" else n_adv for name in counts}
-    return mixing.MixSampler(sizes, counts, seed)
+    labels = {name: np.arange(n_clean if name == "clean" else n_adv) % 3 for name in counts}
+    return mixing.MixSampler(labels, counts, seed)
 
 
 def test_full_batches_have_the_exact_mix_and_the_last_one_its_proportion():
@@ -53,6 +53,22 @@ def test_the_seed_decides_every_epoch_by_itself():
     other = [parts["pgd"] for parts in sampler(seed=4).epoch(2)]
     assert all((a == b).all() for a, b in zip(whole, again, strict=True))
     assert not (whole[0] == other[0]).all()
+
+
+def test_balanced_sampling_draws_every_class_and_within_it_every_image_equally_often():
+    labels = {"clean": np.repeat([0, 1, 2], [5, 40, 155]), "pgd": np.repeat([0, 1, 2], [10, 40, 50])}
+    mix = mixing.MixSampler(labels, {"clean": 16, "pgd": 8}, seed=0, balanced=True)
+    assert len(mix) == 13, "as many batches as without"
+    epochs = [list(mix.epoch(epoch)) for epoch in range(9)]
+    for name, classes in labels.items():
+        drawn = np.concatenate([parts[name] for batches in epochs for parts in batches])
+        per_class = np.bincount(classes[drawn])
+        assert per_class.max() - per_class.min() <= 1
+        for label in range(3):
+            times = np.bincount(drawn, minlength=len(classes))[classes == label]
+            assert times.max() - times.min() <= 1
+    again = list(mixing.MixSampler(labels, {"clean": 16, "pgd": 8}, seed=0, balanced=True).epoch(4))
+    assert all((a["pgd"] == b["pgd"]).all() for a, b in zip(epochs[4], again, strict=True))
 
 
 def marked_block(n: int, mark: int) -> store.Block:

@@ -68,7 +68,7 @@ def test_the_published_mix():
 
 
 CHANGES = [
-    ("data.source", "digit", "data.source: expected 'digits' or"),
+    ("data.source", "digit", "data.source: expected 'digits', 'npz'"),
     ("data.n_val", 0, "data.n_val: expected greater than or equal to 1, found 0"),
     ("clean.epochs", "12", "clean.epochs: expected a valid integer, found '12'"),
     ("clean.epochs", None, "clean.epochs: expected a value, found none"),
@@ -91,6 +91,9 @@ CHANGES = [
     ("finetune.mix", {"fgsm": 0.5, "pgd": 0.5}, "finetune.mix: expected a fraction of clean images"),
     ("finetune.mix", {"clean": 0.999, "fgsm": 0.001}, "finetune.mix.fgsm: expected at least one image in a batch of 128"),
     ("finetune.mix", {"clean": 0.5, "fgsn": 0.5}, "finetune.mix.fgsn: expected clean or a name from attacks"),
+    ("model.weights", "IMAGENET1K_V3", "model.weights: expected IMAGENET1K_V1, IMAGENET1K_V2, null or the path of"),
+    ("model", {"architecture": "resnet18", "weights": "IMAGENET1K_V2"}, "model.weights: expected IMAGENET1K_V1, null"),
+    ("export.model", "other", r"export.model: expected a model of rounds \(clean, robust\), found 'other'"),
     ("rounds.clean.next", "clean", "rounds.clean.next: expected a new name, found 'clean' again"),
     ("rounds.other", {"next": "x"}, "rounds.other: expected a chain that starts at clean"),
     ("rounds.robust", {"next": "robust2"}, "evaluate.models.robust2: expected an entry for every model"),

@@ -18,15 +18,20 @@ yaml = YAML(typ="safe")
 STAGES = yaml.load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
+def module(name: str) -> Path | None:
+    """The file of a module of the project by its dotted name."""
+    path = ROOT / name.replace(".", "/")
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists()), None)
+
+
 def imports(path: Path) -> set[Path]:
     """The project's own modules that a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "pipeline":
-            found |= {ROOT / "pipeline" / f"{alias.name}.py" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline."):
-            found.add(ROOT / (node.module.replace(".", "/") + ".py"))
-    return found
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pipeline":
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {module(name) or module(str(node.module)) for name in names}
+    return {path for path in found if path is not None}
 
 
 def reached(path: Path) -> set[Path]:
@@ -48,7 +53,7 @@ def test_every_module_a_stage_reaches_is_in_its_deps_and_no_other(name):
 
 
 def test_nothing_imports_a_stage_and_there_are_no_circles():
-    modules = [path for path in (ROOT / "pipeline").glob("*.py") if path.stem != "__init__"]
+    modules = [path for path in (ROOT / "pipeline").rglob("*.py") if path.parent.name != "stages"]
     for path in modules:
         assert not any("stages" in found.parts for found in reached(path)), path
         assert path not in {again for found in imports(path) for again in reached(found)}, path
@@ -71,10 +76,10 @@ def project(tmp_path_factory):
     tiny = Project(folder)
     tiny.change(
         lambda params: (
-            params["data"].update(n_images=120, n_val=30),
-            params["store"].update(shard_rows=50),
+            params["data"].update(n_images=400, n_val=100),
+            params["store"].update(shard_rows=150),
             params["model"].update(architecture="resnet18"),
-            params["clean"].update(epochs=2, warmup_epochs=0, batch_size=32),
+            params["clean"].update(epochs=6, warmup_epochs=0, batch_size=32),
             params["finetune"].update(epochs=1, batch_size=32),
             params["attacks"]["pgd"].update(steps=2),
             params["evaluate"]["threats"]["pgd"].update(steps=2),
@@ -114,7 +119,16 @@ class Project:
 
 
 OUTPUTS = ("data", "models", "metrics", "plots")
-ALL = {"prepare", "train_clean", "generate@clean-fgsm", "generate@clean-pgd", "finetune@clean", "evaluate@clean", "evaluate@robust"}
+ALL = {
+    "prepare",
+    "train_clean",
+    "generate@clean-fgsm",
+    "generate@clean-pgd",
+    "finetune@clean",
+    "evaluate@clean",
+    "evaluate@robust",
+    "export",
+}
 
 
 def test_a_fresh_copy_gives_exactly_the_outputs_and_the_table(project):
@@ -125,17 +139,17 @@ def test_a_fresh_copy_gives_exactly_the_outputs_and_the_table(project):
     sets = {"data/clean", "data/adversarial/clean-fgsm", "data/adversarial/clean-pgd"}
     assert made == {
         *(f"{folder}/{shard}" for folder in sets for shard in shards),
-        *(f"models/{name}.pt" for name in ("clean", "robust")),
+        *(f"models/{name}.pt" for name in ("clean", "robust", "submission")),
         *(f"metrics/{name}.json" for name in ("clean", "robust")),
         *(f"plots/{name}/{plot}.csv" for name in ("clean", "robust") for plot in ("history", "confusion")),
     }
     assert "transfer: accuracy on stored adversarial images" in project.first_output
     with h5py.File(project.folder / "data/adversarial/clean-pgd/00002.h5") as file:
-        assert file["images"].shape == (20, 3, 32, 32)
-        assert file.attrs["rows"] == 120
+        assert file["images"].shape == (100, 3, 32, 32)
+        assert file.attrs["rows"] == 400
     metrics = json.loads((project.folder / "metrics/robust.json").read_text())
-    assert metrics["transfer"]["mixed"]["n"] == 90
-    assert len((project.folder / "plots/clean/history.csv").read_text().splitlines()) == 3
+    assert metrics["transfer"]["mixed"]["n"] == 300
+    assert len((project.folder / "plots/clean/history.csv").read_text().splitlines()) == 7
     assert "R" not in subprocess.run(["git", "status", "--short"], cwd=project.folder, capture_output=True, text=True, check=True).stdout
 
 
@@ -143,7 +157,7 @@ def test_changes_rerun_exactly_what_depends_on_them(project):
     assert project.ran(project.repro().stdout) == set(), "an unchanged project runs nothing"
 
     project.change(lambda params: params["attacks"]["pgd"].update(eps="12/255"))
-    assert project.ran(project.repro().stdout) == {"generate@clean-pgd", "finetune@clean", "evaluate@clean", "evaluate@robust"}
+    assert project.ran(project.repro().stdout) == {"generate@clean-pgd", "finetune@clean", "evaluate@clean", "evaluate@robust", "export"}
 
     project.change(lambda params: params["attacks"].update(bim={"attack": "BIM", "eps": "8/255", "alpha": "4/255", "steps": 2}))
     assert project.ran(project.repro().stdout) == {"generate@clean-bim"}, "a new attack is one more entry"
@@ -178,7 +192,7 @@ def test_mistakes_are_one_line_and_leave_earlier_results_as_they_were(project, t
     assert errors.count("\n") == 1
     refused(lambda params: params["data"].update(source="npz", path="data/raw/none.npz"), "no such file or folder")
     # Found by a stage only, after DVC has deleted its earlier outputs: they come back.
-    refused(lambda params: params["data"].update(n_val=119), "error: data.n_val: expected from 10 to 110 of 120 images, found 119")
+    refused(lambda params: params["data"].update(n_val=399), "error: data.n_val: expected from 10 to 390 of 400 images, found 399")
     refused(lambda params: params["clean"].update(lr=1e30), "lower its lr in params.yaml")
     apgdt = {"attack": "APGDT", "eps": 0.1, "steps": 2, "n_restarts": 1, "eot_iter": 1, "rho": 0.75, "restarts": 1}
     refused(lambda params: params["evaluate"]["threats"].update(x={**apgdt, "n_restarts": 0}), "n_restarts: expected a whole number")

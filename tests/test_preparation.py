@@ -3,9 +3,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline import preparation, sources
+from pipeline import params, preparation, sources
 from pipeline.errors import InputError
-from tests.conftest import ROOT, params
+from tests.conftest import ROOT
 
 DATA = params.load(ROOT / "params.yaml").data
 
@@ -56,7 +56,7 @@ def test_prepared_digits_are_the_source_row_by_row(tmp_path):
     blocks = list(clean.blocks())
     assert [len(block) for block in blocks] == [64, 64, 64, 8]
     for block in blocks:
-        assert (block.images == source.read(block.ids)).all()
+        assert (block.images == source.read(block.ids)).all(), "digits have their rows as ids"
         assert (block.labels == source.labels[block.ids]).all()
     assert len(clean.load("val")) == 40
     assert not set(clean.load("train").ids) & set(clean.load("val").ids)

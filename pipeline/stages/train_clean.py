@@ -16,10 +16,18 @@ def train_clean() -> str:
     settings, processor = params.load(params.FILE), device.choose()
     clean = store.ImageSet(args.clean)
     val = clean.load("val")
-    network = networks.build(settings.model, len(clean.class_names), settings.clean.seed)
+    pretrained = networks.pretrained_weights(settings.model)
+    network = networks.build(settings.model, len(clean.class_names), settings.clean.seed, pretrained)
+    batches = mixing.MixedBatches(
+        {params.CLEAN: clean.load("train")},
+        settings.clean.counts,
+        settings.clean.seed,
+        processor,
+        balanced=settings.clean.sampling == "balanced",
+    )
     fit = training.fit(
         network,
-        mixing.MixedBatches({params.CLEAN: clean.load("train")}, settings.clean.counts, settings.clean.seed, processor),
+        batches,
         lambda judged: networks.accuracy(judged, val.images, val.labels, settings.evaluate.batch_size),
         settings.clean,
         text="train the clean model",
@@ -31,7 +39,7 @@ def train_clean() -> str:
         args.history,
         architecture=settings.model.architecture,
         class_names=clean.class_names,
-        provenance={"clean.digest": clean.digest, "weights": settings.model.weights or "none"},
+        provenance={"clean.digest": clean.digest, "weights": settings.model.weights or "none", "weights.sha256": pretrained.sha256},
         settings=settings.clean,
         device=processor,
     )

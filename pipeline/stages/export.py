@@ -1,0 +1,27 @@
+"""Stage `export`: the chosen model -> the plain state_dict that is handed in."""
+
+import argparse
+from pathlib import Path
+
+from pipeline import console, export, files, networks, params, store
+
+
+def export_model() -> str:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint to hand in")
+    parser.add_argument("--metrics", type=Path, required=True, help="JSON with the accuracies of that checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="state_dict file")
+    args = parser.parse_args()
+
+    settings = params.load(params.FILE)
+    clean = store.ImageSet(args.clean)
+    checkpoint = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
+    lines = export.expectation(args.metrics, files.sha256(args.model))
+    export.export(checkpoint, clean.load("val"), args.out, batch_size=settings.evaluate.batch_size)
+    console.say("\n".join(["a grader with these attacks is expected to find", *lines]))
+    return f"{args.out}: a stock {checkpoint.architecture} for {len(clean.class_names)} classes, SHA-256 {files.sha256(args.out)}"
+
+
+if __name__ == "__main__":
+    console.run(export_model)

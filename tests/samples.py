@@ -1,0 +1,75 @@
+"""Small real files in the formats of others, for tests to read."""
+
+import hashlib
+import io
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torchvision import datasets, models
+from torchvision.models import Weights
+
+
+class TaskDataset(torch.utils.data.Dataset):
+    """The class as its authors have it; it is saved under `__main__`, as their script does."""
+
+    def __init__(self, transform=None):
+        self.ids, self.imgs, self.labels, self.transform = [], [], [], transform
+
+
+def under_main(monkeypatch, *kinds):
+    """Make pickles name these classes as parts of `__main__`."""
+    for kind in kinds:
+        monkeypatch.setattr(kind, "__module__", "__main__")
+        monkeypatch.setattr(sys.modules["__main__"], kind.__name__, kind, raising=False)
+
+
+def save_task_dataset(path: Path, images, classes, transform=None, **changes) -> Path:
+    """A real Train.pt of uint8 arrays (H, W, 3) or (H, W); ids from 500. Call `under_main` first."""
+    dataset = TaskDataset(transform)
+    dataset.ids = [500 + row for row in range(len(images))]
+    dataset.imgs = [Image.fromarray(image) for image in images]
+    dataset.labels = [int(label) for label in classes]
+    for name, value in changes.items():
+        setattr(dataset, name, value)
+    torch.save(dataset, path)
+    return path
+
+
+def write_cifar(root: Path, monkeypatch, name, pixels, labels):
+    """A small CIFAR in its own layout, with the MD5s that torchvision compares; `pixels` uint8 (N, 3072)."""
+    constructor, key, names_key = {
+        "cifar10": (datasets.CIFAR10, "labels", "label_names"),
+        "cifar100": (datasets.CIFAR100, "fine_labels", "fine_label_names"),
+    }[name]
+    base = root / constructor.base_folder
+    base.mkdir(parents=True)
+    names = [f"class {label}" for label in range(max(labels) + 1)]
+    for file, content in (("train_part", {"data": pixels, key: labels}), ("names", {names_key: names})):
+        (base / file).write_bytes(pickle.dumps(content))
+    md5 = {file: hashlib.md5((base / file).read_bytes()).hexdigest() for file in ("train_part", "names")}
+    monkeypatch.setattr(constructor, "train_list", [["train_part", md5["train_part"]]])
+    monkeypatch.setattr(constructor, "test_list", [])
+    monkeypatch.setattr(constructor, "meta", {"filename": "names", "key": names_key, "md5": md5["names"]})
+
+
+def state_dict_bytes(architecture: str) -> bytes:
+    """Random tensors for a stock network of 1,000 classes, as torchvision's files hold them."""
+    torch.manual_seed(9)
+    buffer = io.BytesIO()
+    torch.save(models.get_model(architecture).state_dict(), buffer)
+    return buffer.getvalue()
+
+
+def replace_weights(monkeypatch, home: Path, architecture: str, content: bytes, host: str) -> Path:
+    """Let torchvision's IMAGENET1K_V1 of an architecture be `content` at http://host/; returns where torch's hub keeps it."""
+    name = f"{architecture}-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+
+    class StandIn(models.WeightsEnum):
+        IMAGENET1K_V1 = Weights(url=f"http://{host}/{name}", transforms=None, meta={})
+
+    monkeypatch.setattr(models, "get_model_weights", lambda _: StandIn)
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    return home / "hub" / "checkpoints" / name

@@ -1,0 +1,74 @@
+"""Every preset as it is, but for small files and few epochs: each command that DVC would run, in its order."""
+
+import hashlib
+import runpy
+import shlex
+import shutil
+import sys
+
+import dvc.repo
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline import console, export
+from tests import samples
+from tests.conftest import ROOT
+
+yaml = YAML(typ="safe")
+PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+N_CLASSES = {"assignment-2026": 9}
+
+
+def small_source(data, folder, monkeypatch, n_classes):
+    """A file of 90 images in the preset's own format, where the preset looks for it."""
+    generator = np.random.default_rng(0)
+    images, labels = generator.integers(0, 256, (90, 32, 32, 3), dtype=np.uint8), [row % n_classes for row in range(90)]
+    path = folder / data["path"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    match data["source"]:
+        case "npz":
+            np.savez(path, images=images.transpose(0, 3, 1, 2), labels=labels)
+        case "task_dataset":
+            samples.under_main(monkeypatch, samples.TaskDataset)
+            samples.save_task_dataset(path, [*images[:80], *images[80:, :, :, 0]], labels)
+        case "cifar10":
+            samples.write_cifar(path, monkeypatch, "cifar10", images.reshape(90, -1), labels)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatch):
+    params = yaml.load((ROOT / f"presets/{name}.yaml").read_text())
+    small_source(params["data"], tmp_path, monkeypatch, N_CLASSES.get(name, 10))
+    params["data"].update(n_images=90, n_val=20)
+    params["clean"].update(epochs=1, warmup_epochs=0)
+    params["finetune"].update(epochs=1)
+    params["evaluate"].update(n_eval=4)
+    for entry in [*params["attacks"].values(), *params["evaluate"]["threats"].values()]:
+        entry.update({"steps": 2} if "steps" in entry else {})
+    content = samples.state_dict_bytes(params["model"]["architecture"])
+    cached = samples.replace_weights(monkeypatch, tmp_path / "home", params["model"]["architecture"], content, "127.0.0.1:1")
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(content)
+    YAML().dump(params, tmp_path / "params.yaml")
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "data/raw").mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(export, "LOWEST_ACCURACY", -1)  # one epoch on noise teaches nothing
+    monkeypatch.setattr(console, "run", lambda command: command())
+    for command in commands(tmp_path):
+        monkeypatch.setattr(sys, "argv", command[2:])
+        runpy.run_module(command[2], run_name="__main__")
+    submission = (tmp_path / "models/submission.pt").read_bytes()
+    assert len(hashlib.sha256(submission).hexdigest()) == 64
+    assert sorted(path.name for path in (tmp_path / "data/adversarial").iterdir()) == ["clean-fgsm", "clean-pgd"]
+
+
+def commands(folder) -> list[list[str]]:
+    """What `dvc repro` would run, stage by stage, every value filled in."""
+    import networkx
+
+    with dvc.repo.Repo.init(str(folder), no_scm=True) as repo:
+        return [shlex.split(stage.cmd) for stage in networkx.dfs_postorder_nodes(repo.index.graph) if stage.cmd]
