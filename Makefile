@@ -6,10 +6,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help repro results preset test check bench lock setup
+.PHONY: help repro results preset test check bench search-table lock setup
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
 repro: $(READY)  ## check the params, run what is out of date (dvc repro), print the results
 	@$(BIN)/python -m pipeline repro
@@ -30,6 +30,9 @@ check: $(READY)  ## lint, formatting, types
 
 bench: $(READY)  ## measure throughput on this machine
 	@$(BIN)/python -m benchmarks.throughput
+
+search-table: $(READY)  ## print the experiments of docs/search.md: parameters, transfer and robust accuracy
+	@$(BIN)/dvc exp show --md --drop '.*' --keep 'Experiment|attacks\.(fgsm|pgd)\.(eps|alpha|steps)|.*/robust.json:(clean|transfer\.(fgsm|pgd)|robust\.(fgsm|pgd))\.accuracy'
 
 lock: setup  ## resolve the requirements anew
 	@PATH="$$PATH:$(BIN)" uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \

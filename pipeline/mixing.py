@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline import params
 from pipeline.params import CLEAN
-from pipeline.store import Block
+from pipeline.store import Block, ImageSet
 
 Rows = NDArray[np.int64]
 
@@ -103,3 +104,9 @@ class MixedBatches:
             rows = np.concatenate([self._offsets[name] + rows for name, rows in parts.items()])
             chosen = torch.from_numpy(shuffling.permutation(rows)).to(self._images.device)
             yield self._images[chosen] / 255, self._labels[chosen]
+
+
+def training_batches(sets: Mapping[str, ImageSet], recipe: params.Training, device: torch.device) -> MixedBatches:
+    """The batches that a recipe asks for, from the training rows of the sets that it mixes; validation rows are left out."""
+    streams = {name: sets[name].load("train") for name in recipe.counts}
+    return MixedBatches(streams, recipe.counts, recipe.seed, device, balanced=recipe.sampling == "balanced")

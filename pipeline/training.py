@@ -22,7 +22,10 @@ CROP_PADDING = 4  # pixels a side, as in "Deep Residual Learning for Image Recog
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What one epoch gave: `epoch` from 1, accuracies in [0, 1], training loss and accuracy as averages over the epoch's batches."""
+    """What one epoch gave.
+
+    `epoch` counts from 1, `lr` is that of its first batch, accuracies are in [0, 1], training loss and accuracy are means over its images.
+    """
 
     epoch: int
     lr: float
@@ -55,7 +58,7 @@ def fit(
     """
     network.to(device).to(memory_format=torch.channels_last)
     optimizer = _optimizer(network, settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step / len(batches), settings))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate((step + 0.5) / len(batches), settings))
     generator = torch.Generator(device).manual_seed(settings.seed)
     history: list[Epoch] = []
     best: Epoch | None = None

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import mixing, store
-from tests.conftest import make_block
+from tests.conftest import make_block, write_set
 
 COUNTS = {"clean": 64, "fgsm": 32, "pgd": 32}
 
@@ -94,14 +94,11 @@ def test_batches_hold_the_right_images_with_their_labels_in_shuffled_order():
         assert (np.diff(marks.astype(int)) != 0).sum() > len(marks) / 4, "kinds must not stand in blocks"
 
 
-def test_no_image_with_a_validation_original_enters_training(tmp_path):
-    from tests.conftest import write_set
-
+def test_no_image_with_a_validation_original_enters_training(tmp_path, settings):
     blocks = {name: marked_block(80, mark) for mark, name in enumerate(("clean", "fgsm", "pgd"))}
     sets = {name: write_set(tmp_path / name, block) for name, block in blocks.items()}
     validation = set(sets["clean"].load("val").ids)
-    streams = {name: images.load("train") for name, images in sets.items()}
-    batches = mixing.MixedBatches(streams, {"clean": 8, "fgsm": 4, "pgd": 4}, seed=0, device=torch.device("cpu"))
+    batches = mixing.training_batches(sets, settings.finetune.model_copy(update={"batch_size": 16}), torch.device("cpu"))
     seen = set()
     for epoch in range(4):
         for images, _ in batches.epoch(epoch):

@@ -33,16 +33,9 @@ def finetune() -> str:
         raise InputError(f"finetune.mix.{min(missing)}: no such set among {', '.join(sets)}; add it to the finetune stage in dvc.yaml")
     checkpoint = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
     val = store.join([images.load("val") for images in sets.values()])
-    batches = mixing.MixedBatches(
-        {name: sets[name].load("train") for name in settings.finetune.mix},
-        settings.finetune.counts,
-        settings.finetune.seed,
-        processor,
-        balanced=settings.finetune.sampling == "balanced",
-    )
     fit = training.fit(
         checkpoint.network(),
-        batches,
+        mixing.training_batches(sets, settings.finetune, processor),
         lambda judged: networks.accuracy(judged, val.images, val.labels, settings.evaluate.batch_size),
         settings.finetune,
         text="fine-tune on the mix",

@@ -18,16 +18,9 @@ def train_clean() -> str:
     val = clean.load("val")
     pretrained = networks.pretrained_weights(settings.model)
     network = networks.build(settings.model, len(clean.class_names), settings.clean.seed, pretrained)
-    batches = mixing.MixedBatches(
-        {params.CLEAN: clean.load("train")},
-        settings.clean.counts,
-        settings.clean.seed,
-        processor,
-        balanced=settings.clean.sampling == "balanced",
-    )
     fit = training.fit(
         network,
-        batches,
+        mixing.training_batches({params.CLEAN: clean}, settings.clean, processor),
         lambda judged: networks.accuracy(judged, val.images, val.labels, settings.evaluate.batch_size),
         settings.clean,
         text="train the clean model",
