@@ -28,8 +28,8 @@ check: $(READY)  ## lint, formatting, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(READY)  ## measure throughput on this machine
-	@$(BIN)/python -m benchmarks.throughput
+bench: $(READY)  ## measure this machine: the pipeline against the recipe as usually written
+	@$(BIN)/python -m benchmarks.speed
 
 search-table: $(READY)  ## print the experiments of docs/search.md: parameters, transfer and robust accuracy
 	@$(BIN)/dvc exp show --md --drop '.*' --keep 'Experiment|attacks\.(fgsm|pgd)\.(eps|alpha|steps)|.*/robust.json:(clean|transfer\.(fgsm|pgd)|robust\.(fgsm|pgd))\.accuracy'

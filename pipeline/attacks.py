@@ -3,6 +3,7 @@
 import copy
 import inspect
 from importlib.metadata import version
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,12 +14,14 @@ from torchattacks.attack import Attack
 from pipeline import params
 from pipeline.errors import InputError
 
+Network = TypeVar("Network", bound=nn.Module)
+
 # Parameters that are not the user's to choose: the threat model is fixed, classes come from the data, randomness from our seed.
 FIXED = {"norm": "Linf", "verbose": False, "seed": 0}
 MARGIN_OF_FOUR = ("APGDT", "AutoAttack")  # their targeted loss divides by a difference to the fourth-largest logit
 
 
-def frozen_copy(network: nn.Module) -> nn.Module:
+def frozen_copy(network: Network) -> Network:
     """A copy for attacks to use: evaluation mode, no gradients for parameters, channels last; the original is not touched.
 
     torchattacks changes its model's mode and does not restore it after an error, so it is never given the caller's own.

@@ -30,6 +30,13 @@ def choose() -> torch.device:
     return device
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions that multiply bfloat16, so that it is worth the rounding."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def describe(device: torch.device) -> str:
     """The device in words, such as "cpu (2 threads)" or "cuda (NVIDIA H100 80GB HBM3)"."""
     if device.type == "cuda":

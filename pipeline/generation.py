@@ -7,13 +7,18 @@ import numpy as np
 import torch
 from torch import nn
 from torchattacks.attack import Attack
+from torchvision import models
 
-from pipeline import attacks, console, networks, params, store
+from pipeline import attacks, console, networks, params, products, store
+from pipeline.device import multiplies_bfloat16
+
+SAMPLE = 256  # images on which both precisions are tried before one is chosen
+MOST_LOST = 0.005  # of the attacked images
 
 
 def generate(
     clean: store.ImageSet,
-    network: nn.Module,
+    network: models.ResNet,
     model_sha256: str,
     spec: params.Attack,
     settings: params.Generate,
@@ -27,8 +32,9 @@ def generate(
     Rows, labels, ids and split are those of the clean set. Batches start at every shard's first row and have their own seeds, so an
     interrupted run goes on with the same images. The network is not changed.
     """
-    target = attacks.frozen_copy(network).to(device)
-    attack = attacks.build(spec, target, len(clean.class_names))
+    exact = attacks.frozen_copy(network).to(device)
+    precision, attacked = choose_target(exact, clean, spec, settings, device)
+    attack = attacks.build(spec, attacked, len(clean.class_names))
     attributes: store.Attributes = {
         "kind": "adversarial",
         "class_names": clean.attributes["class_names"],
@@ -36,14 +42,14 @@ def generate(
         "threat_model": "Linf",
         "eps.stored": attacks.eps_levels(spec.eps) / 255,
         "device": device.type,
-        "precision": "fp32",
+        "precision": precision,
         **attacks.versions(),
     }
     with store.Writer(out, attributes, bounds=clean.bounds) as writer, console.progress(len(clean), f"attack with {name}", "images") as bar:
         missing = {start for start, _ in writer.missing()}
         for (start, stop), block in zip(clean.bounds, clean.blocks(), strict=True):
             if start in missing:
-                writer.write(start, _attacked(block, start, attack, target, spec, settings, device, bar))
+                writer.write(start, _attacked(block, start, attack, exact, spec, settings, device, bar))
             else:
                 bar.update(stop - start)
     return store.ImageSet(out)
@@ -62,11 +68,42 @@ def identity(clean: store.ImageSet, model_sha256: str, name: str, spec: params.A
     }
 
 
+def choose_target(
+    exact: models.ResNet, clean: store.ImageSet, spec: params.Attack, settings: params.Generate, device: torch.device
+) -> tuple[str, nn.Module]:
+    """The network to attack and its precision: the exact one (fp32), or the same function as bfloat16 matrix products (bf16).
+
+    With `auto`, bf16 is taken where the device multiplies it, unless attacks on it fool the exact network less often: both are tried on the
+    same images, and a loss of more than MOST_LOST is too much.
+    """
+    if settings.precision == "fp32" or (settings.precision == "auto" and not multiplies_bfloat16(device)):
+        return "fp32", exact
+    block = next(clean.blocks())
+    fast = products.Frozen(exact, block.images.shape[2], torch.bfloat16)
+    if settings.precision == "auto":
+        sample = block.select(np.arange(len(block)) < SAMPLE)
+        fooled = {name: _fooled(network, exact, sample, spec, settings, device) for name, network in (("fp32", exact), ("bf16", fast))}
+        if fooled["fp32"] - fooled["bf16"] > max(1, MOST_LOST * len(sample)):
+            console.say(f"bf16 attacks fool {fooled['bf16']} of {len(sample)} images, fp32 ones {fooled['fp32']}: going on with fp32")
+            return "fp32", exact
+    return "bf16", fast
+
+
+def _fooled(
+    network: nn.Module, exact: models.ResNet, sample: store.Block, spec: params.Attack, settings: params.Generate, device: torch.device
+) -> int:
+    """How many images, attacked through `network` and stored, the exact network gets wrong."""
+    attack = attacks.build(spec, network, exact.fc.out_features)
+    images, labels = torch.from_numpy(sample.images).to(device), torch.from_numpy(sample.labels).to(device)
+    adv_images = attacks.quantise(attacks.perturb(attack, images / 255, labels, settings.seed), images, spec.eps)
+    return int((~networks.is_right(exact, adv_images / 255, labels)).sum())
+
+
 def _attacked(
     block: store.Block,
     start: int,
     attack: Attack,
-    target: nn.Module,
+    exact: nn.Module,
     spec: params.Attack,
     settings: params.Generate,
     device: torch.device,
@@ -78,7 +115,7 @@ def _attacked(
         clean, labels = torch.from_numpy(block.images[rows]).to(device), torch.from_numpy(block.labels[rows]).to(device)
         seed = attacks.batch_seed(settings.seed, start + rows.start)
         stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, spec.eps)
-        images[rows], fooled[rows] = stored.cpu().numpy(), ~networks.is_right(target, stored / 255, labels)
+        images[rows], fooled[rows] = stored.cpu().numpy(), ~networks.is_right(exact, stored / 255, labels)
         bar.update(len(labels))
     eps = np.full(len(block), attacks.eps_levels(spec.eps) / 255, dtype=np.float32)
     return store.Block(images=images, labels=block.labels, ids=block.ids, split=block.split, eps=eps, fooled=fooled)

@@ -120,6 +120,9 @@ class Model(Section):
         return self
 
 
+Precision = Literal["auto", "fp32", "bf16"]
+
+
 class Training(Section):
     """One run of the training loop."""
 
@@ -134,6 +137,7 @@ class Training(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     augment: Literal["none", "flip", "crop", "flip+crop"]
     sampling: Literal["natural", "balanced"]
+    precision: Precision
     seed: Seed
 
     @property
@@ -201,6 +205,7 @@ class Threat(Attack):
 
 class Generate(Section):
     batch_size: Count
+    precision: Precision
     seed: Seed
 
 

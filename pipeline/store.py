@@ -19,6 +19,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -139,7 +140,9 @@ class Writer:
 
     def missing(self) -> list[tuple[int, int]]:
         """The row ranges of the shards that an earlier, interrupted run has not left behind whole."""
-        return [bounds for index, bounds in enumerate(self._bounds) if not self._is_complete(index)]
+        with ThreadPoolExecutor(2) as pool:
+            complete = pool.map(self._is_complete, range(len(self._bounds)))
+            return [bounds for bounds, whole in zip(self._bounds, complete, strict=True) if not whole]
 
     def write(self, start: int, block: Block) -> None:
         """Write the shard that begins at row `start`."""
@@ -148,11 +151,11 @@ class Writer:
         final = self._part / _shard_name(index)
         unfinished = final.with_suffix(".part")
         own: Attributes = {"rows.start": start, "rows.stop": start + len(block), "fingerprint": self.fingerprint}
-        own["content_sha256"] = _content_sha256(own, block)
-        with h5py.File(unfinished, "w", libver=("v110", "v110")) as file:
+        with h5py.File(unfinished, "w", libver=("v110", "v110")) as file, ThreadPoolExecutor(1) as pool:
+            content = pool.submit(_content_sha256, own, block)  # hashing and writing take about as long as each other
             for name, array in block.datasets.items():
                 file.create_dataset(name, data=array, chunks=(min(len(block), CHUNK_ROWS), *array.shape[1:]))
-            for key, value in {**self.attributes, **own}.items():
+            for key, value in {**self.attributes, **own, "content_sha256": content.result()}.items():
                 file.attrs[key] = value
         with unfinished.open("rb+") as raw:
             files.sync(raw)

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision import models
 
-from pipeline import console, files, networks, params
-from pipeline.device import describe
+from pipeline import console, files, networks, params, products
+from pipeline.device import describe, multiplies_bfloat16
 from pipeline.errors import InputError
 from pipeline.mixing import MixedBatches
 
@@ -57,6 +59,7 @@ def fit(
     The network is trained in place. Raises InputError when the loss is no longer finite.
     """
     network.to(device).to(memory_format=torch.channels_last)
+    forward = _forward(network, settings.precision, device)
     optimizer = _optimizer(network, settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate((step + 0.5) / len(batches), settings))
     generator = torch.Generator(device).manual_seed(settings.seed)
@@ -66,7 +69,7 @@ def fit(
     with console.progress(settings.epochs * len(batches), text, "batches") as bar:
         for number in range(settings.epochs):
             lr = float(schedule.get_last_lr()[0])
-            loss, accuracy = _train_epoch(network, batches, number, optimizer, schedule, settings, generator, bar)
+            loss, accuracy = _train_epoch(network, forward, batches, number, optimizer, schedule, settings, generator, bar)
             if not math.isfinite(loss):
                 raise InputError(f"{text}: the loss is {loss} after epoch {number + 1}; lower its lr in params.yaml (now {settings.lr})")
             val_accuracy = validate(network)
@@ -101,6 +104,7 @@ def save(
             "best.epoch": fitted.best.epoch,
             "best.val_accuracy": fitted.best.val_accuracy,
             "device": device.type,
+            "precision": precision_for(settings.precision, device),
             **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},
         },
     )
@@ -108,6 +112,13 @@ def save(
     files.write_csv(history, fitted.history)
     kept = f"epoch {fitted.best.epoch} of {settings.epochs} kept, validation accuracy {fitted.best.val_accuracy:.4f}"
     return f"{out}: {kept}, on {describe(device)}"
+
+
+def precision_for(precision: params.Precision, device: torch.device) -> params.Precision:
+    """The precision to train in: the one asked for, or bf16 on a CPU that multiplies it, where it was measured to be faster."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cpu" and multiplies_bfloat16(device) else "fp32"
 
 
 def learning_rate(epoch: float, settings: params.Training) -> float:
@@ -142,6 +153,7 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
 
 def _train_epoch(
     network: nn.Module,
+    forward: Callable[[Tensor], Tensor],
     batches: MixedBatches,
     number: int,
     optimizer: torch.optim.Optimizer,
@@ -156,7 +168,7 @@ def _train_epoch(
     for images, labels in batches.epoch(number):
         images = augment(images, settings.augment, generator).contiguous(memory_format=torch.channels_last)
         optimizer.zero_grad()
-        logits = network(images)
+        logits = forward(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -166,6 +178,13 @@ def _train_epoch(
         bar.update(1)
     loss_sum, n_right, n_images = totals.tolist()
     return loss_sum / n_images, n_right / n_images
+
+
+def _forward(network: nn.Module, precision: params.Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The network's own forward, or the same function as bfloat16 matrix products."""
+    if precision_for(precision, device) == "bf16" and isinstance(network, models.ResNet):
+        return partial(products.training_logits, network, dtype=torch.bfloat16)
+    return network
 
 
 def _optimizer(network: nn.Module, settings: params.Training) -> torch.optim.Optimizer:

@@ -71,7 +71,14 @@ def test_a_judgement_keeps_its_words_apart(tmp_path, network, settings):
     )
     spec = params.Attack.model_validate(FGSM)
     stored = generation.generate(
-        clean, network, "me", spec, params.Generate(batch_size=8, seed=0), name="fgsm", out=tmp_path / "adv", device=torch.device("cpu")
+        clean,
+        network,
+        "me",
+        spec,
+        params.Generate(batch_size=8, precision="fp32", seed=0),
+        name="fgsm",
+        out=tmp_path / "adv",
+        device=torch.device("cpu"),
     )
     metrics, confusion = evaluation.judge(network, clean, [stored], "me", settings)
     assert metrics["clean"]["n"] == metrics["transfer"]["fgsm"]["n"] == len(confusion) == 10

@@ -4,12 +4,12 @@ import pytest
 import torch
 import torchattacks
 
-from pipeline import attacks, generation, params, store
+from pipeline import attacks, generation, networks, params, store
 from pipeline.errors import InputError
 from tests.conftest import FGSM, PGD, attack_spec, make_block, write_set
 
 CPU = torch.device("cpu")
-SETTINGS = params.Generate(batch_size=8, seed=7)
+SETTINGS = params.Generate(batch_size=8, precision="fp32", seed=7)
 
 
 def generate(clean, network, out, spec=PGD, settings=SETTINGS):
@@ -119,7 +119,47 @@ def test_a_set_of_another_origin_is_refused(sets):
         (generation.identity(clean, "other-model", "pgd", spec, SETTINGS), "model.sha256"),
         (generation.identity(other_clean, "model-hash", "pgd", spec, SETTINGS), "clean.digest"),
         (generation.identity(clean, "model-hash", "pgd", attack_spec(**{**PGD, "steps": 4}), SETTINGS), "attack.steps"),
-        (generation.identity(clean, "model-hash", "pgd", spec, params.Generate(batch_size=8, seed=8)), "seed"),
+        (generation.identity(clean, "model-hash", "pgd", spec, params.Generate(batch_size=8, precision="fp32", seed=8)), "seed"),
     ]:
         with pytest.raises(InputError, match=f"another origin: {key}: expected"):
             attacked.expect(identity, "another origin")
+
+
+def in_precision(precision):
+    return SETTINGS.model_copy(update={"precision": precision})
+
+
+def test_bf16_attacks_keep_the_bound_and_are_recorded(sets, network, tmp_path):
+    clean, exact = sets
+    fast = generate(clean, network, tmp_path / "x", settings=in_precision("bf16"))
+    assert fast.attributes["precision"] == "bf16"
+    assert exact.attributes["precision"] == "fp32"
+    images, originals = (store.join(list(each.blocks())) for each in (fast, clean))
+    assert np.abs(images.images.astype(int) - originals.images.astype(int)).max() == 8
+    with torch.inference_mode():
+        wrong = network.eval()(torch.from_numpy(images.images) / 255).argmax(1).numpy() != images.labels
+    assert (wrong == images.fooled).all(), "fooled is told by the exact network"
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_auto_takes_bf16_only_where_the_device_multiplies_it(sets, network, monkeypatch, multiplies):
+    monkeypatch.setattr(generation, "multiplies_bfloat16", lambda _: multiplies)
+    precision, _ = generation.choose_target(network.eval(), sets[0], attack_spec(**PGD), in_precision("auto"), CPU)
+    assert precision == ("bf16" if multiplies else "fp32")
+
+
+def test_auto_drops_bf16_where_its_attacks_fool_less(sets, network, monkeypatch, capsys):
+    class Useless(generation.products.Frozen):
+        def forward(self, images):
+            return super().forward(images) * 0
+
+    monkeypatch.setattr(generation, "multiplies_bfloat16", lambda _: True)
+    monkeypatch.setattr(generation.products, "Frozen", Useless)
+    clean = sets[0]
+    labels = networks.predict(network, store.join(list(clean.blocks())).images, 40)
+    right = write_set(clean.path.parent / "right", store.Block(**{**store.join(list(clean.blocks())).datasets, "labels": labels}))
+    strong = attack_spec(**{**PGD, "eps": 0.3, "alpha": 0.1, "random_start": False})
+    precision, target = generation.choose_target(network.eval(), right, strong, in_precision("auto"), CPU)
+    assert precision == "fp32"
+    assert target is network
+    assert "going on with fp32" in capsys.readouterr().out

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torchvision import models
 
 from pipeline import mixing, networks, training
 from pipeline.errors import InputError
@@ -101,3 +102,26 @@ def test_the_loss_is_the_mean_over_images(batches, recipe):
     network = Tiny()
     fitted = training.fit(network, batches, lambda _: 0.0, recipe.model_copy(update={"epochs": 1, "lr": 1e-12}), text="t", device=CPU)
     assert fitted.history[0]["train_loss"] == pytest.approx(math.log(3), abs=0.3)
+
+
+@pytest.mark.parametrize(("device", "multiplies", "expected"), [("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cuda", True, "fp32")])
+def test_auto_trains_in_bf16_only_where_it_was_measured_faster(monkeypatch, device, multiplies, expected):
+    monkeypatch.setattr(training, "multiplies_bfloat16", lambda _: multiplies)
+    assert training.precision_for("auto", torch.device(device)) == expected
+    assert training.precision_for("bf16", torch.device(device)) == "bf16"
+
+
+def test_bf16_training_learns_like_fp32(batches, recipe):
+    block = make_block(64)
+    histories = {}
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        network = models.resnet18(num_classes=3)
+        settings = recipe.model_copy(update={"precision": precision, "lr": 0.01, "epochs": 3})
+        fitted = training.fit(
+            network, batches, lambda judged: networks.accuracy(judged, block.images, block.labels, 64), settings, text="t", device=CPU
+        )
+        assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in fitted.state_dict.values())
+        histories[precision] = [epoch["train_loss"] for epoch in fitted.history]
+    assert histories["bf16"][0] == pytest.approx(histories["fp32"][0], rel=0.15)
+    assert all(losses[-1] < losses[0] / 2 for losses in histories.values())

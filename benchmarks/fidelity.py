@@ -1,0 +1,96 @@
+"""Compare attacks in bf16 with attacks in fp32 on the same models and images.
+
+Run `python -m benchmarks.fidelity --clean data/clean --model models/clean.pt models/robust.pt`. Both attack the validation images; the results
+are stored as uint8, and the exact fp32 network judges them. A model that is adversarially trained online, from the first one given, in EPOCHS
+short epochs, is compared too: its gradients are of another kind.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+from torchvision import models
+
+from pipeline import attacks, device, files, mixing, networks, params, products, store
+
+RESULT = Path(__file__).parent / "results" / "fidelity.json"
+BATCH, EPOCHS, TRAINED_ON = 128, 3, 10_000
+SPECS: dict[str, dict[str, object]] = {
+    "fgsm": {"attack": "FGSM", "eps": "8/255"},
+    "pgd": {"attack": "PGD", "eps": "8/255", "alpha": "2/255", "steps": 10, "random_start": True},
+}
+
+
+def attacked(exact: models.ResNet, precision: str, spec: params.Attack, val: store.Block, processor: torch.device) -> NDArray[np.uint8]:
+    """The stored adversarial images of `val` (N, 3, H, W), made in one precision."""
+    network = products.Frozen(exact, val.images.shape[2], torch.bfloat16) if precision == "bf16" else exact
+    attack = attacks.build(spec, network, exact.fc.out_features)
+    parts = []
+    for start in range(0, len(val), BATCH):
+        images = torch.from_numpy(val.images[start : start + BATCH]).to(processor)
+        labels = torch.from_numpy(val.labels[start : start + BATCH]).to(processor)
+        adv_images = attacks.perturb(attack, images / 255, labels, attacks.batch_seed(0, start))
+        parts.append(attacks.quantise(adv_images, images, spec.eps).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def adversarially_trained(network: models.ResNet, train: store.Block, processor: torch.device) -> models.ResNet:
+    """The network after EPOCHS of training on PGD images made against itself at every step (Madry et al., ICLR 2018)."""
+    spec = params.Attack.model_validate({"attack": "PGD", "eps": "8/255", "alpha": "4/255", "steps": 3, "random_start": True})
+    batches = mixing.MixedBatches({"clean": train}, {"clean": BATCH}, 0, processor)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(EPOCHS):
+        for number, (images, labels) in enumerate(batches.epoch(epoch)):
+            attack = attacks.build(spec, attacks.frozen_copy(network), network.fc.out_features)
+            adv_images = attacks.perturb(attack, images, labels, attacks.batch_seed(epoch, number))
+            optimizer.zero_grad()
+            functional.cross_entropy(network.train()(adv_images), labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return network.eval()
+
+
+def compare(network: models.ResNet, val: store.Block, processor: torch.device) -> dict[str, Any]:
+    """Accuracy under both precisions, the share of equal pixels, and the largest step away from the clean image."""
+    exact = attacks.frozen_copy(network).to(processor)
+    rows = {}
+    for name, entry in SPECS.items():
+        images = {
+            precision: attacked(exact, precision, params.Attack.model_validate(entry), val, processor) for precision in ("fp32", "bf16")
+        }
+        accuracy = {precision: 100 * networks.accuracy(exact, made, val.labels, 500) for precision, made in images.items()}
+        rows[name] = {
+            **{f"{precision}_accuracy": round(value, 2) for precision, value in accuracy.items()},
+            "difference_points": round(accuracy["bf16"] - accuracy["fp32"], 2),
+            "equal_pixels": round(float((images["fp32"] == images["bf16"]).mean()), 3),
+            "largest_step": int(np.abs(images["bf16"].astype(int) - val.images).max()),
+        }
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clean", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True, nargs="+")
+    args = parser.parse_args()
+    processor, clean = device.choose(), store.ImageSet(args.clean)
+    val, train = clean.load("val"), clean.load("train")
+    architecture = params.load(params.FILE).model.architecture
+    judged = {
+        path.stem: networks.load(path, architecture=architecture, class_names=clean.class_names).network().to(processor)
+        for path in args.model
+    }
+    start = networks.load(args.model[0], architecture=architecture, class_names=clean.class_names).network().to(processor)
+    judged["adversarially trained"] = adversarially_trained(start, train.select(np.arange(len(train)) < TRAINED_ON), processor)
+    results = {name: compare(network, val, processor) for name, network in judged.items()}
+    files.write_json(RESULT, {"machine": device.describe(processor), "architecture": architecture, "images": len(val), "models": results})
+    for name, rows in results.items():
+        for attack, row in rows.items():
+            print(f"{name:>22} {attack:>5}", row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The pipeline against the recipe as it is usually written, on this machine: `make bench`.
+
+Both do the same work on the same random 32x32 images, in turns (A B A B …), after a warm-up of each; the medians of PAIRS pairs count.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torchattacks.attack import Attack
+from torchvision import models
+
+from benchmarks import naive
+from pipeline import attacks, device, files, mixing, params, products, store, training
+
+RESULT = Path(__file__).parent / "results" / "speed.json"
+PAIRS, BATCH, ROWS, WRITTEN = 5, 128, 10_240, 100_000
+
+
+def compare(ours: Callable[[], object], theirs: Callable[[], object], n_images: int) -> dict[str, float]:
+    """Images a second of both, and the ratio of ours to theirs."""
+    times: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
+    for _ in range(PAIRS + 1):
+        for work, taken in times.items():
+            started = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - started)
+    rates = {name: n_images / statistics.median(times[work][1:]) for name, work in (("ours", ours), ("naive", theirs))}
+    return {**{name: round(rate, 1) for name, rate in rates.items()}, "ratio": round(rates["ours"] / rates["naive"], 2)}
+
+
+def network_figures(architecture: str, block: store.Block, processor: torch.device) -> dict[str, dict[str, float]]:
+    """FGSM, PGD and training steps on one batch."""
+    torch.manual_seed(0)
+    network = models.get_model(architecture, num_classes=10).to(processor)
+    images, labels = torch.from_numpy(block.images[:BATCH]).to(processor), torch.from_numpy(block.labels[:BATCH]).to(processor)
+    pixels = images / 255
+    fast = products.Frozen(network, 32, torch.bfloat16)
+    specs: dict[str, dict[str, object]] = {
+        "fgsm": {"attack": "FGSM"},
+        "pgd": {"attack": "PGD", "alpha": "2/255", "steps": 10, "random_start": True},
+    }
+    figures = {}
+    for name, entry in specs.items():
+        spec = params.Attack.model_validate({"eps": "8/255", **entry})
+        attack, usual = attacks.build(spec, fast, 10), {"fgsm": naive.fgsm, "pgd": naive.pgd}[name]
+
+        def ours(attack: Attack = attack) -> None:
+            attacks.quantise(attacks.perturb(attack, pixels, labels, 0), images, 8 / 255)
+
+        def theirs(usual: Callable[..., object] = usual) -> None:
+            usual(network.eval(), pixels, labels)
+
+        figures[f"{architecture} {name}"] = compare(ours, theirs, BATCH)
+    batches = mixing.MixedBatches({"clean": block.select(np.arange(len(block)) < 4 * BATCH)}, {"clean": BATCH}, 0, processor)
+    recipe = params.load(params.FILE).clean.model_copy(update={"epochs": 1, "warmup_epochs": 0.0, "precision": "auto"})
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+
+    def train() -> None:
+        network.train()
+        for _ in range(4):
+            naive.training_step(network, optimizer, pixels, labels)
+
+    figures[f"{architecture} training"] = compare(
+        lambda: training.fit(network, batches, lambda _: 0.0, recipe, text="bench", device=processor), train, 4 * BATCH
+    )
+    return figures
+
+
+def exhaust(batches: Iterable[object]) -> None:
+    for _ in batches:
+        pass
+
+
+def loading_figures(block: store.Block, folder: Path, processor: torch.device) -> dict[str, dict[str, float]]:
+    """One epoch of mixed batches."""
+    for name in ("clean", "fgsm", "pgd"):
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file["images"], file["labels"] = (block.images / 255).astype(np.float32), block.labels
+    paths = [folder / f"{name}.h5" for name in ("clean", "fgsm", "pgd")]
+    batches = mixing.MixedBatches(dict.fromkeys(("clean", "fgsm", "pgd"), block), {"clean": 64, "fgsm": 32, "pgd": 32}, 0, processor)
+    return {"mixed loading from memory": compare(lambda: exhaust(batches.epoch(0)), lambda: exhaust(naive.mixed_batches(*paths)), 2 * ROWS)}
+
+
+def store_figures(block: store.Block, folder: Path) -> dict[str, dict[str, float]]:
+    """Images a second written, closed and read back with their SHA-256, against plain sequential writing of as many bytes."""
+    many = store.join([block] * -(-WRITTEN // len(block))).select(np.arange(-(-WRITTEN // len(block)) * len(block)) < WRITTEN)
+    content = many.images.tobytes()
+
+    def ours() -> None:
+        bounds = store.shard_bounds(WRITTEN, 16_384)
+        with store.Writer(folder / "set", {"kind": "clean", "class_names": "[]"}, bounds=bounds) as writer:
+            for start, stop in writer.missing():
+                writer.write(start, store.Block(**{name: array[start:stop] for name, array in many.datasets.items()}))  # type: ignore[arg-type]
+
+    return {"store write, against plain writing": compare(ours, lambda: files.write_bytes(folder / "plain", content), WRITTEN)}
+
+
+def main() -> None:
+    processor, generator = device.choose(), np.random.default_rng(0)
+    block = store.Block(
+        images=generator.integers(0, 256, (ROWS, 3, 32, 32), dtype=np.uint8),
+        labels=generator.integers(0, 10, ROWS),
+        ids=np.arange(ROWS),
+        split=np.zeros(ROWS, np.uint8),
+    )
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        figures = store_figures(block, Path(folder)) | loading_figures(block, Path(folder), processor)
+    for architecture in ("resnet50", "resnet18"):
+        figures |= network_figures(architecture, block, processor)
+    has_bf16 = "with" if device.multiplies_bfloat16(processor) else "without"
+    machine = f"{device.describe(processor)} of {os.cpu_count()} cores, {has_bf16} bf16 instructions, torch {torch.__version__}"
+    files.write_json(RESULT, {"machine": machine, "pairs": PAIRS, "images_per_second": figures})
+    print(f"{machine}; medians of {PAIRS} pairs, images/s")
+    for name, figure in figures.items():
+        print(f"{name:>36} {figure['ours']:>12,.0f} {figure['naive']:>12,.0f} {figure['ratio']:>8.2f}x")
+
+
+if __name__ == "__main__":
+    main()

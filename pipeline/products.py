@@ -1,0 +1,140 @@
+"""torchvision's ResNets computed with matrix products where their maps are small: the same function, several times faster.
+
+At 32x32 pixels the last stages of a ResNet work on maps of 4x4, 2x2 and 1x1, where convolution kernels spend most of their time on padding.
+There a whole convolution is one product with a matrix that holds the kernel's taps, and zeros where an output does not see an input. A 1x1
+convolution is a product at any size. Maps are kept with channels last, (B, H, W, C), so that no product needs a copy.
+
+`Frozen` is for attacks: BatchNorm is folded into the matrices (Jacob et al., CVPR 2018, section 3.2). `training_logits` is for training: it
+uses the network's own parameters and running statistics.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision import models
+
+Layer = Callable[[Tensor, nn.Conv2d, nn.BatchNorm2d], Tensor]
+UNSEEN = 9  # the place behind a 3x3 kernel's nine taps: zero
+
+
+class Frozen(nn.Module):
+    """A copy of a network for attacks: evaluation mode, no gradients for parameters; the original is not touched.
+
+    Takes images (B, 3, S, S) in [0, 1] of the one size S that it is made for and gives float32 logits (B, n_classes). In float32 they equal
+    the network's up to rounding; `dtype` bfloat16 is for hardware that multiplies it faster.
+    """
+
+    def __init__(self, network: models.ResNet, image_size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.dtype = dtype
+        self._folded: dict[nn.Conv2d, tuple[Tensor, Tensor]] = {}
+        example = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
+        with torch.no_grad():
+            logits(self.network, example, self._fold, dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return logits(self.network, images, self._layer, self.dtype)
+
+    def _fold(self, maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+        """Prepare one layer for maps of this size and apply it."""
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        weight = _kernel(conv.weight * scale[:, None, None, None], maps.shape[1], conv.stride[0])
+        bias = norm.bias - norm.running_mean * scale
+        bias = bias.repeat(len(weight) // len(bias))
+        self._folded[conv] = weight.to(self.dtype).contiguous(memory_format=_format(weight)), bias.to(self.dtype)
+        return self._layer(maps, conv, norm)
+
+    def _layer(self, maps: Tensor, conv: nn.Conv2d, _: nn.BatchNorm2d) -> Tensor:
+        weight, bias = self._folded[conv]
+        return _product(maps, weight, bias, conv)
+
+
+def training_logits(network: models.ResNet, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """The logits (B, n_classes) of a network in training mode, as its own forward gives them; brings its running statistics up to date.
+
+    Products are in `dtype`; parameters, statistics and the last layer stay in their own.
+    """
+
+    def layer(maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+        weight = _kernel(conv.weight.to(dtype), maps.shape[1], conv.stride[0])
+        return _normalised(_product(maps, weight, None, conv), norm)
+
+    return logits(network, images, layer, dtype)
+
+
+def logits(network: models.ResNet, images: Tensor, layer: Layer, dtype: torch.dtype) -> Tensor:
+    """A torchvision ResNet's logits, each convolution and the BatchNorm behind it computed by `layer` on maps (B, H, W, C)."""
+    maps = images.to(dtype).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+    maps = functional.relu(layer(maps, network.conv1, network.bn1))
+    maps = functional.max_pool2d(maps.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1)
+    for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
+        for block in stage:
+            identity = maps if block.downsample is None else layer(maps, *block.downsample)
+            maps = layer(functional.relu(layer(maps, block.conv1, block.bn1)), block.conv2, block.bn2)
+            if isinstance(block, models.resnet.Bottleneck):
+                maps = layer(functional.relu(maps), block.conv3, block.bn3)
+            maps = functional.relu(maps + identity)
+    return functional.linear(maps.to(network.fc.weight.dtype).mean((1, 2)), network.fc.weight, network.fc.bias)
+
+
+def _is_whole_map(size: int, stride: int) -> bool:
+    """Whether one product over the whole map beats a convolution: up to 2x2, and from 4x4 to 2x2."""
+    return size <= 2 or (size == 4 and stride == 2)
+
+
+@cache
+def _taps(size: int, stride: int) -> Tensor:
+    """Which tap of a 3x3 kernel with padding 1 joins each output of a map (rows) to each of its inputs (columns); UNSEEN for none."""
+    outputs = range(0, size, stride)
+    return torch.tensor(
+        [
+            [3 * (y - oy + 1) + x - ox + 1 if abs(y - oy) <= 1 and abs(x - ox) <= 1 else UNSEEN for y in range(size) for x in range(size)]
+            for oy in outputs
+            for ox in outputs
+        ]
+    )
+
+
+def _kernel(weight: Tensor, size: int, stride: int) -> Tensor:
+    """A convolution's weight (O, C, k, k) in the form that suits maps of `size`: a matrix, or itself."""
+    n_out, n_in, width, _ = weight.shape
+    if width == 1:
+        return weight.view(n_out, n_in)
+    if width != 3 or not _is_whole_map(size, stride):
+        return weight
+    taps = _taps(size, stride).to(weight.device)
+    by_tap = weight.permute(2, 3, 0, 1).reshape(UNSEEN, n_out, n_in)
+    if size > 2:
+        by_tap = torch.cat([by_tap, by_tap.new_zeros(1, n_out, n_in)])
+    return by_tap[taps].permute(0, 2, 1, 3).reshape(len(taps) * n_out, -1)
+
+
+def _product(maps: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
+    """A convolution of maps (B, H, W, C) with what `_kernel` made of its weight; gives (B, H', W', O)."""
+    stride = conv.stride[0]
+    if weight.dim() == 4:
+        return functional.conv2d(maps.permute(0, 3, 1, 2), weight, bias, stride, conv.padding[0]).permute(0, 2, 3, 1)
+    # As a matrix: a product with strided maps is many times slower.
+    rows = maps[:, ::stride, ::stride].reshape(-1, conv.in_channels) if conv.kernel_size[0] == 1 else maps.reshape(len(maps), -1)
+    size = -(-maps.shape[1] // stride)
+    return functional.linear(rows, weight, bias).view(len(maps), size, size, conv.out_channels)
+
+
+def _normalised(maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """BatchNorm in training mode of maps (B, H, W, C); one long row of pixels is the fastest shape for its kernels."""
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    row = maps.reshape(1, -1, 1, maps.shape[3]).permute(0, 3, 1, 2)
+    row = functional.batch_norm(row, norm.running_mean, norm.running_var, norm.weight, norm.bias, True, norm.momentum or 0.0, norm.eps)
+    return row.permute(0, 2, 3, 1).reshape(maps.shape)
+
+
+def _format(weight: Tensor) -> torch.memory_format:
+    return torch.channels_last if weight.dim() == 4 else torch.contiguous_format
