@@ -1,8 +1,9 @@
 """Compare attacks in bf16 with attacks in fp32 on the same models and images.
 
-Run `python -m benchmarks.fidelity --clean data/clean --model models/clean.pt models/robust.pt`. Both attack the validation images; the results
-are stored as uint8, and the exact fp32 network judges them. A model that is adversarially trained online, from the first one given, in EPOCHS
-short epochs, is compared too: its gradients are of another kind.
+Run `python -m benchmarks.fidelity --clean data/clean --model models/clean.pt models/robust.pt`.
+
+Both attack the validation images; the results are stored as uint8, and the exact fp32 network judges them. A model that is adversarially
+trained online, from the first one given, in EPOCHS short epochs, is compared too: its gradients are of another kind.
 """
 
 import argparse
