@@ -27,8 +27,7 @@ def images(size, dtype=torch.float64):
     return torch.rand(6, 3, size, size, dtype=dtype, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("size", [32, 33, 64, 96])
-@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(("architecture", "size"), [("resnet18", 32), ("resnet18", 33), ("resnet18", 64), ("resnet50", 32)])
 def test_frozen_logits_and_image_gradients_are_torchvisions(architecture, size):
     network = trained_looking(architecture).eval()
     frozen = products.Frozen(network, size, torch.float64)
@@ -41,7 +40,7 @@ def test_frozen_logits_and_image_gradients_are_torchvisions(architecture, size):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
 def test_training_loss_gradients_and_statistics_are_torchvisions(architecture):
     theirs = trained_looking(architecture).train()
     ours = copy.deepcopy(theirs)
