@@ -70,7 +70,7 @@ def use_preset(name: str) -> str:
     """Copy a preset over params.yaml; one that is no preset itself is kept beside it."""
     source = PRESETS / f"{name}.yaml"
     if name not in _presets():
-        raise InputError(f"{name}: no such preset; there are {', '.join(_presets())}")
+        raise InputError(f"NAME={name}: no such preset; there are {', '.join(_presets())}")
     kept = ""
     if params.FILE.exists() and params.FILE.read_bytes() not in [path.read_bytes() for path in PRESETS.glob("*.yaml")]:
         backup = params.FILE.with_suffix(".yaml.bak")

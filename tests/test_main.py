@@ -31,7 +31,7 @@ def test_a_preset_replaces_params_and_keeps_ones_own(folder, monkeypatch):
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are(folder, monkeypatch):
-    with pytest.raises(InputError, match="nope: no such preset; there are assignment, assignment-2026, assignment-b, cifar10"):
+    with pytest.raises(InputError, match="NAME=nope: no such preset; there are assignment, assignment-2026, assignment-b, cifar10"):
         call(monkeypatch, "preset", "nope")
 
 
