@@ -18,6 +18,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 # Parameters that are not the user's to choose: the threat model is fixed, classes come from the data, randomness from our seed.
 FIXED = {"norm": "Linf", "verbose": False, "seed": 0}
+EPS_NAMES = {"PIFGSM": "max_epsilon", "PIFGSMPP": "max_epsilon"}  # where torchattacks calls eps otherwise
 MARGIN_OF_FOUR = ("APGDT", "AutoAttack")  # their targeted loss divides by a difference to the fourth-largest logit
 
 
@@ -39,7 +40,8 @@ def build(spec: params.Attack, network: nn.Module, n_classes: int) -> Attack:
     constructor = getattr(torchattacks, spec.attack)
     accepted = inspect.signature(constructor).parameters
     fixed = {name: value for name, value in {**FIXED, "n_classes": n_classes}.items() if name in accepted}
-    return constructor(network, **fixed, **spec.parameters)
+    given = {EPS_NAMES.get(spec.attack, name) if name == "eps" else name: value for name, value in spec.parameters.items()}
+    return constructor(network, **fixed, **given)
 
 
 def perturb(attack: Attack, images: Tensor, labels: Tensor, seed: int) -> Tensor:

@@ -50,11 +50,28 @@ ATTACK_PARAMETERS: dict[str, tuple[str, ...]] = {
     "FAB": ("steps", "n_restarts", "alpha_max", "eta", "beta", "multi_targeted"),
     "Square": ("n_queries", "n_restarts", "p_init", "loss", "resc_schedule"),
     "AutoAttack": ("version",),
+    "PGDRS": ("alpha", "steps", "noise_type", "noise_sd", "noise_batch_size", "batch_max"),
+    "PIFGSM": ("num_iter_set", "momentum", "amplification", "prob"),
+    "PIFGSMPP": ("num_iter_set", "momentum", "amplification", "prob", "project_factor"),
     "SPSA": ("delta", "lr", "nb_iter", "nb_sample", "max_batch_size"),
 }
-COUNTS = {"steps", "n_restarts", "n_queries", "eot_iter", "m", "N", "len_kernel", "nb_iter", "nb_sample", "max_batch_size"}
+COUNTS = {
+    "steps",
+    "n_restarts",
+    "n_queries",
+    "eot_iter",
+    "m",
+    "N",
+    "len_kernel",
+    "nb_iter",
+    "nb_sample",
+    "max_batch_size",
+    "num_iter_set",
+    "noise_batch_size",
+    "batch_max",
+}
 FLAGS = {"random_start", "multi_targeted", "resc_schedule"}
-WORDS = {"loss", "kernel_name", "version"}
+WORDS = {"loss", "kernel_name", "version", "noise_type"}
 
 
 def parse_level(value: object) -> float:

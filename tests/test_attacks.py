@@ -50,7 +50,9 @@ PARAMETERS = {
     "alpha": "2/255", "steps": 2, "random_start": True, "decay": 1.0, "eot_iter": 1, "loss": "ce", "m": 2, "N": 2, "beta": 1.5, "scale": 10,
     "std": 0.1, "resize_rate": 0.9, "diversity_prob": 0.5, "kernel_name": "gaussian", "len_kernel": 5, "nsig": 3, "n_restarts": 1,
     "rho": 0.75, "alpha_max": 0.1, "eta": 1.05, "multi_targeted": False, "n_queries": 5, "p_init": 0.8, "resc_schedule": True,
-    "version": "rand", "delta": 0.01, "lr": 0.01, "nb_iter": 1, "nb_sample": 4, "max_batch_size": 4,
+    "version": "rand", "num_iter_set": 2, "momentum": 1.0, "amplification": 2.0, "prob": 0.7, "project_factor": 0.8,
+    "noise_type": "guassian", "noise_sd": 0.1, "noise_batch_size": 2, "batch_max": 8,
+    "delta": 0.01, "lr": 0.01, "nb_iter": 1, "nb_sample": 4, "max_batch_size": 4,
 }  # fmt: skip
 SLOW = ("AutoAttack",)
 

@@ -3,17 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pipeline import (
-    console,
-    device,
-    files,
-    generation,
-    mixing,
-    networks,
-    params,
-    store,
-    training,
-)
+from pipeline import console, device, files, generation, mixing, networks, params, store, training
 from pipeline.errors import InputError
 
 
