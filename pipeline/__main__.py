@@ -1,11 +1,17 @@
 """`python -m pipeline repro | results | check | preset NAME`: the pipeline as a whole."""
 
 import argparse
+import io
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
 
 from pipeline import console, files, params
 from pipeline.errors import InputError
@@ -37,6 +43,7 @@ def main() -> str:
 
 def repro() -> str:
     """Check the params before DVC deletes anything, run `dvc repro`, and print the results."""
+    enter_models()
     check()
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     dvc = [sys.executable, "-m", "dvc"]
@@ -54,7 +61,37 @@ def repro() -> str:
 def results() -> str:
     from pipeline import report
 
-    return report.results(METRICS)
+    return report.results(METRICS, list(params.load(params.FILE).evaluate.models))
+
+
+def enter_models() -> None:
+    """Give every model of `rounds` its entry under `evaluate.models`, in params.yaml, and say so.
+
+    DVC names a stage after the keys of a dict and never after its values, so it cannot take the models to judge from `rounds` alone. A file
+    that is wrong in any other way is left as it is, for `check` to explain.
+    """
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.representer.add_representer(type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"))
+    try:
+        content = yaml.load(params.FILE.read_text(encoding="utf-8"))
+        judged = content["evaluate"]["models"]
+        missing = {entry["next"]: attacked for attacked, entry in content["rounds"].items() if entry["next"] not in judged}
+    except (OSError, UnicodeDecodeError, YAMLError, KeyError, TypeError, AttributeError):
+        return
+    for name, attacked in missing.items():
+        judged[name] = CommentedMap(stored=attacked)
+        judged[name].fa.set_flow_style()
+    text = io.StringIO()
+    yaml.dump(content, text)
+    try:
+        params.Params.model_validate(YAML(typ="safe").load(text.getvalue()))
+    except ValidationError:
+        return
+    if missing:
+        files.write_bytes(params.FILE, text.getvalue().encode())
+        entered = ", ".join(f"{name}: {{stored: {attacked}}}" for name, attacked in missing.items())
+        console.say(f"{params.FILE}: entered under evaluate.models: {entered}")
 
 
 def check() -> str:

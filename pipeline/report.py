@@ -1,7 +1,7 @@
 """The table at the end of a run: what a model is worth on clean images, on stored attacks, and under fresh ones."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ NOTE = """transfer: accuracy on stored adversarial images (* made against this v
 robust:   accuracy under white-box attacks run afresh against this very model. This is what withstands an attacker."""
 
 
-def results(folder: Path) -> str:
-    """A text table of all models in a folder of metrics, one row a model.
+def results(folder: Path, models: Sequence[str]) -> str:
+    """A text table of the models that have metrics in a folder, one row a model; what lies there of other models is left out.
 
     Raises InputError where there are no metrics.
     """
-    paths = sorted(folder.glob("*.json"), key=lambda path: (path.stem != "clean", path.stem))
+    paths = [path for path in (folder / f"{model}.json" for model in models) if path.exists()]
     if not paths:
         raise InputError(f"{folder}: no metrics yet; `dvc repro` makes them")
     metrics = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}

@@ -42,6 +42,32 @@ def test_check_finds_a_missing_source_before_anything_runs(folder, monkeypatch):
         call(monkeypatch, "check")
 
 
+def test_a_new_round_is_one_line_and_nothing_else_of_the_file_changes(folder, capsys):
+    path = folder / "params.yaml"
+    before = path.read_text()
+    command.enter_models()
+    assert path.read_text() == before
+    path.write_text(before.replace("  clean: {next: robust}\n", "  clean: {next: robust}\n  robust: {next: robust2}\n"))
+    written = path.read_text()
+    command.enter_models()
+    lines = path.read_text().splitlines()
+    assert "    robust2: {stored: robust}" in lines
+    lines.remove("    robust2: {stored: robust}")
+    assert lines == written.splitlines()
+    assert "entered under evaluate.models: robust2: {stored: robust}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", [("lr: 0.01", "lr: -1"), ("evaluate:", "evaluat:"), ("data:", "data: [")])
+def test_a_file_that_is_wrong_otherwise_is_left_as_it_is(folder, damage):
+    path = folder / "params.yaml"
+    path.write_text(
+        path.read_text().replace(*damage).replace("  clean: {next: robust}\n", "  clean: {next: robust}\n  robust: {next: r2}\n")
+    )
+    before = path.read_text()
+    command.enter_models()
+    assert path.read_text() == before
+
+
 def test_results_need_metrics(folder, monkeypatch):
     with pytest.raises(InputError, match="metrics: no metrics yet"):
         call(monkeypatch, "results")

@@ -165,10 +165,10 @@ def test_changes_rerun_exactly_what_depends_on_them(project):
     def add_round(params):
         del params["attacks"]["bim"]
         params["rounds"]["robust"] = {"next": "robust2"}
-        params["evaluate"]["models"]["robust2"] = {"stored": "robust"}
 
     project.change(add_round)
     output = project.repro().stdout
+    assert "params.yaml: entered under evaluate.models: robust2: {stored: robust}" in output
     assert project.ran(output) == {"generate@robust-fgsm", "generate@robust-pgd", "finetune@robust", "evaluate@robust2"}
     assert "robust2" in output.splitlines()[-3]
 
