@@ -6,10 +6,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help repro results preset test check bench search-table lock setup
+.PHONY: help repro results preset clean-partial test check bench search-table lock setup
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
 repro: $(READY)  ## check the params, run what is out of date (dvc repro), print the results
 	@$(BIN)/python -m pipeline repro
@@ -19,6 +19,9 @@ results: $(READY)  ## print the results again
 
 preset: $(READY)  ## make preset NAME=cifar10: copy presets/NAME.yaml over params.yaml
 	@$(BIN)/python -m pipeline preset "$(NAME)"
+
+clean-partial: $(READY)  ## list and delete the unfinished work of interrupted runs
+	@$(BIN)/python -m pipeline clean-partial
 
 test: $(READY)  ## run every test
 	@$(BIN)/python -m pytest -n 2

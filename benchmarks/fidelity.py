@@ -35,7 +35,7 @@ def attacked(exact: models.ResNet, precision: str, spec: params.Attack, val: sto
         images = torch.from_numpy(val.images[start : start + BATCH]).to(processor)
         labels = torch.from_numpy(val.labels[start : start + BATCH]).to(processor)
         adv_images = attacks.perturb(attack, images / 255, labels, attacks.batch_seed(0, start))
-        parts.append(attacks.quantise(adv_images, images, spec.eps).cpu().numpy())
+        parts.append(attacks.quantise(adv_images, images, params.greatest(spec.eps)).cpu().numpy())
     return np.concatenate(parts)
 
 

@@ -1,4 +1,4 @@
-"""`python -m pipeline repro | results | check | preset NAME`: the pipeline as a whole."""
+"""`python -m pipeline repro | results | check | clean-partial | preset NAME`: the pipeline as a whole."""
 
 import argparse
 import io
@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
-from pipeline import console, files, params
+from pipeline import console, files, params, partial
 from pipeline.errors import InputError
 
 PRESETS = Path("presets")
@@ -26,6 +26,7 @@ def main() -> str:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("repro", help="check params.yaml, run what is out of date with `dvc repro`, print the results")
     commands.add_parser("results", help="print the table of all evaluated models")
+    commands.add_parser("clean-partial", help="list and delete the unfinished work of interrupted runs")
     commands.add_parser("check", help="check params.yaml and the source of images without running anything")
     preset = commands.add_parser("preset", help="copy a preset over params.yaml")
     preset.add_argument("name", help=f"one of {', '.join(_presets())}")
@@ -37,6 +38,8 @@ def main() -> str:
             return results()
         case "check":
             return check()
+        case "clean-partial":
+            return clean_partial()
         case _:
             return use_preset(args.name)
 
@@ -65,9 +68,9 @@ def results() -> str:
 
 
 def enter_models() -> None:
-    """Give every model of `rounds` its entry under `evaluate.models`, in params.yaml, and say so.
+    """Give every model its entry under `evaluate.models`, in params.yaml, and say so.
 
-    DVC names a stage after the keys of a dict and never after its values, so it cannot take the models to judge from `rounds` alone. A file
+    DVC names a stage after the keys of a dict and never after its values, so it cannot find out the models to judge by itself. A file
     that is wrong in any other way is left as it is, for `check` to explain.
     """
     yaml = YAML()
@@ -76,11 +79,13 @@ def enter_models() -> None:
     try:
         content = yaml.load(params.FILE.read_text(encoding="utf-8"))
         judged = content["evaluate"]["models"]
-        missing = {entry["next"]: attacked for attacked, entry in content["rounds"].items() if entry["next"] not in judged}
+        attacked = {entry["next"]: model for model, entry in content["rounds"].items()}
+        attacked |= {name: entry["of"] for name, entry in content["variants"].items()} | dict.fromkeys(content["online"], params.CLEAN)
+        missing = {name: model for name, model in attacked.items() if name not in judged}
     except (OSError, UnicodeDecodeError, YAMLError, KeyError, TypeError, AttributeError):
         return
-    for name, attacked in missing.items():
-        judged[name] = CommentedMap(stored=attacked)
+    for name, model in missing.items():
+        judged[name] = CommentedMap(stored=model)
         judged[name].fa.set_flow_style()
     text = io.StringIO()
     yaml.dump(content, text)
@@ -90,7 +95,7 @@ def enter_models() -> None:
         return
     if missing:
         files.write_bytes(params.FILE, text.getvalue().encode())
-        entered = ", ".join(f"{name}: {{stored: {attacked}}}" for name, attacked in missing.items())
+        entered = ", ".join(f"{name}: {{stored: {model}}}" for name, model in missing.items())
         console.say(f"{params.FILE}: entered under evaluate.models: {entered}")
 
 
@@ -101,6 +106,15 @@ def check() -> str:
             f"{params.FILE}: data.path: {settings.data.path}: no such file or folder; put the {settings.data.source} source there"
         )
     return f"{params.FILE} is sound"
+
+
+def clean_partial() -> str:
+    """Delete what interrupted runs left behind, name by name; nothing that is finished is touched."""
+    found = partial.left_behind([Path("data"), Path("models")])
+    for path in found:
+        console.say(str(path))
+    partial.clear(found)
+    return f"{len(found)} deleted"
 
 
 def use_preset(name: str) -> str:

@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 import torchattacks
 from torch import Tensor, nn
+from torch.nn import functional
 from torchattacks.attack import Attack
 
 from pipeline import params
@@ -57,6 +60,47 @@ def perturb(attack: Attack, images: Tensor, labels: Tensor, seed: int) -> Tensor
     return adv_images.detach()
 
 
+def ascend(
+    network: nn.Module,
+    images: Tensor,
+    start: Tensor,
+    labels: Tensor,
+    *,
+    eps: Tensor | float,
+    alpha: Tensor | float,
+    steps: int,
+    loss: str = "cross_entropy",
+    towards: bool = False,
+) -> Tensor:
+    """Signed-gradient steps from `start` (B, C, H, W), projected to the eps ball around `images` and to [0, 1] (Madry et al., ICLR 2018).
+
+    For what torchattacks' PGD cannot do: begin at a stored perturbation, give each image its own `eps` and `alpha` (B, 1, 1, 1), use
+    another loss, or go `towards` labels that are wrong. From the images themselves it takes the same steps as torchattacks' PGD.
+    """
+    sign = -1 if towards else 1
+    adv_images = start
+    for _ in range(steps):
+        adv_images = adv_images.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(LOSSES[loss](network(adv_images), labels), adv_images)
+        moved = adv_images.detach() + sign * alpha * gradient.sign()
+        adv_images = (images + (moved - images).clamp(-eps, eps)).clamp(0, 1)  # type: ignore[arg-type]
+    return adv_images.detach()
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """By how much the best wrong class leads, summed over the batch (Carlini and Wagner, 2017)."""
+    own = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return (others.max(1).values - own[:, 0]).sum()
+
+
+# Sums, not means: a mean divides every image's gradient by the size of the batch, until some underflow.
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": partial(functional.cross_entropy, reduction="sum"),
+    "margin": margin,
+}
+
+
 def batch_seed(*numbers: int) -> int:
     """A seed that depends on all the numbers and differs for neighbours (NumPy's SeedSequence)."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
@@ -67,12 +111,13 @@ def eps_levels(eps: float) -> int:
     return int(np.floor(eps * 255 + 1e-6))
 
 
-def quantise(adv_images: Tensor, images: Tensor, eps: float) -> Tensor:
+def quantise(adv_images: Tensor, images: Tensor, eps: Tensor | float) -> Tensor:
     """Adversarial images as uint8, rounded to nearest and then projected: no pixel leaves the eps ball or [0, 255].
 
-    `adv_images` (B, 3, H, W) in [0, 1], `images` the clean ones as uint8. Rounding alone could leave the ball by half a step.
+    `adv_images` (B, 3, H, W) in [0, 1], `images` the clean ones as uint8, `eps` one for all, or (B, 1, 1, 1) in whole steps between stored
+    pixels. Rounding alone could leave the ball by half a step.
     """
-    levels = eps_levels(eps)
+    levels = eps.mul(255).round().to(torch.int16) if isinstance(eps, Tensor) else eps_levels(eps)
     clean = images.to(torch.int16)
     rounded = adv_images.mul(255).round_().clamp_(0, 255).to(torch.int16)
     return rounded.clamp(clean - levels, clean + levels).clamp_(0, 255).to(torch.uint8)

@@ -1,8 +1,11 @@
 """What a person sees while the pipeline runs: progress, one line a stage, and one line for a mistake of theirs."""
 
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from tqdm import tqdm
@@ -12,9 +15,38 @@ from pipeline.errors import InputError
 Bar: TypeAlias = "tqdm[Any]"
 
 
-def progress(total: int, text: str, unit: str) -> Bar:
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after the work in hand was brought to a good end; says what was saved."""
+
+
+class Stop:
+    """Whether the run was asked to stop."""
+
+    asked = False
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Let Ctrl-C and SIGTERM ask for a stop instead of making one; a second one stops at once."""
+    stop, earlier = Stop(), {}
+
+    def ask(*_: object) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    if threading.current_thread() is threading.main_thread():
+        earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def progress(total: int, text: str, unit: str, done: int = 0) -> Bar:
     """A progress bar that keeps quiet where there is no terminal."""
-    return tqdm(total=total, desc=text, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False)
+    return tqdm(total=total, initial=done, desc=text, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False)
 
 
 def say(text: str) -> None:
@@ -33,7 +65,8 @@ def run(command: Callable[[], str]) -> None:
         done = command()
     except InputError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        where = f" ({interruption})" if str(interruption) else ""
+        print(f"interrupted{where}; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     say(f"{done} ({time.perf_counter() - started:.1f} s)")

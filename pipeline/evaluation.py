@@ -56,7 +56,7 @@ def judge(
         "class_names": list(names),
         "clean": summarise(clean_right, val.labels, len(names)),
         "transfer": _transfer(network, clean, clean_right, stored, model_sha256, batch_size),
-        "robust": _robust(network, _sample(val, settings), len(names), settings),
+        "robust": _robust(network, val.select(sampled(len(val), settings)), len(names), settings),
     }, [{"actual": names[label], "predicted": names[guess]} for label, guess in zip(val.labels, predicted, strict=True)]
 
 
@@ -116,10 +116,10 @@ def _robust(network: nn.Module, val: Block, n_classes: int, settings: params.Eva
     }
 
 
-def _sample(val: Block, settings: params.Evaluate) -> Block:
-    """The validation images to attack: all, or `n_eval` drawn at random."""
-    if settings.n_eval is None or settings.n_eval >= len(val):
-        return val
-    chosen = np.zeros(len(val), dtype=bool)
-    chosen[np.random.default_rng(settings.seed).choice(len(val), settings.n_eval, replace=False)] = True
-    return val.select(chosen)
+def sampled(n_val: int, settings: params.Evaluate) -> NDArray[np.bool_]:
+    """Which validation images (N,) are attacked: all, or `n_eval` drawn at random."""
+    if settings.n_eval is None or settings.n_eval >= n_val:
+        return np.ones(n_val, dtype=bool)
+    chosen = np.zeros(n_val, dtype=bool)
+    chosen[np.random.default_rng(settings.seed).choice(n_val, settings.n_eval, replace=False)] = True
+    return chosen

@@ -5,7 +5,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,10 +19,17 @@ def sha256(path: Path) -> str:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that appears under its name only when it is complete and on the disk; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
+    with replacing(path) as file:
         file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """An open file that takes the name of `path` when the block ends without an error, complete and on the disk; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name.removeprefix('.')}.new")
+    with part.open("wb") as file:
+        yield file
         sync(file)
     part.replace(path)
     sync_folder(path.parent)

@@ -1,12 +1,13 @@
 """Attack every image of the clean set and store what comes out, shard by shard."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-from torchattacks.attack import Attack
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torchvision import models
 
 from pipeline import attacks, console, networks, params, products, store
@@ -34,13 +35,12 @@ def generate(
     """
     exact = attacks.frozen_copy(network).to(device)
     precision, attacked = choose_target(exact, clean, spec, settings, device)
-    attack = attacks.build(spec, attacked, len(clean.class_names))
     attributes: store.Attributes = {
         "kind": "adversarial",
         "class_names": clean.attributes["class_names"],
         **identity(clean, model_sha256, name, spec, settings),
         "threat_model": "Linf",
-        "eps.stored": attacks.eps_levels(spec.eps) / 255,
+        "eps.stored": attacks.eps_levels(params.greatest(spec.eps)) / 255,
         "device": device.type,
         "precision": precision,
         **attacks.versions(),
@@ -49,9 +49,36 @@ def generate(
         missing = {start for start, _ in writer.missing()}
         for (start, stop), block in zip(clean.bounds, clean.blocks(), strict=True):
             if start in missing:
-                writer.write(start, _attacked(block, start, attack, exact, spec, settings, device, bar))
+                writer.write(start, _attacked(block, start, attacked, exact, spec, settings, device, bar))
             else:
                 bar.update(stop - start)
+    return store.ImageSet(out)
+
+
+def store_refreshed(
+    cached: store.ImageSet, images: Tensor, network: models.ResNet, model_sha256: str, refresh: params.Refresh, out: Path
+) -> store.ImageSet:
+    """Store what the training rows of a cached set have become: `images` (N, 3, H, W; uint8). Validation rows stay as they were.
+
+    `model_sha256` names `network`, the model that came out of the training, which is the one that `fooled` is about.
+    """
+    attributes: store.Attributes = {
+        **cached.attributes,
+        "kind": "refreshed",
+        "cached.digest": cached.digest,
+        "cached.model.sha256": cached.attributes["model.sha256"],
+        "model.sha256": model_sha256,
+        **{f"refresh.{key}": value for key, value in refresh},
+    }
+    remaining = images.cpu().numpy()
+    with store.Writer(out, attributes, bounds=cached.bounds) as writer:
+        for (start, _), block in zip(cached.bounds, cached.blocks(), strict=True):
+            trained = block.split == store.SPLITS["train"]
+            new = block.images.copy()
+            new[trained], remaining = remaining[: trained.sum()], remaining[trained.sum() :]
+            fooled = networks.predict(network, new, SAMPLE) != block.labels
+            if (start, start + len(block)) in writer.missing():
+                writer.write(start, dataclasses.replace(block, images=new, fooled=fooled))
     return store.ImageSet(out)
 
 
@@ -62,7 +89,7 @@ def identity(clean: store.ImageSet, model_sha256: str, name: str, spec: params.A
         "model.sha256": model_sha256,
         "attack": name,
         "attack.class": spec.attack,
-        **{f"attack.{key}": value for key, value in spec.parameters.items()},
+        **{f"attack.{key}": value for key, value in spec.described.items()},
         "batch_size": settings.batch_size,
         "seed": settings.seed,
     }
@@ -80,6 +107,7 @@ def choose_target(
         return "fp32", exact
     block = next(clean.blocks())
     fast = products.Frozen(exact, block.images.shape[2], torch.bfloat16)
+    spec = spec.at(params.greatest(spec.eps))
     if settings.precision == "auto":
         sample = block.select(np.arange(len(block)) < SAMPLE)
         fooled = {name: _fooled(network, exact, sample, spec, settings, device) for name, network in (("fp32", exact), ("bf16", fast))}
@@ -95,15 +123,15 @@ def _fooled(
     """How many images, attacked through `network` and stored, the exact network gets wrong."""
     attack = attacks.build(spec, network, exact.fc.out_features)
     images, labels = torch.from_numpy(sample.images).to(device), torch.from_numpy(sample.labels).to(device)
-    adv_images = attacks.quantise(attacks.perturb(attack, images / 255, labels, settings.seed), images, spec.eps)
+    adv_images = attacks.quantise(attacks.perturb(attack, images / 255, labels, settings.seed), images, params.greatest(spec.eps))
     return int((~networks.is_right(exact, adv_images / 255, labels)).sum())
 
 
 def _attacked(
     block: store.Block,
     start: int,
-    attack: Attack,
-    exact: nn.Module,
+    attacked: nn.Module,
+    exact: models.ResNet,
     spec: params.Attack,
     settings: params.Generate,
     device: torch.device,
@@ -111,16 +139,27 @@ def _attacked(
 ) -> store.Block:
     """The adversarial counterpart of one shard's rows."""
     images, fooled = np.empty_like(block.images), np.empty(len(block), dtype=bool)
-    for rows in _batches(len(block), settings.batch_size):
-        clean, labels = torch.from_numpy(block.images[rows]).to(device), torch.from_numpy(block.labels[rows]).to(device)
-        seed = attacks.batch_seed(settings.seed, start + rows.start)
-        stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, spec.eps)
-        images[rows], fooled[rows] = stored.cpu().numpy(), ~networks.is_right(exact, stored / 255, labels)
-        bar.update(len(labels))
-    eps = np.full(len(block), attacks.eps_levels(spec.eps) / 255, dtype=np.float32)
-    return store.Block(images=images, labels=block.labels, ids=block.ids, split=block.split, eps=eps, fooled=fooled)
+    requested = eps_of(spec.eps, len(block), attacks.batch_seed(settings.seed, start))
+    for eps in np.unique(requested):
+        attack = attacks.build(spec.at(float(eps)), attacked, exact.fc.out_features)
+        for rows in _batches(np.flatnonzero(requested == eps), settings.batch_size):
+            clean, labels = torch.from_numpy(block.images[rows]).to(device), torch.from_numpy(block.labels[rows]).to(device)
+            seed = attacks.batch_seed(settings.seed, start + int(rows[0]))
+            stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, float(eps))
+            images[rows], fooled[rows] = stored.cpu().numpy(), ~networks.is_right(exact, stored / 255, labels)
+            bar.update(len(labels))
+    kept = np.array([attacks.eps_levels(eps) for eps in requested]) / 255
+    return store.Block(images=images, labels=block.labels, ids=block.ids, split=block.split, eps=kept.astype(np.float32), fooled=fooled)
 
 
-def _batches(n_rows: int, size: int) -> Iterator[slice]:
-    for start in range(0, n_rows, size):
-        yield slice(start, min(start + size, n_rows))
+def eps_of(eps: float | params.Spread, n_images: int, seed: int) -> NDArray[np.float64]:
+    """The eps (N,) of each image: the same for all, or drawn from a distribution and lowered to the steps between stored pixels."""
+    if not isinstance(eps, params.Spread):
+        return np.full(n_images, eps)
+    shares = np.random.default_rng(seed).random(n_images)
+    return np.array([attacks.eps_levels(eps.quantile(share)) for share in shares]) / 255
+
+
+def _batches(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

@@ -20,7 +20,7 @@ Rows = NDArray[np.int64]
 
 
 class MixSampler:
-    """Which rows make up each batch: a pure function of seed and epoch.
+    """Which rows make up each batch: a pure function of seed and epoch; `n_images` in all.
 
     `labels` gives the classes (N,) of each stream's images, `counts` how many of them are in a full batch. The last batch of an epoch is
     smaller, in the same proportion. `balanced` draws all classes equally often.
@@ -33,6 +33,7 @@ class MixSampler:
         if len(edges) > 2 and edges[-1] - edges[-2] == 1:
             del edges[-2]  # BatchNorm cannot train on a single image: it joins the batch before
         self._clean_counts = np.diff(edges)
+        self.n_images = sum(int((self._clean_counts * count // per_batch).sum()) for count in counts.values())
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -79,16 +80,16 @@ class MixSampler:
 class MixedBatches:
     """Mixed batches from images held once, as uint8, on the device that trains.
 
-    `streams` holds the training rows by the names in `counts`; `clean` must be among them. `epoch` yields `images` (B, 3, H, W) in
-    [0, 1] and `labels` (B,).
+    `streams` holds the training rows by the names in `counts`; `clean` must be among them. `images` (N, 3, H, W; uint8) and `labels`
+    (N,) are those of all streams, one behind the other in the order of `counts`.
     """
 
     def __init__(
         self, streams: Mapping[str, Block], counts: Mapping[str, int], seed: int, device: torch.device, *, balanced: bool = False
     ) -> None:
         names = list(counts)
-        self._images = torch.cat([torch.from_numpy(streams[name].images) for name in names]).to(device)
-        self._labels = torch.cat([torch.from_numpy(streams[name].labels) for name in names]).to(device)
+        self.images = torch.cat([torch.from_numpy(streams[name].images) for name in names]).to(device)
+        self.labels = torch.cat([torch.from_numpy(streams[name].labels) for name in names]).to(device)
         sizes = [len(streams[name]) for name in names]
         self._offsets = dict(zip(names, np.cumsum([0, *sizes[:-1]]), strict=True))
         self._sampler = MixSampler({name: streams[name].labels for name in names}, counts, seed, balanced=balanced)
@@ -97,13 +98,22 @@ class MixedBatches:
         """Batches in an epoch."""
         return len(self._sampler)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch (counted from 0)."""
+    @property
+    def n_images(self) -> int:
+        """Images in an epoch."""
+        return self._sampler.n_images
+
+    def rows(self, epoch: int) -> Iterator[Tensor]:
+        """Which of `images` make up each batch (B,) of an epoch (counted from 0)."""
         shuffling = self._sampler.generator("shuffle", epoch)
         for parts in self._sampler.epoch(epoch):
             rows = np.concatenate([self._offsets[name] + rows for name, rows in parts.items()])
-            chosen = torch.from_numpy(shuffling.permutation(rows)).to(self._images.device)
-            yield self._images[chosen] / 255, self._labels[chosen]
+            yield torch.from_numpy(shuffling.permutation(rows)).to(self.images.device)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch: images (B, 3, H, W) in [0, 1] and labels (B,)."""
+        for rows in self.rows(epoch):
+            yield self.images[rows] / 255, self.labels[rows]
 
 
 def training_batches(sets: Mapping[str, ImageSet], recipe: params.Training, device: torch.device) -> MixedBatches:

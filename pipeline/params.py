@@ -4,8 +4,10 @@ Every key is required: `params.yaml` is the single truth, so nothing is filled i
 mistake in the file is reported in a fraction of a second.
 """
 
+import json
 from fractions import Fraction
 from pathlib import Path
+from statistics import NormalDist
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -88,7 +90,29 @@ def parse_level(value: object) -> float:
     return level
 
 
+def parse_step(value: object) -> float | str:
+    """A step size: a level, or a share of eps, "eps/4" or "eps/steps"."""
+    if isinstance(value, str) and value.startswith("eps/"):
+        divisor = value.removeprefix("eps/")
+        try:
+            if divisor == "steps" or float(divisor) > 0:
+                return value
+        except ValueError:
+            pass
+        raise ValueError(f"expected a level such as 2/255, eps/steps, or eps divided by a number such as eps/4, found {value!r}")
+    return parse_level(value)
+
+
+def step_size(step: float | str, eps: float, steps: int) -> float:
+    """The step size that `parse_step` read, for one eps and number of steps, in units of pixels in [0, 1]."""
+    if not isinstance(step, str):
+        return step
+    divisor = step.removeprefix("eps/")
+    return eps / (steps if divisor == "steps" else float(divisor))
+
+
 Level = Annotated[float, BeforeValidator(parse_level)]
+Step = Annotated[float | str, BeforeValidator(parse_step)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -98,6 +122,56 @@ class Section(BaseModel):
     """A part of `params.yaml`: no unknown key, no missing key, no conversion between types, no infinities."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Spread(Section):
+    """A distribution of eps: `{uniform: [low, high]}`, or `{normal: [mean, std], within: [low, high]}`, cut off at both ends."""
+
+    uniform: Annotated[list[Level], Field(min_length=2, max_length=2)] | None = None
+    normal: Annotated[list[Level], Field(min_length=2, max_length=2)] | None = None
+    within: Annotated[list[Level], Field(min_length=2, max_length=2)] | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest eps."""
+        low, high = self.within or self.uniform or (0.0, 0.0)
+        return low, high
+
+    def quantile(self, share: float) -> float:
+        """The eps that this share of all draws stays below: a uniform random number in [0, 1) becomes a draw."""
+        low, high = self.bounds
+        if self.normal is None:
+            return low + (high - low) * share
+        normal = NormalDist(*self.normal)
+        inside = normal.cdf(low) + (normal.cdf(high) - normal.cdf(low)) * share
+        return min(max(normal.inv_cdf(min(max(inside, 1e-12), 1 - 1e-12)), low), high)
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> Self:
+        if (self.normal is None) != (self.within is None) or (self.normal is None) == (self.uniform is None):
+            raise ValueError("expected {uniform: [low, high]} or {normal: [mean, std], within: [low, high]}")
+        low, high = self.bounds
+        if low > high:
+            raise ValueError(f"expected the lower bound first, found [{low}, {high}]")
+        return self
+
+
+def parse_eps(value: object) -> object:
+    """One eps for all images, or the distribution that each image's own is drawn from."""
+    if not isinstance(value, dict):
+        return parse_level(value)
+    try:
+        return Spread.model_validate(value)
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(detail) for detail in error.errors()[:1])) from error
+
+
+Eps = Annotated[float | Spread, BeforeValidator(parse_eps)]
+
+
+def greatest(eps: float | Spread) -> float:
+    """The eps that no image's own exceeds."""
+    return eps.bounds[1] if isinstance(eps, Spread) else eps
 
 
 class Hdf5(Section):
@@ -155,6 +229,8 @@ class Training(Section):
     augment: Literal["none", "flip", "crop", "flip+crop"]
     sampling: Literal["natural", "balanced"]
     precision: Precision
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
+    patience: Count | None
     seed: Seed
 
     @property
@@ -169,9 +245,20 @@ class Training(Section):
         return self
 
 
+class Refresh(Section):
+    """How stored adversarial images are brought up to date with the model while it trains."""
+
+    every: Count
+    steps: Count
+    alpha: Step
+    warm_start: bool
+
+
 class Finetune(Training):
     """A run of the training loop on batches that mix clean and stored adversarial images."""
 
+    best_on: Literal["mixed", "robust"]
+    refresh: Refresh | None
     mix: dict[Name, Annotated[float, Field(gt=0, le=1)]]
 
     @property
@@ -185,17 +272,80 @@ class Finetune(Training):
         return self
 
 
+class Variant(Section):
+    """A further model fine-tuned on the stored sets of `of`; every other key replaces that of `finetune`."""
+
+    model_config = ConfigDict(extra="allow")
+    of: Name
+
+
+class Adversary(Section):
+    """The attack inside online adversarial training: signed-gradient steps against the model as it is at that moment."""
+
+    eps: Eps
+    eps_per: Literal["image", "batch", "epoch"]
+    alpha: Step
+    steps: Count
+    random_start: bool
+    loss: Literal["cross_entropy", "margin"]
+    target: Literal["none", "least_likely"]
+    against: Literal["self", "clean"]
+
+
+def parse_start(value: object) -> object:
+    """The clean model, or a fresh one with its architecture and weights."""
+    if value == CLEAN:
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"expected {CLEAN} or {{architecture: …, weights: …}}, found {value!r}")
+    try:
+        return Model.model_validate(value)
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(detail) for detail in error.errors()[:3])) from error
+
+
+class Online(Training):
+    """A run of the training loop on adversarial images made anew for every batch."""
+
+    start: Annotated[Literal["clean"] | Model, BeforeValidator(parse_start)]
+    adversary: Adversary
+    clean_weight: Annotated[float, Field(ge=0)]
+    adv_weight: Annotated[float, Field(gt=0)]
+    best_on: Literal["clean", "robust"]
+
+
+class Selection(Section):
+    """The held-out images and the PGD attack by which an epoch's robust accuracy is estimated during training."""
+
+    n_images: Count
+    eps: Level
+    alpha: Step
+    steps: Count
+
+
 class Attack(Section):
     """A torchattacks L-infinity attack with every parameter it takes; `ATTACK_PARAMETERS` names them."""
 
     model_config = ConfigDict(extra="allow")
     attack: str
-    eps: Level
+    eps: Eps
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What the attack's constructor is given, by its own names."""
-        return {"eps": self.eps, **(self.model_extra or {})}
+        """What the attack's constructor is given, by its own names; of a distribution of eps, the greatest."""
+        extra, eps = self.model_extra or {}, greatest(self.eps)
+        step = {"alpha": step_size(extra["alpha"], eps, extra.get("steps", 1))} if "alpha" in extra else {}
+        return {"eps": eps, **extra, **step}
+
+    def at(self, eps: float) -> Self:
+        """The same attack with one eps for all images."""
+        return self.model_copy(update={"eps": eps})
+
+    @property
+    def described(self) -> dict[str, str | int | float | bool]:
+        """The parameters as plain values, to be kept with what the attack gives."""
+        eps = json.dumps(self.eps.model_dump(exclude_none=True)) if isinstance(self.eps, Spread) else self.eps
+        return {"eps": eps, **(self.model_extra or {})}
 
     @model_validator(mode="before")
     @classmethod
@@ -217,6 +367,7 @@ class Attack(Section):
 class Threat(Attack):
     """An attack that a judge runs afresh against the judged model, `restarts` times; an image counts as robust if it withstands all."""
 
+    eps: Level
     restarts: Count
 
 
@@ -263,43 +414,77 @@ class Params(Section):
     generate: Generate
     finetune: Finetune
     rounds: dict[Name, Round]
+    variants: dict[Name, Variant]
+    online: dict[Name, Online]
+    selection: Selection
     evaluate: Evaluate
     export: Export
+
+    def recipe(self, variant: str | None) -> Finetune:
+        """The fine-tuning that a variant asks for; without one, `finetune` itself."""
+        if variant is None:
+            return self.finetune
+        changes = self.variants[variant].model_extra or {}
+        try:
+            return Finetune.model_validate({**self.finetune.model_dump(), **changes})
+        except ValidationError as error:
+            raise ValueError("; ".join(f"variants.{variant}.{_explain(detail)}" for detail in error.errors()[:3])) from error
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         for name, attack in self.attacks.items():
             if name in (CLEAN, MIXED):
                 raise ValueError(f"attacks.{name}: expected another name, {CLEAN!r} and {MIXED!r} mean other images, found {name!r}")
-            if attack.eps < 1 / 255:
-                raise ValueError(f"attacks.{name}.eps: expected at least 1/255, the step between stored pixels, found {attack.eps}")
-        for name in self.finetune.mix.keys() - {CLEAN, *self.attacks}:
-            raise ValueError(f"finetune.mix.{name}: expected {CLEAN} or a name from attacks ({', '.join(self.attacks)}), found {name!r}")
+            lowest = attack.eps.bounds[0] if isinstance(attack.eps, Spread) else attack.eps
+            if lowest < 1 / 255:
+                raise ValueError(f"attacks.{name}.eps: expected at least 1/255, the step between stored pixels, found {lowest}")
+        for section, recipe in {"finetune": self.finetune, **{f"variants.{name}": self.recipe(name) for name in self.variants}}.items():
+            for name in recipe.mix.keys() - {CLEAN, *self.attacks}:
+                raise ValueError(
+                    f"{section}.mix.{name}: expected {CLEAN} or a name from attacks ({', '.join(self.attacks)}), found {name!r}"
+                )
         return self
+
+    @property
+    def models(self) -> list[str]:
+        """The names of all models, in the order in which they are made."""
+        chain = [CLEAN]
+        while (follower := self.rounds.get(chain[-1])) is not None and follower.next not in chain:
+            chain.append(follower.next)
+        return [*chain, *self.variants, *self.online]
 
     @model_validator(mode="after")
     def _check_rounds(self) -> Self:
-        models = [CLEAN]
-        while (follower := self.rounds.get(models[-1])) is not None:
-            if follower.next in models:
-                raise ValueError(f"rounds.{models[-1]}.next: expected a new name, found {follower.next!r} again")
-            models.append(follower.next)
-        for name in self.rounds.keys() - set(models):
-            raise ValueError(f"rounds.{name}: expected a chain that starts at {CLEAN} ({' -> '.join(models)}), found {name!r}")
-        for name in models:
+        followers = [CLEAN, *(follower.next for follower in self.rounds.values())]
+        for attacked, follower in self.rounds.items():
+            if followers.count(follower.next) > 1:
+                raise ValueError(f"rounds.{attacked}.next: expected a new name, found {follower.next!r} again")
+            if attacked not in self.models:
+                raise ValueError(f"rounds.{attacked}: expected a chain that starts at {CLEAN}, found {attacked!r}")
+        for section, entries in (("variants", self.variants), ("online", self.online)):
+            for name in entries:
+                if self.models.count(name) > 1:
+                    raise ValueError(f"{section}.{name}: expected a name that no other model has, found {name!r} again")
+        for name, variant in self.variants.items():
+            if variant.of not in self.rounds:
+                raise ValueError(f"variants.{name}.of: expected an attacked model ({', '.join(self.rounds)}), found {variant.of!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_evaluated(self) -> Self:
+        known = ", ".join(self.models)
+        for name in self.models:
             if name not in self.evaluate.models:
-                raise ValueError(
-                    f"evaluate.models.{name}: expected an entry for every model of rounds, found none (add `{name}: {{stored: …}}`)"
-                )
+                raise ValueError(f"evaluate.models.{name}: expected an entry for every model, found none (add `{name}: {{stored: …}}`)")
         for name, judged in self.evaluate.models.items():
-            if name not in models:
-                raise ValueError(f"evaluate.models.{name}: expected a model of rounds ({', '.join(models)}), found {name!r}")
+            if name not in self.models:
+                raise ValueError(f"evaluate.models.{name}: expected a model of rounds, variants or online ({known}), found {name!r}")
             if judged.stored not in self.rounds:
                 raise ValueError(
                     f"evaluate.models.{name}.stored: expected an attacked model ({', '.join(self.rounds)}), found {judged.stored!r}"
                 )
-        if self.export.model not in models:
-            raise ValueError(f"export.model: expected a model of rounds ({', '.join(models)}), found {self.export.model!r}")
+        if self.export.model not in self.models:
+            raise ValueError(f"export.model: expected a model of rounds, variants or online ({known}), found {self.export.model!r}")
         return self
 
 
@@ -346,7 +531,7 @@ def _attack_value(key: str, value: object) -> object:
     """One parameter of an attack, checked; a `Level` if it is a step size."""
     if key == "alpha":
         try:
-            return parse_level(value)
+            return parse_step(value)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
     number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -32,10 +32,20 @@ class Frozen(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.dtype = dtype
+        self._example = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
         self._folded: dict[nn.Conv2d, tuple[Tensor, Tensor]] = {}
-        example = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
+        self._fold_all()
+
+    def update(self, network: models.ResNet) -> None:
+        """Become a copy of what the network is now, for attacks on a network in training."""
+        own, new = self.network.state_dict(), network.state_dict()
+        for name, tensor in own.items():
+            tensor.copy_(new[name])
+        self._fold_all()
+
+    def _fold_all(self) -> None:
         with torch.no_grad():
-            logits(self.network, example, self._fold, dtype)
+            logits(self.network, self._example, self._fold, self.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         return logits(self.network, images, self._layer, self.dtype)
@@ -45,10 +55,10 @@ class Frozen(nn.Module):
         assert norm.running_mean is not None
         assert norm.running_var is not None
         scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        weight = _kernel(conv.weight * scale[:, None, None, None], maps.shape[1], conv.stride[0])
+        weight = _kernel((conv.weight * scale[:, None, None, None]).to(self.dtype), maps.shape[1], conv.stride[0])
         bias = norm.bias - norm.running_mean * scale
         bias = bias.repeat(len(weight) // len(bias))
-        self._folded[conv] = weight.to(self.dtype).contiguous(memory_format=_format(weight)), bias.to(self.dtype)
+        self._folded[conv] = weight.contiguous(memory_format=_format(weight)), bias.to(self.dtype)
         return self._layer(maps, conv, norm)
 
     def _layer(self, maps: Tensor, conv: nn.Conv2d, _: nn.BatchNorm2d) -> Tensor:

@@ -1,117 +1,258 @@
-"""The one training loop: optimiser, schedule, and the model of the best epoch."""
+"""The one training loop: optimiser, schedule, the model of the best epoch, and going on after an interruption."""
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision import models
 
 from pipeline import console, files, networks, params, products
 from pipeline.device import describe, multiplies_bfloat16
 from pipeline.errors import InputError
-from pipeline.mixing import MixedBatches
+from pipeline.partial import path_for
 
-CROP_PADDING = 4  # pixels a side, as in "Deep Residual Learning for Image Recognition" for CIFAR-10 (He et al., 2016)
+SAVING = 0.1  # the greatest share of the time that goes into saving unfinished work
+
+Scores = dict[str, float]
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """What one epoch gave.
+class Batches(Protocol):
+    """What the loop trains on.
 
-    `epoch` counts from 1, `lr` is that of its first batch, accuracies are in [0, 1], training loss and accuracy are means over its images.
+    `epoch` gives, from batch `first` of an epoch on, images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss.
+    The tensors of `state` are all that its batches depend on besides the epoch, the network and the params.
     """
 
-    epoch: int
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    val_accuracy: float
+    state: dict[str, Tensor]
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A finished training: the tensors of the best epoch and the history of all of them."""
+    """A finished training: the tensors of the best epoch, that epoch's row of the history, and the history of all epochs.
+
+    Rows hold `epoch` (from 1), `lr` of its first batch, `train_loss` and `train_accuracy` over its images, and what `validate` gave.
+    """
 
     state_dict: dict[str, Tensor]
-    best: Epoch
-    history: list[dict[str, Any]]
+    best: Row
+    history: list[Row]
 
 
 def fit(
     network: nn.Module,
-    batches: MixedBatches,
-    validate: Callable[[nn.Module], float],
+    batches: Batches,
+    validate: Callable[[nn.Module], Scores],
     settings: params.Training,
     *,
     text: str,
     device: torch.device,
+    part: Path | None = None,
 ) -> Fit:
-    """Train `network` for `settings.epochs` and keep the first of its best epochs on `validate`, an accuracy in [0, 1].
+    """Train `network` in place and keep the first of the epochs with the best `val_accuracy`, in [0, 1], of what `validate` gives.
 
-    The network is trained in place. Raises InputError when the loss is no longer finite.
+    Ends after `settings.epochs`, or after `settings.patience` epochs without a better one. With `part`, unfinished work is kept there and
+    gone on with: the result is the same to the bit, on the same machine and build. Raises InputError when the loss is no longer finite, and
+    Interrupted after Ctrl-C or SIGTERM, once the current batch is done and saved.
     """
-    network.to(device).to(memory_format=torch.channels_last)
-    forward = _forward(network, settings.precision, device)
-    optimizer = _optimizer(network, settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate((step + 0.5) / len(batches), settings))
-    generator = torch.Generator(device).manual_seed(settings.seed)
-    history: list[Epoch] = []
-    best: Epoch | None = None
-    state: dict[str, Tensor] = {}
-    with console.progress(settings.epochs * len(batches), text, "batches") as bar:
-        for number in range(settings.epochs):
-            lr = float(schedule.get_last_lr()[0])
-            loss, accuracy = _train_epoch(network, forward, batches, number, optimizer, schedule, settings, generator, bar)
-            if not math.isfinite(loss):
-                raise InputError(f"{text}: the loss is {loss} after epoch {number + 1}; lower its lr in params.yaml (now {settings.lr})")
-            val_accuracy = validate(network)
-            epoch = Epoch(epoch=number + 1, lr=lr, train_loss=loss, train_accuracy=accuracy, val_accuracy=val_accuracy)
-            history.append(epoch)
-            if best is None or val_accuracy > best.val_accuracy:
-                best, state = epoch, {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
-            bar.set_postfix_str(f"loss {loss:.3f}, val {val_accuracy:.4f}, best {best.val_accuracy:.4f}")
-    assert best is not None
-    return Fit(state_dict=state, best=best, history=[_rounded(epoch) for epoch in history])
+    run = _Run(network, batches, settings, device)
+    if part is not None and part.exists():
+        run.load(part)
+    done = run.epoch * len(batches) + run.batch
+    with console.progress(settings.epochs * len(batches), text, "batches", done) as bar, console.stopping() as stop:
+        saved = _Saver(run, part)
+        while not run.is_finished:
+            for images, labels, shares in batches.epoch(run.epoch, run.batch):
+                run.step(images, labels, shares)
+                bar.update(1)
+                if stop.asked:
+                    saved.now()
+                    raise console.Interrupted(f"{text}: batch {run.batch} of epoch {run.epoch + 1} is done")
+            if not math.isfinite(loss := float(run.totals[0])):
+                raise InputError(f"{text}: the loss is {loss} after epoch {run.epoch + 1}; lower its lr in params.yaml (now {settings.lr})")
+            run.close_epoch(validate(run.judged))
+            bar.set_postfix_str(f"loss {run.history[-1]['train_loss']:.3f}, best {run.best['val_accuracy']:.4f}")
+            if warning := collapse(run.history):
+                console.say(f"{text}: {warning}")
+            saved.when_worth_it()
+    state = {name: tensor.cpu() for name, tensor in run.best_state.items()}
+    return Fit(state_dict=state, best=run.best, history=run.history)
 
 
-def save(
-    fitted: Fit,
+def train(
+    network: nn.Module,
+    batches: Batches,
+    validate: Callable[[nn.Module], Scores],
+    settings: params.Training,
+    *,
+    text: str,
     out: Path,
     history: Path,
-    *,
     architecture: str,
     class_names: Sequence[str],
     provenance: Mapping[str, str | int | float],
-    settings: params.Training,
     device: torch.device,
-) -> str:
-    """Write the best epoch's checkpoint, with where it comes from, and the history of all epochs; says what was kept."""
+) -> tuple[networks.Checkpoint, str]:
+    """Train, and write the best epoch's checkpoint, with where it comes from, and the history; returns it and what to say of it."""
+    origin: dict[str, str | int | float] = {
+        **provenance,
+        **{f"training.{key}": value if isinstance(value, str | int | float) else _plain(value) for key, value in settings},
+        "device": device.type,
+        "precision": precision_for(settings.precision, device),
+        **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},
+    }
+    part = path_for(out, {**origin, "architecture": architecture})
+    fitted = fit(network, batches, validate, settings, text=text, device=device, part=part)
     checkpoint = networks.Checkpoint(
         architecture=architecture,
         class_names=list(class_names),
         state_dict=fitted.state_dict,
-        provenance={
-            **provenance,
-            **{f"training.{key}": value if isinstance(value, str | int | float) else json.dumps(value) for key, value in settings},
-            "best.epoch": fitted.best.epoch,
-            "best.val_accuracy": fitted.best.val_accuracy,
-            "device": device.type,
-            "precision": precision_for(settings.precision, device),
-            **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},
-        },
+        provenance={**origin, "best.epoch": fitted.best["epoch"], "best.val_accuracy": fitted.best["val_accuracy"]},
     )
     checkpoint.save(out)
     files.write_csv(history, fitted.history)
-    kept = f"epoch {fitted.best.epoch} of {settings.epochs} kept, validation accuracy {fitted.best.val_accuracy:.4f}"
-    return f"{out}: {kept}, on {describe(device)}"
+    part.unlink(missing_ok=True)
+    kept = f"epoch {fitted.best['epoch']} of {len(fitted.history)} kept, validation accuracy {fitted.best['val_accuracy']:.4f}"
+    return checkpoint, f"{out}: {kept}, on {describe(device)}"
+
+
+class _Run:
+    """A training under way."""
+
+    def __init__(self, network: nn.Module, batches: Batches, settings: params.Training, device: torch.device) -> None:
+        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.batches, self.settings = batches, settings
+        self._forward = _forward(network, settings.precision, device)
+        self._optimizer = _optimizer(network, settings)
+        self._average = None if settings.ema is None else _average(network, settings.ema)
+        self.epoch, self.batch = 0, 0
+        self.totals = torch.zeros(3, device=device)
+        self.history: list[Row] = []
+        self.best: Row = {}
+        self.best_state: dict[str, Tensor] = {}
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network whose accuracy counts: the average of the weights, if there is one."""
+        return self.network if self._average is None else self._average.module
+
+    @property
+    def is_finished(self) -> bool:
+        patience = self.settings.patience or math.inf
+        return self.epoch == self.settings.epochs or self.epoch - self.best.get("epoch", self.epoch) >= patience
+
+    def step(self, images: Tensor, labels: Tensor, shares: Tensor) -> None:
+        """One batch. Sums stay on the device: reading them would stall it at every step."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._lr(self.batch + 0.5)
+        self.network.train()
+        self._optimizer.zero_grad()
+        logits = self._forward(images.contiguous(memory_format=torch.channels_last))
+        losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=self.settings.label_smoothing)
+        loss = (losses * shares).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.network)
+        right = (logits.detach().argmax(1) == labels).sum()
+        self.totals += torch.stack([loss.detach() * len(labels), right, torch.full_like(right, len(labels))])
+        self.batch += 1
+
+    def close_epoch(self, scores: Scores) -> None:
+        """Enter the epoch into the history and keep its tensors if it is the best so far."""
+        loss, n_right, n_images = self.totals.tolist()
+        row = {"lr": self._lr(0.5), "train_loss": loss / n_images, "train_accuracy": n_right / n_images, **scores}
+        self.history.append({"epoch": self.epoch + 1, **{key: round(value, 6) for key, value in row.items()}})
+        if not self.best or scores["val_accuracy"] > self.best["val_accuracy"]:
+            self.best = self.history[-1]
+            self.best_state = {name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()}
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.totals.zero_()
+
+    def _lr(self, batch: float) -> float:
+        return self.settings.lr * learning_rate(self.epoch + batch / len(self.batches), self.settings)
+
+    def save(self, path: Path) -> None:
+        """Write all that the rest of the run depends on."""
+        content = {name: part.state_dict() for name, part in self._parts().items()}
+        content |= {"batches": self.batches.state, "totals": self.totals, "best_state": self.best_state}
+        plain = {"epoch": self.epoch, "batch": self.batch, "history": self.history, "best": self.best}
+        with files.replacing(path) as file:
+            torch.save({**content, **plain}, file)
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote; a file that cannot be read is deleted, and the run starts from its beginning."""
+        try:
+            content = torch.load(path, map_location=self.totals.device, weights_only=True)
+        except networks.UNREADABLE:
+            console.say(f"{path}: unfinished work that cannot be read; starting from the beginning")
+            path.unlink()
+            return
+        for name, part in self._parts().items():
+            part.load_state_dict(content[name])
+        for name, tensor in self.batches.state.items():
+            tensor.copy_(content["batches"][name])
+        self.totals, self.best_state = content["totals"], content["best_state"]
+        self.epoch, self.batch, self.history, self.best = (content[key] for key in ("epoch", "batch", "history", "best"))
+        console.say(f"going on after batch {self.batch} of epoch {self.epoch + 1}")
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"network": self.network, "optimizer": self._optimizer, "average": self._average}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+class _Saver:
+    """Saves a run after its epochs, but spends no more than a tenth of the time on it."""
+
+    def __init__(self, run: _Run, path: Path | None) -> None:
+        self._run, self._path = run, path
+        self._since, self._took = time.perf_counter(), 0.0
+
+    def now(self) -> None:
+        if self._path is not None:
+            started = time.perf_counter()
+            self._run.save(self._path)
+            self._since = time.perf_counter()
+            self._took = self._since - started
+
+    def when_worth_it(self) -> None:
+        if time.perf_counter() - self._since >= self._took / SAVING:
+            self.now()
+
+
+def collapse(history: Sequence[Row]) -> str:
+    """A warning in the epoch in which training against single-step attacks fails (Wong et al., ICLR 2020), else nothing.
+
+    PGD accuracy then falls to less than half its best while FGSM accuracy does not fall.
+    """
+    if "val_fgsm" not in (history[-1] if history else {}):
+        return ""
+
+    def collapsed(rows: Sequence[Row]) -> bool:
+        best = max(rows, key=lambda row: row["val_pgd"])
+        return bool(rows[-1]["val_pgd"] < best["val_pgd"] / 2 and rows[-1]["val_fgsm"] >= best["val_fgsm"])
+
+    if not collapsed(history) or (len(history) > 1 and collapsed(history[:-1])):
+        return ""
+    best, last = max(history, key=lambda row: row["val_pgd"]), history[-1]
+    return (
+        f"collapse in epoch {last['epoch']}: held-out PGD accuracy fell from {best['val_pgd']:.3f} to {last['val_pgd']:.3f}, FGSM accuracy "
+        f"is {last['val_fgsm']:.3f}; epoch {best['epoch']} is kept (more steps, a random start or a smaller alpha help)"
+    )
 
 
 def precision_for(precision: params.Precision, device: torch.device) -> params.Precision:
@@ -129,55 +270,6 @@ def learning_rate(epoch: float, settings: params.Training) -> float:
         return 1.0
     done = (epoch - settings.warmup_epochs) / max(settings.epochs - settings.warmup_epochs, 1e-9)
     return (1 + math.cos(math.pi * min(done, 1))) / 2
-
-
-def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """Flip and shift a batch (B, 3, H, W), image by image, as `kind` says: none, flip, crop, or flip+crop.
-
-    A crop is a window of the image padded with `CROP_PADDING` zeros on every side.
-    """
-    n, device = len(images), images.device
-    if "flip" in kind:
-        flipped = torch.rand(n, 1, 1, 1, generator=generator, device=device) < 0.5
-        images = torch.where(flipped, images.flip(3), images)
-    if "crop" in kind:
-        height, width = images.shape[2:]
-        padded = functional.pad(images, (CROP_PADDING,) * 4)
-        corners = torch.randint(0, 2 * CROP_PADDING + 1, (2, n, 1, 1, 1), generator=generator, device=device)
-        rows = corners[0] + torch.arange(height, device=device).view(1, 1, height, 1)
-        columns = corners[1] + torch.arange(width, device=device).view(1, 1, 1, width)
-        channels = torch.arange(images.shape[1], device=device).view(1, -1, 1, 1)
-        images = padded[torch.arange(n, device=device).view(n, 1, 1, 1), channels, rows, columns]
-    return images
-
-
-def _train_epoch(
-    network: nn.Module,
-    forward: Callable[[Tensor], Tensor],
-    batches: MixedBatches,
-    number: int,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    settings: params.Training,
-    generator: torch.Generator,
-    bar: console.Bar,
-) -> tuple[float, float]:
-    """One pass; returns the mean loss and accuracy over its images. Sums stay on the device: reading them would stall it at every step."""
-    network.train()
-    totals = torch.zeros(3, device=generator.device)
-    for images, labels in batches.epoch(number):
-        images = augment(images, settings.augment, generator).contiguous(memory_format=torch.channels_last)
-        optimizer.zero_grad()
-        logits = forward(images)
-        loss = functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        right = (logits.detach().argmax(1) == labels).sum()
-        totals += torch.stack([loss.detach() * len(labels), right, torch.full_like(right, len(labels))])
-        bar.update(1)
-    loss_sum, n_right, n_images = totals.tolist()
-    return loss_sum / n_images, n_right / n_images
 
 
 def _forward(network: nn.Module, precision: params.Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -201,5 +293,10 @@ def _optimizer(network: nn.Module, settings: params.Training) -> torch.optim.Opt
     )
 
 
-def _rounded(epoch: Epoch) -> dict[str, Any]:
-    return {key: round(value, 6) for key, value in asdict(epoch).items()}
+def _average(network: nn.Module, decay: float) -> AveragedModel:
+    """A running average of the parameters and of BatchNorm's statistics, brought up to date after every step."""
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+
+
+def _plain(value: object) -> str:
+    return json.dumps(value.model_dump() if isinstance(value, params.Section) else value)

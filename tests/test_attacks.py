@@ -142,3 +142,30 @@ def test_the_images_are_torchattacks_own(images):
     theirs = torchattacks.PGD(Linear(), eps=8 / 255, alpha=2 / 255, steps=3)(images, LABELS)
     ours = attacks.perturb(attacks.build(attack_spec(**PGD), attacks.frozen_copy(Linear()), 2), images, LABELS, seed=5)
     assert (ours == theirs).all()
+
+
+def test_ascent_from_the_image_takes_the_steps_of_torchattacks_pgd(network):
+    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(6) % 3
+    theirs = torchattacks.PGD(attacks.frozen_copy(network), eps=8 / 255, alpha=2 / 255, steps=3, random_start=False)(images, labels)
+    ours = attacks.ascend(attacks.frozen_copy(network), images, images, labels, eps=8 / 255, alpha=2 / 255, steps=3)
+    assert torch.equal(ours, theirs)
+    eps, alpha = torch.full((6, 1, 1, 1), 8 / 255), torch.full((6, 1, 1, 1), 2 / 255)
+    each = attacks.ascend(attacks.frozen_copy(network), images, images, labels, eps=eps, alpha=alpha, steps=3)
+    assert torch.equal(each, theirs)
+
+
+def test_ascent_starts_where_it_is_told_keeps_each_images_bound_and_goes_both_ways():
+    images, start = torch.full((3, 3, 4, 4), 0.5), torch.full((3, 3, 4, 4), 0.52)
+    eps = torch.tensor([0.01, 0.05, 0.3]).view(3, 1, 1, 1)
+    away = attacks.ascend(Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=2)
+    assert ((away - images).abs().amax((1, 2, 3)) <= eps.flatten() + 1e-7).all()
+    assert ((away - images).abs().amax((1, 2, 3))[2] - 0.06).abs() < 1e-6
+    towards = attacks.ascend(Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=2, towards=True)
+    assert torch.allclose((away - start)[2], -(towards - start)[2], atol=1e-6)
+    assert torch.equal(attacks.ascend(Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=0), start)
+
+
+def test_margin_is_the_lead_of_the_best_wrong_class():
+    logits = torch.tensor([[1.0, 4.0, 2.0], [3.0, 0.0, 1.0]])
+    assert attacks.margin(logits, torch.tensor([0, 0])) == 3 - 2

@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 
 from pipeline import console
@@ -32,3 +34,24 @@ def test_progress_is_quiet_without_a_terminal(capsys):
     with console.progress(3, "work", "items") as bar:
         bar.update(3)
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_first_signal_asks_and_the_second_stops():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with console.stopping() as stop:
+        assert not stop.asked
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_an_interruption_that_was_brought_to_an_end_says_what_was_done(capsys):
+    def interrupt():
+        raise console.Interrupted("train: batch 3 of epoch 2 is done")
+
+    with pytest.raises(SystemExit) as caught:
+        console.run(interrupt)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted (train: batch 3 of epoch 2 is done); the same command goes on from here\n"

@@ -1,3 +1,5 @@
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -163,3 +165,39 @@ def test_auto_drops_bf16_where_its_attacks_fool_less(sets, network, monkeypatch,
     assert precision == "fp32"
     assert target is network
     assert "going on with fp32" in capsys.readouterr().out
+
+
+def test_each_image_may_have_its_own_eps(sets, network, tmp_path):
+    clean = sets[0]
+    spread = {"normal": ["8/255", "4/255"], "within": ["2/255", "16/255"]}
+    attacked = generate(clean, network, tmp_path / "x", spec={**PGD, "eps": spread, "alpha": "eps/2", "random_start": False})
+    before, after = (store.join(list(images.blocks())) for images in (clean, attacked))
+    levels = np.round(after.eps * 255).astype(int)
+    assert len(set(levels)) > 5
+    assert levels.min() >= 2
+    assert levels.max() <= 16
+    distance = np.abs(after.images.astype(int) - before.images.astype(int)).max((1, 2, 3))
+    assert (distance == levels).mean() > 0.9, "three steps of half an eps reach it"
+    assert (distance <= levels).all()
+    assert json.loads(str(attacked.attributes["attack.eps"])) == {"normal": [8 / 255, 4 / 255], "within": [2 / 255, 16 / 255]}
+    assert attacked.attributes["eps.stored"] == 16 / 255
+    assert attacked.attributes["attack.alpha"] == "eps/2"
+    again = generate(clean, network, tmp_path / "y", spec={**PGD, "eps": spread, "alpha": "eps/2", "random_start": False})
+    assert again.digest == attacked.digest
+
+
+def test_refreshed_sets_are_stored_with_their_origin_and_keep_the_validation_rows(sets, network, tmp_path):
+    cached = sets[1]
+    block = store.join(list(cached.blocks()))
+    trained = block.split == 0
+    new = torch.from_numpy(255 - block.images[trained])
+    refresh = params.Refresh(every=1, steps=2, alpha="eps/2", warm_start=True)
+    refreshed = generation.store_refreshed(cached, new, network, "new-model", refresh, tmp_path / "r")
+    after = store.join(list(refreshed.blocks()))
+    assert (after.images[trained] == new.numpy()).all()
+    for name in ("images", "labels", "ids", "eps"):
+        assert (after.datasets[name][~trained] == block.datasets[name][~trained]).all()
+    assert (after.fooled == (networks.predict(network, after.images, 64) != after.labels)).all()
+    attributes = refreshed.attributes
+    assert (attributes["kind"], attributes["model.sha256"], attributes["cached.digest"]) == ("refreshed", "new-model", cached.digest)
+    assert (attributes["refresh.steps"], attributes["refresh.alpha"]) == (2, "eps/2")

@@ -24,7 +24,7 @@ def keys(content, depth=0):
     if not isinstance(content, dict) or depth == 2:
         return None
     return {
-        key: keys(value, depth + 1) if key not in ("attacks", "rounds", "mix", "models", "threats") else None
+        key: keys(value, depth + 1) if key not in ("attacks", "rounds", "variants", "online", "mix", "models", "threats") else None
         for key, value in content.items()
     }
 
@@ -93,11 +93,26 @@ CHANGES = [
     ("finetune.mix", {"clean": 0.5, "fgsn": 0.5}, "finetune.mix.fgsn: expected clean or a name from attacks"),
     ("model.weights", "IMAGENET1K_V3", "model.weights: expected IMAGENET1K_V1, IMAGENET1K_V2, null or the path of"),
     ("model", {"architecture": "resnet18", "weights": "IMAGENET1K_V2"}, "model.weights: expected IMAGENET1K_V1, null"),
-    ("export.model", "other", r"export.model: expected a model of rounds \(clean, robust\), found 'other'"),
+    ("export.model", "other", r"export.model: expected a model of rounds, variants or online \(clean, robust\), found 'other'"),
     ("rounds.clean.next", "clean", "rounds.clean.next: expected a new name, found 'clean' again"),
     ("rounds.other", {"next": "x"}, "rounds.other: expected a chain that starts at clean"),
     ("rounds.robust", {"next": "robust2"}, "evaluate.models.robust2: expected an entry for every model"),
     ("evaluate.models.stranger", {"stored": "clean"}, "evaluate.models.stranger: expected a model of rounds"),
+    ("variants.x", {"of": "robust"}, r"variants.x.of: expected an attacked model \(clean\), found 'robust'"),
+    ("variants.x", {"of": "clean", "epochs": 0}, "variants.x.epochs: expected greater than or equal to 1, found 0"),
+    ("variants.x", {"of": "clean", "epoch": 1}, "variants.x.epoch: expected no such key, found one"),
+    ("variants.x", {"of": "clean", "refresh": {"every": 1}}, "variants.x.refresh.steps: expected a value, found none"),
+    ("variants.x", {"of": "clean", "mix": {"clean": 0.5, "y": 0.5}}, "variants.x.mix.y: expected clean or a name from attacks"),
+    ("variants.x", {"of": "clean"}, "evaluate.models.x: expected an entry for every model"),
+    ("variants.robust", {"of": "clean"}, "variants.robust: expected a name that no other model has"),
+    ("finetune.refresh", {"every": 1, "steps": 1, "alpha": "eps/0", "warm_start": True}, "finetune.refresh.alpha: expected a level"),
+    ("finetune.ema", 1.0, "finetune.ema: expected less than 1, found 1.0"),
+    ("attacks.pgd.eps", {"uniform": [0.1]}, "attacks.pgd.eps.uniform: expected list should have at least 2 items"),
+    ("attacks.pgd.eps", {"normal": [0.1, 0.1]}, r"attacks.pgd.eps: expected \{uniform: \[low, high\]\} or \{normal"),
+    ("attacks.pgd.eps", {"uniform": [0.2, 0.1]}, r"attacks.pgd.eps: expected the lower bound first, found \[0.2, 0.1\]"),
+    ("attacks.pgd.eps", {"uniform": [0.001, 0.1]}, "attacks.pgd.eps: expected at least 1/255"),
+    ("evaluate.threats.pgd.eps", {"uniform": [0.1, 0.2]}, "evaluate.threats.pgd.eps: expected more than 0 and at most 1"),
+    ("selection.steps", 0, "selection.steps: expected greater than or equal to 1, found 0"),
     ("evaluate.models.robust.stored", "robust", "evaluate.models.robust.stored: expected an attacked model"),
 ]  # fmt: skip
 
@@ -138,3 +153,64 @@ def test_a_missing_file_names_where_to_get_one(tmp_path):
 
 def test_exponents_are_numbers_as_dvc_reads_them(settings):
     assert settings.clean.weight_decay == 5e-4
+
+
+def test_a_variant_is_finetune_with_what_it_changes(raw_params, tmp_path):
+    raw_params["variants"] = {"x": {"of": "clean", "epochs": 3, "refresh": {"every": 1, "steps": 2, "alpha": "eps/2", "warm_start": True}}}
+    raw_params["evaluate"]["models"]["x"] = {"stored": "clean"}
+    YAML().dump(raw_params, tmp_path / "params.yaml")
+    settings = params.load(tmp_path / "params.yaml")
+    assert settings.recipe(None) == settings.finetune
+    recipe = settings.recipe("x")
+    assert (recipe.epochs, recipe.refresh.alpha) == (3, "eps/2")
+    assert recipe.model_copy(update={"epochs": settings.finetune.epochs, "refresh": None}) == settings.finetune
+    assert settings.models == ["clean", "robust", "x"]
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ("robust", r"online.x.start: expected clean or \{architecture: …, weights: …\}, found 'robust'"),
+        (
+            {"architecture": "vgg", "weights": None},
+            "online.x.start.architecture: expected 'resnet18', 'resnet34' or 'resnet50', found 'vgg'",
+        ),
+    ],
+)
+def test_online_training_starts_from_the_clean_model_or_a_fresh_one(raw_params, tmp_path, start, message):
+    adversary = {"eps": 0.1, "eps_per": "image", "alpha": 0.1, "steps": 1, "random_start": True, "loss": "margin", "target": "none"}
+    weights = {"clean_weight": 0.5, "adv_weight": 0.5, "best_on": "robust", "adversary": {**adversary, "against": "self"}}
+    raw_params["evaluate"]["models"]["x"] = {"stored": "clean"}
+    for value in ("clean", {"architecture": "resnet18", "weights": None}):
+        raw_params["online"] = {"x": {**raw_params["clean"], "start": value, **weights}}
+        YAML().dump(raw_params, tmp_path / "params.yaml")
+        assert params.load(tmp_path / "params.yaml").models == ["clean", "robust", "x"]
+    raw_params["online"]["x"]["start"] = start
+    YAML().dump(raw_params, tmp_path / "params.yaml")
+    with pytest.raises(InputError, match=message):
+        params.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(("step", "expected"), [("eps/4", 0.025), ("eps/2.5", 0.04), ("eps/steps", 0.02), (0.3, 0.3)])
+def test_step_sizes_are_levels_or_shares_of_eps(step, expected):
+    assert params.step_size(params.parse_step(step), 0.1, 5) == pytest.approx(expected)
+    assert params.parse_step("2/255") == 2 / 255
+
+
+@pytest.mark.parametrize("step", ["eps/0", "eps/-1", "eps/", "eps/x", "eps", 2])
+def test_other_step_sizes_are_refused(step):
+    with pytest.raises(ValueError, match="expected"):
+        params.parse_step(step)
+
+
+@given(st.floats(0, 1, exclude_max=True))
+def test_spreads_stay_within_their_bounds_and_grow_with_the_share(share):
+    uniform = params.Spread.model_validate({"uniform": ["2/255", "10/255"]})
+    assert uniform.quantile(share) == pytest.approx((2 + 8 * share) / 255)
+    normal = params.Spread.model_validate({"normal": ["8/255", "4/255"], "within": ["1/255", "16/255"]})
+    assert 1 / 255 <= normal.quantile(share) <= 16 / 255
+    assert normal.quantile(share) <= normal.quantile(min(share + 0.01, 1))
+
+
+def test_half_of_a_symmetric_normal_lies_below_its_mean():
+    assert params.Spread.model_validate({"normal": [0.1, 0.02], "within": [0.05, 0.15]}).quantile(0.5) == pytest.approx(0.1)

@@ -1,11 +1,12 @@
 import math
+import signal
 
 import pytest
 import torch
 from torch import nn
 from torchvision import models
 
-from pipeline import mixing, networks, training
+from pipeline import augmentation, console, files, mixing, networks, selection, training
 from pipeline.errors import InputError
 from tests.conftest import make_block
 
@@ -24,12 +25,18 @@ class Tiny(nn.Module):
 
 @pytest.fixture
 def batches():
-    return mixing.MixedBatches({"clean": make_block(64)}, {"clean": 16}, seed=0, device=CPU)
+    return augmentation.AugmentedBatches(
+        mixing.MixedBatches({"clean": make_block(64)}, {"clean": 16}, seed=0, device=CPU), "flip+crop", seed=0
+    )
 
 
 @pytest.fixture
 def recipe(settings):
     return settings.clean.model_copy(update={"epochs": 4, "batch_size": 16, "warmup_epochs": 1.0})
+
+
+def plain(batches):
+    return augmentation.AugmentedBatches(batches._batches, "none", seed=0)
 
 
 def scores(*values):
@@ -38,7 +45,7 @@ def scores(*values):
 
     def validate(network):
         seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
-        return values[len(seen) - 1]
+        return {"val_accuracy": values[len(seen) - 1]}
 
     return validate, seen
 
@@ -46,7 +53,7 @@ def scores(*values):
 def test_the_first_of_the_best_epochs_is_kept(batches, recipe):
     validate, seen = scores(0.2, 0.9, 0.9, 0.5)
     fitted = training.fit(Tiny(), batches, validate, recipe, text="t", device=CPU)
-    assert fitted.best.epoch == 2
+    assert fitted.best["epoch"] == 2
     assert [line["val_accuracy"] for line in fitted.history] == [0.2, 0.9, 0.9, 0.5]
     assert all((fitted.state_dict[name] == seen[1][name]).all() for name in seen[1])
     assert any((seen[3][name] != seen[1][name]).any() for name in seen[1])
@@ -56,12 +63,7 @@ def test_the_first_of_the_best_epochs_is_kept(batches, recipe):
 def test_training_learns_what_can_be_learned_and_repeats_itself(batches, recipe, optimizer):
     recipe = recipe.model_copy(update={"epochs": 30, "optimizer": optimizer, "lr": 0.02 if optimizer == "sgd" else 0.005})
     block = make_block(64)
-    fits = [
-        training.fit(
-            Tiny(), batches, lambda network: networks.accuracy(network, block.images, block.labels, 64), recipe, text="t", device=CPU
-        )
-        for _ in range(2)
-    ]
+    fits = [training.fit(Tiny(), plain(batches), selection.accuracy_on(block, 64), recipe, text="t", device=CPU) for _ in range(2)]
     assert fits[0].history[-1]["train_accuracy"] > 0.95
     assert fits[0].history == fits[1].history
 
@@ -69,7 +71,7 @@ def test_training_learns_what_can_be_learned_and_repeats_itself(batches, recipe,
 def test_a_loss_that_is_no_number_stops_with_advice(batches, recipe):
     recipe = recipe.model_copy(update={"lr": 1e30, "warmup_epochs": 0.0})
     with pytest.raises(InputError, match=r"the loss is nan after epoch \d; lower its lr in params.yaml \(now 1e\+30\)"):
-        training.fit(Tiny(), batches, lambda _: 0.0, recipe, text="t", device=CPU)
+        training.fit(Tiny(), batches, lambda _: {"val_accuracy": 0.0}, recipe, text="t", device=CPU)
 
 
 def test_learning_rate_schedules(recipe):
@@ -79,28 +81,11 @@ def test_learning_rate_schedules(recipe):
     assert {training.learning_rate(epoch, constant) for epoch in (0, 1, 4)} == {1.0}
 
 
-def test_augmentation_moves_whole_images_and_nothing_else():
-    images = torch.rand(64, 3, 8, 8)
-    generator = torch.Generator().manual_seed(0)
-    assert training.augment(images, "none", generator) is images
-    flipped = training.augment(images, "flip", generator)
-    is_flipped = (flipped == images.flip(3)).flatten(1).all(1)
-    assert ((flipped == images).flatten(1).all(1) | is_flipped).all()
-    assert 10 < is_flipped.sum() < 54
-    cropped = training.augment(images, "crop", generator)
-    padded = nn.functional.pad(images, (training.CROP_PADDING,) * 4)
-    corners = set()
-    for image, source in zip(cropped, padded, strict=True):
-        windows = {(y, x) for y in range(9) for x in range(9) if (image == source[:, y : y + 8, x : x + 8]).all()}
-        assert windows
-        corners |= windows
-    assert len(corners) > 30
-    assert training.augment(images, "flip+crop", generator).shape == images.shape
-
-
 def test_the_loss_is_the_mean_over_images(batches, recipe):
     network = Tiny()
-    fitted = training.fit(network, batches, lambda _: 0.0, recipe.model_copy(update={"epochs": 1, "lr": 1e-12}), text="t", device=CPU)
+    fitted = training.fit(
+        network, batches, lambda _: {"val_accuracy": 0.0}, recipe.model_copy(update={"epochs": 1, "lr": 1e-12}), text="t", device=CPU
+    )
     assert fitted.history[0]["train_loss"] == pytest.approx(math.log(3), abs=0.3)
 
 
@@ -118,10 +103,107 @@ def test_bf16_training_learns_like_fp32(batches, recipe):
         torch.manual_seed(0)
         network = models.resnet18(num_classes=3)
         settings = recipe.model_copy(update={"precision": precision, "lr": 0.01, "epochs": 3})
-        fitted = training.fit(
-            network, batches, lambda judged: networks.accuracy(judged, block.images, block.labels, 64), settings, text="t", device=CPU
-        )
+        fitted = training.fit(network, plain(batches), selection.accuracy_on(block, 64), settings, text="t", device=CPU)
         assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in fitted.state_dict.values())
         histories[precision] = [epoch["train_loss"] for epoch in fitted.history]
     assert histories["bf16"][0] == pytest.approx(histories["fp32"][0], rel=0.15)
     assert all(losses[-1] < losses[0] / 2 for losses in histories.values())
+
+
+def test_patience_ends_a_run_that_does_not_get_better(batches, recipe):
+    validate, _ = scores(0.2, 0.9, 0.9, 0.5)
+    fitted = training.fit(Tiny(), batches, validate, recipe.model_copy(update={"patience": 1}), text="t", device=CPU)
+    assert [row["epoch"] for row in fitted.history] == [1, 2, 3]
+    assert fitted.best["epoch"] == 2
+
+
+def test_the_average_of_the_weights_is_judged_and_kept(batches, recipe):
+    validate, seen = scores(0.1, 0.2, 0.3, 0.4)
+    network = Tiny()
+    settings = recipe.model_copy(update={"ema": 0.5})
+    weights = []
+    step = torch.optim.SGD.step
+
+    def recording(self, *arguments):
+        step(self, *arguments)
+        weights.append(network.layers[4].bias.detach().clone())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", recording)
+        fitted = training.fit(network, batches, validate, settings, text="t", device=CPU)
+    expected = weights[0]
+    for new in weights[1:]:
+        expected = expected.lerp(new, 0.5)
+    assert torch.allclose(fitted.state_dict["layers.4.bias"], expected, atol=1e-7)
+    assert (seen[-1]["layers.4.bias"] == fitted.state_dict["layers.4.bias"]).all()
+
+
+def resnet():
+    torch.manual_seed(0)
+    return models.resnet18(num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "stop_after"),
+    [(Tiny, {}, 1), (Tiny, {"ema": 0.9}, 6), (Tiny, {"optimizer": "adamw", "lr": 0.001}, 8), (resnet, {"ema": 0.9}, 6)],
+)
+def test_a_run_that_was_stopped_at_any_batch_gives_the_same_bytes(batches, recipe, tmp_path, monkeypatch, make, changes, stop_after):
+    block, settings = make_block(64), recipe.model_copy(update={"epochs": 3, **changes})
+    part, validate = tmp_path / ".x.part", selection.accuracy_on(block, 64)
+    whole = training.fit(make(), batches, validate, settings, text="t", device=CPU)
+    step, done = training._Run.step, []
+
+    def stopping_step(self, *arguments):
+        step(self, *arguments)
+        done.append(1)
+        if len(done) == stop_after:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(training._Run, "step", stopping_step)
+    with pytest.raises(console.Interrupted, match=f"t: batch {(stop_after - 1) % 4 + 1} of epoch {(stop_after - 1) // 4 + 1} is done"):
+        training.fit(make(), batches, validate, settings, text="t", device=CPU, part=part)
+    again = training.fit(make(), batches, validate, settings, text="t", device=CPU, part=part)
+    assert len(done) == 12, "no batch is trained on twice"
+    assert again.history == whole.history
+    assert all(torch.equal(again.state_dict[name], tensor) for name, tensor in whole.state_dict.items())
+
+
+def test_unfinished_work_that_cannot_be_read_is_said_and_started_again(batches, recipe, tmp_path, capsys):
+    part = tmp_path / ".x.part"
+    part.write_bytes(b"damaged")
+    fitted = training.fit(Tiny(), batches, scores(0.1, 0.2, 0.3, 0.4)[0], recipe, text="t", device=CPU, part=part)
+    assert len(fitted.history) == 4
+    assert "cannot be read; starting from the beginning" in capsys.readouterr().out
+
+
+def test_train_writes_the_best_epoch_and_leaves_nothing_unfinished(batches, recipe, tmp_path):
+    checkpoint, done = training.train(
+        Tiny(),
+        batches,
+        scores(0.1, 0.5, 0.3, 0.2)[0],
+        recipe,
+        text="t",
+        out=tmp_path / "m.pt",
+        history=tmp_path / "h.csv",
+        architecture="resnet18",
+        class_names=["a", "b", "c"],
+        provenance={"clean.digest": "d"},
+        device=CPU,
+    )
+    assert done.startswith(f"{tmp_path}/m.pt: epoch 2 of 4 kept, validation accuracy 0.5000")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["h.csv", "m.pt"]
+    assert networks.load(tmp_path / "m.pt", architecture="resnet18", class_names=("a", "b", "c")).provenance == checkpoint.provenance
+    assert checkpoint.provenance["best.epoch"] == 2
+    assert files.sha256(tmp_path / "m.pt")
+
+
+def test_collapse_is_said_once_when_pgd_accuracy_falls_and_fgsm_accuracy_does_not():
+    history = [{"epoch": number, "val_pgd": pgd, "val_fgsm": fgsm} for number, pgd, fgsm in ((1, 0.3, 0.4), (2, 0.05, 0.9), (3, 0.0, 0.95))]
+    assert training.collapse(history[:1]) == ""
+    assert training.collapse(history[:2]).startswith(
+        "collapse in epoch 2: held-out PGD accuracy fell from 0.300 to 0.050, FGSM accuracy is 0.900; epoch 1 is kept"
+    )
+    assert training.collapse(history) == ""
+    assert training.collapse([{"epoch": 1, "val_accuracy": 0.1}]) == ""
+    both_fall = [{"epoch": 1, "val_pgd": 0.3, "val_fgsm": 0.4}, {"epoch": 2, "val_pgd": 0.1, "val_fgsm": 0.2}]
+    assert training.collapse(both_fall) == ""

@@ -1,9 +1,9 @@
-"""Stage `finetune@<model>`: a model, the clean image set and adversarial ones made against that model -> the next model."""
+"""Stages `finetune@<model>` and `variant@<name>`: a model, the clean image set and adversarial ones made against it -> another model."""
 
 import argparse
 from pathlib import Path
 
-from pipeline import console, device, files, generation, mixing, networks, params, store, training
+from pipeline import adversarial, augmentation, console, device, files, generation, mixing, networks, params, selection, store, training
 from pipeline.errors import InputError
 
 
@@ -14,33 +14,52 @@ def finetune() -> str:
     parser.add_argument("--adversarial", type=Path, required=True, nargs="+", help="folders of image sets made against that model")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint of the next model")
     parser.add_argument("--history", type=Path, required=True, help="CSV with a line for every epoch")
+    parser.add_argument("--refreshed", type=Path, required=True, help="folder of the refreshed image sets; empty where none are refreshed")
+    parser.add_argument("--variant", help="name of the recipe under `variants` in params.yaml; without it, `finetune`")
     args = parser.parse_args()
 
     settings, processor = params.load(params.FILE), device.choose()
-    clean, parent = store.ImageSet(args.clean), files.sha256(args.model)
+    if args.variant is not None and args.variant not in settings.variants:
+        raise InputError(f"variants.{args.variant}: expected one of {', '.join(settings.variants) or 'none yet'}, found {args.variant!r}")
+    recipe, clean, parent = settings.recipe(args.variant), store.ImageSet(args.clean), files.sha256(args.model)
     sets = {params.CLEAN: clean, **_open_sets(args.adversarial, clean, parent, settings)}
-    if missing := settings.finetune.mix.keys() - sets.keys():
+    if missing := recipe.mix.keys() - sets.keys():
         raise InputError(f"finetune.mix.{min(missing)}: no such set among {', '.join(sets)}; add it to the finetune stage in dvc.yaml")
-    checkpoint = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
-    val = store.join([images.load("val") for images in sets.values()])
-    fit = training.fit(
-        checkpoint.network(),
-        mixing.training_batches(sets, settings.finetune, processor),
-        lambda judged: networks.accuracy(judged, val.images, val.labels, settings.evaluate.batch_size),
-        settings.finetune,
+    first = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
+    network, val = first.network(), clean.load("val")
+    batches: augmentation.AugmentedBatches | adversarial.RefreshedBatches
+    if recipe.refresh is None:
+        batches = augmentation.AugmentedBatches(mixing.training_batches(sets, recipe, processor), recipe.augment, recipe.seed)
+    else:
+        target = adversarial.Target(network.to(processor), val.images.shape[2], adversarial.dtype_for(recipe.precision, processor))
+        batches = adversarial.RefreshedBatches({name: sets[name].load("train") for name in recipe.mix}, recipe, target, processor)
+    mixed = val if recipe.best_on == "robust" else store.join([images.load("val") for images in sets.values()])
+    checkpoint, done = training.train(
+        network,
+        batches,
+        selection.validation(recipe, mixed, settings, processor),
+        recipe,
         text="fine-tune on the mix",
-        device=processor,
-    )
-    return training.save(
-        fit,
-        args.out,
-        args.history,
-        architecture=checkpoint.architecture,
+        out=args.out,
+        history=args.history,
+        architecture=first.architecture,
         class_names=clean.class_names,
-        provenance={"parent.sha256": parent, **{f"{name}.digest": images.digest for name, images in sets.items()}},
-        settings=settings.finetune,
+        provenance={
+            "parent.sha256": parent,
+            **{f"{name}.digest": images.digest for name, images in sets.items()},
+            "selection": settings.selection.model_dump_json(),
+            "attack_passes.per_epoch": batches.passes if isinstance(batches, adversarial.RefreshedBatches) else 0,
+        },
         device=processor,
     )
+    args.refreshed.mkdir(parents=True, exist_ok=True)
+    if isinstance(batches, adversarial.RefreshedBatches) and recipe.refresh is not None:
+        for name in recipe.mix.keys() - {params.CLEAN}:
+            judge = checkpoint.network().to(processor)
+            generation.store_refreshed(
+                sets[name], batches.working_copy(name), judge, files.sha256(args.out), recipe.refresh, args.refreshed / name
+            )
+    return done
 
 
 def _open_sets(paths: list[Path], clean: store.ImageSet, model_sha256: str, settings: params.Params) -> dict[str, store.ImageSet]:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pipeline import console, device, mixing, networks, params, store, training
+from pipeline import augmentation, console, device, mixing, networks, params, selection, store, training
 
 
 def train_clean() -> str:
@@ -18,24 +18,22 @@ def train_clean() -> str:
     val = clean.load("val")
     pretrained = networks.pretrained_weights(settings.model)
     network = networks.build(settings.model, len(clean.class_names), settings.clean.seed, pretrained)
-    fit = training.fit(
+    _, done = training.train(
         network,
-        mixing.training_batches({params.CLEAN: clean}, settings.clean, processor),
-        lambda judged: networks.accuracy(judged, val.images, val.labels, settings.evaluate.batch_size),
+        augmentation.AugmentedBatches(
+            mixing.training_batches({params.CLEAN: clean}, settings.clean, processor), settings.clean.augment, settings.clean.seed
+        ),
+        selection.accuracy_on(val, settings.evaluate.batch_size),
         settings.clean,
         text="train the clean model",
-        device=processor,
-    )
-    return training.save(
-        fit,
-        args.out,
-        args.history,
+        out=args.out,
+        history=args.history,
         architecture=settings.model.architecture,
         class_names=clean.class_names,
         provenance={"clean.digest": clean.digest, "weights": settings.model.weights or "none", "weights.sha256": pretrained.sha256},
-        settings=settings.clean,
         device=processor,
     )
+    return done
 
 
 if __name__ == "__main__":

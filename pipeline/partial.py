@@ -1,0 +1,42 @@
+"""Unfinished work, kept so that a run goes on where it stopped: hidden siblings of what they are to become.
+
+DVC deletes a stage's outputs before it runs the stage, but not what it does not know. A sibling's name holds a digest of everything that
+decides the content, the code included, so that work under other params, data or code never goes on from it.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+
+
+def path_for(out: Path, decides: Mapping[str, object]) -> Path:
+    """Where the unfinished work on `out` is kept: `.NAME.DIGEST.part` beside it, a file or a folder."""
+    text = json.dumps({**decides, "code": code_sha256()}, sort_keys=True)
+    return out.with_name(f".{out.name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}.part")
+
+
+@cache
+def code_sha256() -> str:
+    """A SHA-256 over the project's own modules."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def left_behind(folders: Iterable[Path]) -> list[Path]:
+    """All unfinished work in some folders."""
+    return sorted(path for folder in folders for path in folder.rglob(".*.part"))
+
+
+def clear(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,57 @@
+"""Stage `train_online@<name>`: the clean image set -> a model trained on adversarial images made anew for every batch."""
+
+import argparse
+from pathlib import Path
+
+from pipeline import adversarial, console, device, files, mixing, networks, params, selection, store, training
+from pipeline.errors import InputError
+
+
+def train_online() -> str:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", required=True, help="name of the recipe under `online` in params.yaml")
+    parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint of the clean model")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint of the trained model")
+    parser.add_argument("--history", type=Path, required=True, help="CSV with a line for every epoch")
+    args = parser.parse_args()
+
+    settings, processor = params.load(params.FILE), device.choose()
+    if args.name not in settings.online:
+        raise InputError(f"online.{args.name}: expected one of {', '.join(settings.online) or 'none yet'}, found {args.name!r}")
+    recipe, clean = settings.online[args.name], store.ImageSet(args.clean)
+    val = clean.load("val")
+    first = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
+    model = settings.model if isinstance(recipe.start, str) else recipe.start
+    weights = networks.SCRATCH if isinstance(recipe.start, str) else networks.pretrained_weights(model)
+    network = first.network() if isinstance(recipe.start, str) else networks.build(model, len(clean.class_names), recipe.seed, weights)
+    fixed = recipe.adversary.against == params.CLEAN
+    target = adversarial.Target(
+        (first.network() if fixed else network).to(processor), val.images.shape[2], adversarial.dtype_for(recipe.precision, processor)
+    )
+    batches = adversarial.OnlineBatches(mixing.training_batches({params.CLEAN: clean}, recipe, processor), recipe, target, fixed=fixed)
+    _, done = training.train(
+        network,
+        batches,
+        selection.validation(recipe, val, settings, processor),
+        recipe,
+        text=f"train {args.name} online",
+        out=args.out,
+        history=args.history,
+        architecture=model.architecture,
+        class_names=clean.class_names,
+        provenance={
+            "clean.digest": clean.digest,
+            "parent.sha256": files.sha256(args.model),
+            "weights": model.weights or "none",
+            "weights.sha256": weights.sha256,
+            "selection": settings.selection.model_dump_json(),
+            "attack_passes.per_epoch": batches.passes,
+        },
+        device=processor,
+    )
+    return done
+
+
+if __name__ == "__main__":
+    console.run(train_online)

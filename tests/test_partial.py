@@ -1,0 +1,31 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline import partial
+
+
+def test_a_name_depends_on_everything_that_decides_the_content(monkeypatch):
+    out = Path("models/robust.pt")
+    names = {partial.path_for(out, decides) for decides in ({"lr": 1}, {"lr": 2}, {"lr": 1, "x": ""})}
+    assert len(names) == 3
+    assert partial.path_for(out, {"a": 1, "b": 2}) == partial.path_for(out, {"b": 2, "a": 1})
+    before = partial.path_for(out, {})
+    assert before.parent == Path("models")
+    assert before.name.startswith(".robust.pt.")
+    monkeypatch.setattr(partial, "code_sha256", lambda: "other code")
+    assert partial.path_for(out, {}) != before
+
+
+@pytest.mark.parametrize("nothing", [True, False])
+def test_what_was_left_behind_is_found_and_cleared(tmp_path, nothing):
+    (tmp_path / "data/clean").mkdir(parents=True)
+    (tmp_path / "data/clean/00000.h5").write_bytes(b"x")
+    if not nothing:
+        (tmp_path / "data/.clean.0123456789abcdef.part").mkdir()
+        (tmp_path / "data/.clean.0123456789abcdef.part/00000.h5").write_bytes(b"x")
+        (tmp_path / "data/.robust.pt.0123456789abcdef.part").write_bytes(b"x")
+    found = partial.left_behind([tmp_path / "data", tmp_path / "models"])
+    assert len(found) == (0 if nothing else 2)
+    partial.clear(found)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == ["data/clean/00000.h5"]
