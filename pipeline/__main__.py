@@ -1,11 +1,15 @@
 """`python -m pipeline repro | results | check | clean-partial | preset NAME`: the pipeline as a whole."""
 
 import argparse
+import contextlib
+import fcntl
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,6 +22,7 @@ from pipeline.errors import InputError
 
 PRESETS = Path("presets")
 METRICS = Path("metrics")
+LOCK = Path(".dvc/tmp/repro.lock")
 UNCACHED = (METRICS, Path("plots"))  # kept in Git, not in DVC's cache
 
 
@@ -46,19 +51,56 @@ def main() -> str:
 
 def repro() -> str:
     """Check the params before DVC deletes anything, run `dvc repro`, and print the results."""
-    enter_models()
-    check()
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    dvc = [sys.executable, "-m", "dvc"]
-    small = {path: path.read_bytes() for folder in UNCACHED for path in folder.rglob("*") if path.is_file()}
-    if subprocess.run([*dvc, "repro"], env=environment, check=False).returncode:
-        # DVC deletes a stage's earlier outputs before it runs. They come back from its cache, and what it does not cache from here.
-        subprocess.run([*dvc, "checkout", "--quiet", "dvc.yaml"], env=environment, check=False, stderr=subprocess.DEVNULL)
-        for path in small:
-            if not path.exists():
-                files.write_bytes(path, small[path])
-        raise InputError("a stage failed, its reason stands above; earlier results are as they were")
+    with _only_one():
+        enter_models()
+        check()
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        dvc = [sys.executable, "-m", "dvc"]
+        small = {path: path.read_bytes() for folder in UNCACHED for path in folder.rglob("*") if path.is_file()}
+        with console.stopping() as stop:
+            failed = _run_and_pass_on_signals([*dvc, "repro"], environment, stop)
+        if failed:
+            # DVC deletes a stage's earlier outputs before it runs. They come back from its cache, and what it does not cache from here.
+            subprocess.run([*dvc, "checkout", "--quiet", "dvc.yaml"], env=environment, check=False, stderr=subprocess.DEVNULL)
+            for path in small:
+                if not path.exists():
+                    files.write_bytes(path, small[path])
+            if stop.asked:
+                raise console.Interrupted("earlier results are as they were")
+            raise InputError("a stage failed, its reason stands above; earlier results are as they were")
     return results()
+
+
+def _run_and_pass_on_signals(command: list[str], environment: dict[str, str], stop: console.Stop) -> bool:
+    """Run a command in a process group of its own; Ctrl-C and SIGTERM reach all of it, as Ctrl-C. Returns whether it failed.
+
+    A second signal kills the group.
+    """
+    passed_on = False
+    with subprocess.Popen(command, env=environment, process_group=0) as process:
+        try:
+            while process.poll() is None:
+                if stop.asked and not passed_on:
+                    os.killpg(process.pid, signal.SIGINT)
+                    passed_on = True
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.2)
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode != 0
+
+
+@contextlib.contextmanager
+def _only_one() -> Iterator[None]:
+    """Refuse to run beside another `repro` in the same folder; the lock goes with the process, however it ends."""
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with LOCK.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError("another `repro` is running in this folder; wait for it, or stop it with Ctrl-C in its terminal") from None
+        yield
 
 
 def results() -> str:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
+from pipeline import files
 from pipeline.errors import InputError
 
 Bar: TypeAlias = "tqdm[Any]"
@@ -58,13 +59,18 @@ def say(text: str) -> None:
 def run(command: Callable[[], str]) -> None:
     """Run a command to its end: print what it did and how long it took.
 
-    An InputError or an interruption becomes one line on standard error and exit code 1 or 130; earlier results are not touched.
+    An InputError, a full disk or an interruption becomes one line on standard error and exit code 1, 1 or 130; earlier results are not
+    touched.
     """
     started = time.perf_counter()
     try:
         done = command()
     except InputError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if not files.is_full_disk(error):
+            raise
+        sys.exit(f"error: the disk is full ({' '.join(str(error).split())[:150]}); free some space and run it again, it goes on from here")
     except KeyboardInterrupt as interruption:
         where = f" ({interruption})" if str(interruption) else ""
         print(f"interrupted{where}; the same command goes on from here", file=sys.stderr)

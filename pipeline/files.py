@@ -1,14 +1,18 @@
 """Files that are either whole or not there, and their SHA-256."""
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from pipeline.errors import InputError
 
 
 def sha256(path: Path) -> str:
@@ -47,6 +51,21 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_bytes(path, text.getvalue().encode())
+
+
+def require_space(folder: Path, n_bytes: int, what: str) -> None:
+    """Raise InputError unless the disk that a folder is or will be on has room for so many bytes."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < n_bytes:
+        raise InputError(
+            f"{folder}: {what} needs {n_bytes / 2**20:,.0f} MiB, and the disk has {free / 2**20:,.0f} MiB left; free some space"
+        )
+
+
+def is_full_disk(error: OSError) -> bool:
+    """Whether a write failed for want of space; HDF5 tells it in its text alone."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or f"errno = {errno.ENOSPC}," in str(error)
 
 
 def sync(file: BinaryIO) -> None:

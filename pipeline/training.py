@@ -22,6 +22,7 @@ from pipeline.errors import InputError
 from pipeline.partial import path_for
 
 SAVING = 0.1  # the greatest share of the time that goes into saving unfinished work
+COPIES = 12  # of the weights on the disk at most: unfinished work twice, of up to five copies each, and the checkpoint twice
 
 Scores = dict[str, float]
 Row = dict[str, Any]
@@ -116,6 +117,8 @@ def train(
         **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},
     }
     part = path_for(out, {**origin, "architecture": architecture})
+    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
+    files.require_space(out.parent, COPIES * weights + sum(tensor.nbytes for tensor in batches.state.values()), text)
     fitted = fit(network, batches, validate, settings, text=text, device=device, part=part)
     checkpoint = networks.Checkpoint(
         architecture=architecture,

@@ -55,3 +55,14 @@ def test_an_interruption_that_was_brought_to_an_end_says_what_was_done(capsys):
         console.run(interrupt)
     assert caught.value.code == 130
     assert capsys.readouterr().err == "interrupted (train: batch 3 of epoch 2 is done); the same command goes on from here\n"
+
+
+def test_a_full_disk_is_one_line_and_other_failures_keep_their_traceback(capsys):
+    def fail(number):
+        raise OSError(number, "No space left on device" if number == 28 else "Input/output error")
+
+    with pytest.raises(SystemExit) as caught:
+        console.run(lambda: fail(28))
+    assert str(caught.value.code).startswith("error: the disk is full ([Errno 28] No space left on device); free some space")
+    with pytest.raises(OSError, match="Input/output"):
+        console.run(lambda: fail(5))

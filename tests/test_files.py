@@ -3,6 +3,7 @@ import hashlib
 import pytest
 
 from pipeline import files
+from pipeline.errors import InputError
 
 
 def test_contents_replace_each_other_whole(tmp_path):
@@ -35,3 +36,22 @@ def test_json_and_csv_are_plain(tmp_path):
     assert not (tmp_path / "y.json").exists()
     files.write_csv(tmp_path / "x.csv", [{"a": 1, "b": "x,y"}, {"a": 2, "b": ""}])
     assert (tmp_path / "x.csv").read_text() == 'a,b\n1,"x,y"\n2,\n'
+
+
+def test_too_little_space_is_said_before_anything_is_written(tmp_path):
+    files.require_space(tmp_path / "not/yet/there", 1, "the set")
+    with pytest.raises(InputError, match=r"the set needs 1,073,741,824 MiB, the disk has [\d,]+ MiB left; free some space"):
+        files.require_space(tmp_path / "not/yet/there", 2**50, "the set")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (OSError("Can't write data (file write failed: errno = 28, error message = 'No space left on device')"), True),
+        (OSError(5, "Input/output error"), False),
+    ],
+)
+def test_a_full_disk_is_known_by_its_number_or_by_what_hdf5_says(error, full):
+    assert files.is_full_disk(error) == full
