@@ -10,7 +10,7 @@ from torchattacks.attack import Attack
 from torchvision import models
 
 from pipeline import attacks, console, networks, params, products, store
-from pipeline.device import multiplies_bfloat16
+from pipeline.device import multiplies_bfloat16, processor
 
 SAMPLE = 256  # images on which both precisions are tried before one is chosen
 MOST_LOST = 0.005  # of the attacked images
@@ -42,6 +42,7 @@ def generate(
         "threat_model": "Linf",
         "eps.stored": attacks.eps_levels(spec.eps) / 255,
         "device": device.type,
+        "processor": processor(device),
         "precision": precision,
         **attacks.versions(),
     }
@@ -89,6 +90,25 @@ def choose_target(
     return "bf16", fast
 
 
+def attacked_again(
+    images: store.ImageSet,
+    original: store.Block,
+    start: int,
+    network: models.ResNet,
+    spec: params.Attack,
+    settings: params.Generate,
+    *,
+    device: torch.device,
+) -> store.Block:
+    """What a stored set should hold from row `start` on, where a batch begins: `original` attacked once more, in the recorded precision."""
+    exact = attacks.frozen_copy(network).to(device)
+    fast = images.attributes["precision"] == "bf16"
+    attacked = products.Frozen(exact, original.images.shape[2], torch.bfloat16) if fast else exact
+    attack = attacks.build(spec, attacked, len(images.class_names))
+    with console.progress(len(original), f"attack again with {images.attributes['attack']}", "images") as bar:
+        return _attacked(original, start, attack, exact, spec, settings, device, bar)
+
+
 def _fooled(
     network: nn.Module, exact: models.ResNet, sample: store.Block, spec: params.Attack, settings: params.Generate, device: torch.device
 ) -> int:
@@ -111,7 +131,7 @@ def _attacked(
 ) -> store.Block:
     """The adversarial counterpart of one shard's rows."""
     images, fooled = np.empty_like(block.images), np.empty(len(block), dtype=bool)
-    for rows in _batches(len(block), settings.batch_size):
+    for rows in batches(len(block), settings.batch_size):
         clean, labels = torch.from_numpy(block.images[rows]).to(device), torch.from_numpy(block.labels[rows]).to(device)
         seed = attacks.batch_seed(settings.seed, start + rows.start)
         stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, spec.eps)
@@ -121,6 +141,7 @@ def _attacked(
     return store.Block(images=images, labels=block.labels, ids=block.ids, split=block.split, eps=eps, fooled=fooled)
 
 
-def _batches(n_rows: int, size: int) -> Iterator[slice]:
+def batches(n_rows: int, size: int) -> Iterator[slice]:
+    """The rows of each batch, in order; the last one may be smaller."""
     for start in range(0, n_rows, size):
         yield slice(start, min(start + size, n_rows))

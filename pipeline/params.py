@@ -252,6 +252,12 @@ class Export(Section):
     model: Name
 
 
+class Audit(Section):
+    """How much of each adversarial set an audit attacks again."""
+
+    sample: Count
+
+
 class Params(Section):
     """The whole of `params.yaml`."""
 
@@ -265,6 +271,7 @@ class Params(Section):
     rounds: dict[Name, Round]
     evaluate: Evaluate
     export: Export
+    audit: Audit
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
