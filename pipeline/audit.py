@@ -91,9 +91,9 @@ def _check_of(project: Project, stage: str, path: str) -> Made | None:
     """The check that recomputes what lies at `path`, by what the stage's record says it is."""
     entry = project.stages[stage]
     if entry.outs[path].endswith(".dir"):
-        return recomputation.adversarial_set if project.models(entry.deps) else recomputation.clean_set
+        return recomputation.adversarial_set if project.checkpoints(entry.deps) else recomputation.clean_set
     if path.endswith(".pt"):
-        return recomputation.trained_model if project.models(entry.outs) else recomputation.submission
+        return recomputation.trained_model if project.checkpoints(entry.outs) else recomputation.submission
     return recomputation.evaluated_model if path.endswith(".json") else None
 
 
@@ -102,6 +102,9 @@ def _tried(rows: Iterator[Row], stage: str, what: str) -> list[Row]:
     found: list[Row] = []
     try:
         found.extend(rows)
-    except (InputError, OSError, KeyError, ValueError, TypeError) as error:
-        found.append(judged(stage, what, " ".join(f"{error}".split()), "", what))
+    except InputError as error:
+        found.append(judged(stage, what, str(error), "", what))
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        found.append(judged(stage, what, f"cannot be checked: {reason}", "", what))
     return found

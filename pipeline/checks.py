@@ -90,7 +90,7 @@ def held_parameters(project: Project, stage: str) -> Held:
     held: Held = []
     for path in project.sets(outs):
         held += _held_by_set(path, project.images(path).attributes)
-    for path in project.models(outs):
+    for path in project.checkpoints(outs):
         checkpoint = project.checkpoint(path)
         held.append(("model.architecture", path, checkpoint.architecture))
         held += _held_by_checkpoint(path, checkpoint.provenance, recorded)
@@ -148,7 +148,7 @@ def _specs(project: Project, makes: str) -> dict[str, dict[str, Any]]:
     specs: dict[str, dict[str, Any]] = {}
     unmixed = {f"attacks.{name}" for name in project.settings.attacks.keys() - project.settings.finetune.mix.keys()}
     for stage in project.stages.values():
-        made = project.models(stage.outs) if makes == "model" else [path for path in stage.outs if path.endswith(".json")]
+        made = project.checkpoints(stage.outs) if makes == "model" else [path for path in stage.outs if path.endswith(".json")]
         for key in stage.params:
             prefix = key.removesuffix(".eps")
             if made and prefix != key and f"{prefix}.attack" in stage.params and prefix not in unmixed:
@@ -182,7 +182,7 @@ def versions(project: Project) -> Iterator[Row]:
     places: dict[tuple[str, str], list[str]] = {}
     for stage in project.stages.values():
         records = {path: project.images(path).attributes for path in project.sets(stage.outs)}
-        records |= {path: project.checkpoint(path).provenance for path in project.models(stage.outs)}
+        records |= {path: project.checkpoint(path).provenance for path in project.checkpoints(stage.outs)}
         for path, attributes in records.items():
             for key, value in attributes.items():
                 if key.startswith("versions."):

@@ -63,9 +63,9 @@ def recorded(root: Path) -> dict[str, Recorded]:
         return {
             name: Recorded(
                 cmd=entry["cmd"],
-                deps={item["path"]: item["md5"] for item in entry.get("deps", [])},
+                deps={item["path"]: str(item["md5"]) for item in entry.get("deps", [])},
                 params={key: value for content in entry.get("params", {}).values() for key, value in flatten(content).items()},
-                outs={item["path"]: item["md5"] for item in entry.get("outs", [])},
+                outs={item["path"]: str(item["md5"]) for item in entry.get("outs", [])},
             )
             for name, entry in read_yaml(path)["stages"].items()
         }

@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torchvision import models
 
 from pipeline import files, lineage, networks, params, store
 from pipeline.errors import InputError
@@ -93,8 +94,15 @@ class Project:
 
     def checkpoint(self, path: str) -> networks.Checkpoint:
         """A model of this project; its classes are those of the clean set."""
-        read = lambda file: networks.load(file, architecture=self.settings.model.architecture, class_names=self.class_names)  # noqa: E731
-        found: networks.Checkpoint = self._once("checkpoint", path, read)
+        architecture = self.settings.model.architecture
+        found: networks.Checkpoint = self._once(
+            "checkpoint", path, partial(networks.load, architecture=architecture, class_names=self.class_names)
+        )
+        return found
+
+    def network(self, path: str) -> models.ResNet:
+        """A checkpoint's network on this project's device, in evaluation mode."""
+        found: models.ResNet = self._once("network", path, lambda _: self.checkpoint(path).network().to(self.device))
         return found
 
     def metrics(self, path: str) -> dict[str, Any]:
@@ -123,7 +131,7 @@ class Project:
         kinds = {path: self.images(path).attributes for path in self.sets(paths)}
         return {str(found["attack"]): path for path, found in kinds.items() if found["kind"] == "adversarial"}
 
-    def models(self, paths: dict[str, str]) -> list[str]:
+    def checkpoints(self, paths: dict[str, str]) -> list[str]:
         """The checkpoints among the recorded paths: what a stage wrote that has a number of epochs among its params."""
         trained = [stage for stage in self.stages.values() if any(key.endswith(".epochs") for key in stage.params)]
         return [path for path in paths if path.endswith(".pt") and any(path in stage.outs for stage in trained)]

@@ -110,7 +110,7 @@ def _against_source(project: Project, stage: str, path: str) -> Iterator[Row]:
 def adversarial_set(project: Project, stage: str, path: str) -> Iterator[Row]:
     """An adversarial set is its clean set, row by row, moved by at most eps, by the attack and against the model that it names."""
     images, clean, inputs = project.images(path), project.images(project.clean), project.recorded[stage].deps
-    (model,) = project.models(inputs)
+    (model,) = project.checkpoints(inputs)
     spec = project.settings.attacks[str(images.attributes["attack"])]
     expected = generation.identity(clean, project.sha256(model), str(images.attributes["attack"]), spec, project.settings.generate)
     for key, what in (("clean.digest", project.clean), ("model.sha256", model)):
@@ -197,7 +197,7 @@ def _sample(clean: store.ImageSet, images: store.ImageSet, settings: params.Para
 
 def _samples(project: Project, stage: str, path: str, model: str, sample: Sample) -> Iterator[Row]:
     """The sample's images shown to their source model again, and made again."""
-    stored, network = sample.stored, project.checkpoint(model).network().to(project.device)
+    stored, network = sample.stored, project.network(model)
     assert stored.fooled is not None
     where = f"{path} (rows {sample.rows.start} to {sample.rows.stop - 1})"
     margins = _margins(network, stored.images, stored.labels, project.settings.generate.batch_size, project.device)
@@ -232,7 +232,7 @@ def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
     yield Row(stage=stage, parameter="model", value=f"SHA-256 {project.sha256(path)}", where=path, verdict="ok")
     sets = {params.CLEAN: project.clean, **project.adversarial(entry.deps)}
     origins = {f"{name}.digest": (source, project.images(source).digest) for name, source in sets.items()}
-    for parent in project.models(entry.deps):
+    for parent in project.checkpoints(entry.deps):
         origins["parent.sha256"] = (parent, project.sha256(parent))
     for key, (source, value) in origins.items():
         recorded = checkpoint.provenance.get(key)
@@ -283,12 +283,12 @@ def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Ch
 def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
     """Clean and transfer accuracy are what the judged model gives on the stored images; robust accuracy is consistent with itself."""
     entry, metrics = project.recorded[stage], project.metrics(path)
-    (model,) = project.models(entry.deps)
+    (model,) = project.checkpoints(entry.deps)
     sha256 = project.sha256(model)
     yield judged(
         stage, f"judges {model}", "" if metrics["sha256"] == sha256 else f"recorded {metrics['sha256']}, is {sha256}", sha256, path
     )
-    network = project.checkpoint(model).network().to(project.device)
+    network = project.network(model)
     stored = project.adversarial(entry.deps)
     recorded = {params.CLEAN: metrics["clean"], **{name: metrics["transfer"].get(name, {}) for name in stored}}
     pooled: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
@@ -340,7 +340,7 @@ def _inconsistent(result: Mapping[str, Any]) -> str:
 
 def submission(project: Project, stage: str, path: str) -> Iterator[Row]:
     """The file to hand in holds exactly the tensors of the model that export.model names."""
-    (model,) = project.models(project.recorded[stage].deps)
+    (model,) = project.checkpoints(project.recorded[stage].deps)
     wanted = project.checkpoint(model).state_dict
     try:
         found = torch.load(project.root / path, map_location="cpu", weights_only=True)

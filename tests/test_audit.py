@@ -18,7 +18,7 @@ import torch
 from ruamel.yaml import YAML
 
 from pipeline import __main__ as command
-from pipeline import audit, checks, console, export, lineage, networks, project, store
+from pipeline import audit, checks, console, export, files, lineage, networks, project, recomputation, store
 from pipeline.errors import InputError
 from tests.conftest import ROOT
 
@@ -87,8 +87,9 @@ def folder(made, tmp_path):
     return shutil.copytree(made, tmp_path / "project", copy_function=os.link)
 
 
-def failures(folder):
-    return {f"{row.stage}: {row.parameter}": row.value for row in audit.audit(folder, CPU) if row.verdict == "FAILED"}
+def failures(folder, path="."):
+    """What an audit of the project, or of one image set in it, calls FAILED."""
+    return {f"{row.stage}: {row.parameter}": row.value for row in audit.audit(folder / path, CPU) if row.verdict == "FAILED"}
 
 
 def own(path):
@@ -129,7 +130,7 @@ def test_an_untouched_project_passes_with_every_stage_and_the_same_measures_each
     recorded = json.loads((made / "metrics/audit.json").read_text())
     assert recorded["failed"] == 0
     assert recorded["generate@clean-pgd.distance"] == 32
-    assert recorded["generate@clean-pgd.images"] == 120
+    assert recorded["generate@clean-pgd.rows"] == 120
     assert all(isinstance(value, int | float) for value in recorded.values())
 
 
@@ -177,7 +178,8 @@ SPOILT = "its content does not match its SHA-256"
 )
 def test_any_changed_dataset_is_found_by_its_hash(folder, shard, name, edit):
     spoil(folder, shard, name, edit)
-    found, path = failures(folder), str(Path(shard).parent)
+    path = str(Path(shard).parent)
+    found = failures(folder, path)
     (made_by,) = [stage for stage, entry in lineage.recorded(folder).items() if path in entry.outs]
     assert f"{shard}: {SPOILT}" in found[f"{made_by}: {path}"]
     assert "on the disk" in found[f"{made_by}: output {path}"]
@@ -186,7 +188,13 @@ def test_any_changed_dataset_is_found_by_its_hash(folder, shard, name, edit):
 @pytest.mark.parametrize(
     ("shard", "name", "edit", "row", "text"),
     [
-        (f"{PGD}/00001.h5", "images", far, "generate@clean-pgd: distance", "255/255 at most, eps allows 32/255: 1 of 120 rows, the first is row 57"),
+        (
+            f"{PGD}/00001.h5",
+            "images",
+            far,
+            "generate@clean-pgd: distance",
+            "255/255 at most, eps allows 32/255: 1 of 120 rows, the first is row 57",
+        ),
         (f"{FGSM}/00001.h5", "labels", one_more, "generate@clean-fgsm: labels", "1 of 120 rows, the first is row 57"),
         (f"{FGSM}/00001.h5", "ids", one_more, "generate@clean-fgsm: ids", "1 of 120 rows, the first is row 57"),
         (f"{FGSM}/00000.h5", "split", moved, "generate@clean-fgsm: split", "2 of 120 rows, the first is row 3"),
@@ -201,7 +209,7 @@ def test_any_changed_dataset_is_found_by_its_hash(folder, shard, name, edit):
 def test_whoever_renews_the_hashes_is_found_by_recomputation(folder, shard, name, edit, row, text):
     spoil(folder, shard, name, edit, rehash=True)
     relock(folder, str(Path(shard).parent))
-    found = failures(folder)
+    found = failures(folder, Path(shard).parent)
     assert text in found[row]
     assert f"{row.split(':')[0]}: output {Path(shard).parent}" not in found, "dvc.lock agrees"
 
@@ -211,37 +219,27 @@ def test_a_validation_image_among_the_training_rows_is_found(folder):
     assert "validation images among the training rows" in failures(folder)["finetune@clean: training rows of pgd"]
 
 
-@pytest.mark.parametrize(("name", "row"), [("fooled", "fooled again"), ("images", "attacked again")])
-def test_a_set_that_another_attack_made_is_found_by_running_its_own_again(folder, name, row):
-    """Within eps, with right hashes: the flags turned over, or noise in place of the attack."""
-
-    def noise(array):
-        array[...] = np.clip(array.astype(int) + np.random.default_rng(0).integers(-1, 2, array.shape), 0, 255)
-
-    path = f"{PGD}/{sampled_shard(folder)}"
-    source = folder / CLEAN / Path(path).name
-    with h5py.File(source) as file:
-        clean = file["images"][...]
-    edit = (lambda array: np.logical_not(array, out=array)) if name == "fooled" else (lambda array: (np.copyto(array, clean), noise(array)))
+@pytest.mark.parametrize("row", ["fooled again", "attacked again"])
+def test_a_set_that_another_attack_made_is_found_by_running_its_own_again(folder, row):
+    """Within eps, with right hashes: the flags turned over, or every image moved by one level in place of the attack."""
     for shard in ("00000.h5", "00001.h5", "00002.h5"):
         with h5py.File(folder / CLEAN / shard) as file:
             clean = file["images"][...]
-        spoil(folder, f"{PGD}/{shard}", name, edit, rehash=True)
+        if row == "fooled again":
+            spoil(folder, f"{PGD}/{shard}", "fooled", lambda array: np.logical_not(array, out=array), rehash=True)
+        else:
+            spoil(folder, f"{PGD}/{shard}", "images", lambda array, near=clean ^ 1: np.copyto(array, near), rehash=True)
     relock(folder, PGD)
-    found = failures(folder)
+    found = failures(folder, PGD)
     assert "rows, the first is row" in found[f"generate@clean-pgd: {row}"]
     assert "generate@clean-pgd: distance" not in found
-
-
-def sampled_shard(folder):
-    return "00000.h5"
 
 
 def test_a_changed_attribute_is_found_also_with_a_new_fingerprint(folder):
     for shard in ("00000.h5", "00001.h5", "00002.h5"):
         with h5py.File(own(folder / PGD / shard), "r+") as file:
             file.attrs["attack.steps"] = 40
-    assert "attributes do not match their fingerprint" in failures(folder)[f"generate@clean-pgd: {PGD}"]
+    assert "attributes do not match their fingerprint" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
     for shard in ("00000.h5", "00001.h5", "00002.h5"):
         with h5py.File(own(folder / PGD / shard), "r+") as file:
             attributes = {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
@@ -250,26 +248,26 @@ def test_a_changed_attribute_is_found_also_with_a_new_fingerprint(folder):
             block = store.Block(**{key: dataset[...] for key, dataset in file.items()})
             file.attrs["content_sha256"] = store._content_sha256(attributes, block)
     relock(folder, PGD)
-    assert failures(folder)["generate@clean-pgd: attacks.pgd.steps"] == f"dvc.lock: 2; params.yaml: 2; {PGD}: 40"
+    assert failures(folder, PGD)["generate@clean-pgd: attacks.pgd.steps"] == f"dvc.lock: 2; params.yaml: 2; {PGD}: 40"
 
 
 def test_a_swapped_and_a_missing_shard_are_found(folder):
     replace(folder / PGD / "00001.h5", lambda path: shutil.copy(folder / FGSM / "00001.h5", path))
-    assert "00001.h5: not a shard of the same set as 00000.h5" in failures(folder)[f"generate@clean-pgd: {PGD}"]
+    assert "00001.h5: not a shard of the same set as 00000.h5" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
     (folder / PGD / "00001.h5").unlink()
-    assert "expected shards 00000.h5, 00001.h5, … without gaps" in failures(folder)[f"generate@clean-pgd: {PGD}"]
+    assert "expected shards 00000.h5, 00001.h5, … without gaps" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
 
 
 def test_a_set_in_the_place_of_another_is_found(folder):
     shutil.rmtree(folder / PGD)
     shutil.copytree(folder / FGSM, folder / PGD)
     relock(folder, PGD)
-    assert failures(folder)["generate@clean-pgd: attacks.fgsm.attack"] == f"{PGD}: FGSM; dvc.lock: no such parameter"
+    assert failures(folder, PGD)["generate@clean-pgd: attacks.fgsm.attack"] == f"{PGD}: FGSM; dvc.lock: no such parameter"
 
 
 def test_a_changed_param_is_found(folder):
     change_params(folder, lambda params: params["attacks"]["pgd"].update(eps="16/255"))
-    found = failures(folder)
+    found = failures(folder, PGD)
     assert found["generate@clean-pgd: attacks.pgd.eps"] == f"dvc.lock: 32/255; params.yaml: 16/255; {PGD}: 0.12549019607843137"
     assert "eps allows 16/255" in found["generate@clean-pgd: distance"]
 
@@ -294,7 +292,11 @@ def test_a_swapped_model_is_found_by_all_that_was_made_with_it(folder):
     replace(folder / "models/clean.pt", lambda path: shutil.copy(folder / "models/robust.pt", path))
     relock(folder, "models/clean.pt")
     found = failures(folder)
-    for row in ("generate@clean-pgd: made from models/clean.pt", "finetune@clean: made from models/clean.pt", "evaluate@clean: judges models/clean.pt"):
+    for row in (
+        "generate@clean-pgd: made from models/clean.pt",
+        "finetune@clean: made from models/clean.pt",
+        "evaluate@clean: judges models/clean.pt",
+    ):
         assert found[row].startswith("recorded "), row
     assert "train_clean: clean.seed" in found
 
@@ -316,18 +318,18 @@ def test_changed_provenance_is_found(folder):
 def test_a_changed_hash_in_the_lock_is_found(folder):
     text = (folder / "dvc.lock").read_text()
     md5 = lineage.recorded(folder)["train_clean"].outs["models/clean.pt"]
-    replace(folder / "dvc.lock", lambda path: path.write_text(text.replace(md5, "0" * 32, 1)))
+    replace(folder / "dvc.lock", lambda path: path.write_text(text.replace(md5, "f" * 32, 1)))
     found = failures(folder)
     (row,) = found
-    assert found[row].startswith("dvc.lock: MD5 000000000000, on the disk: ") or "wrote 0000" in found[row]
+    assert found[row].startswith("dvc.lock: MD5 ffffffffffff, on the disk: ") or "wrote ffff" in found[row]
 
 
 def test_an_input_that_no_stage_wrote_so_is_found(folder):
     text = (folder / "dvc.lock").read_text()
     before, after = text.split("  finetune@clean:", 1)
     md5 = lineage.recorded(folder)["train_clean"].outs["models/clean.pt"]
-    replace(folder / "dvc.lock", lambda path: path.write_text(before + "  finetune@clean:" + after.replace(md5, "0" * 32, 1)))
-    assert "MD5 000000000000" in failures(folder)["finetune@clean: input models/clean.pt"]
+    replace(folder / "dvc.lock", lambda path: path.write_text(before + "  finetune@clean:" + after.replace(md5, "f" * 32, 1)))
+    assert "MD5 ffffffffffff" in failures(folder)["finetune@clean: input models/clean.pt"]
 
 
 def test_changed_raw_data_and_changed_code_are_found(folder):
@@ -351,19 +353,21 @@ def test_changed_raw_data_and_changed_code_are_found(folder):
         (lambda metrics: metrics.update(sha256="0"), "judges models/robust.pt"),
     ],
 )
-def test_a_changed_metric_is_found_also_with_a_new_hash(folder, edit, row):
+def test_a_changed_metric_with_a_new_hash_is_found(folder, edit, row):
     path = folder / "metrics/robust.json"
     metrics = json.loads(path.read_text())
     edit(metrics)
     replace(path, lambda new: new.write_text(json.dumps(metrics)))
-    assert "on the disk" in failures(folder)["evaluate@robust: output metrics/robust.json"]
     relock(folder, "metrics/robust.json")
     assert list(failures(folder)) == [f"evaluate@robust: {row}"]
 
 
 def test_a_command_and_a_stage_that_are_not_the_recorded_ones_are_found(folder):
     text = (folder / "dvc.yaml").read_text()
-    replace(folder / "dvc.yaml", lambda path: path.write_text(text.replace("--clean data/clean --model models/${key}.pt\n", "--model models/${key}.pt\n")))
+    replace(
+        folder / "dvc.yaml",
+        lambda path: path.write_text(text.replace("--clean data/clean --model models/${key}.pt\n", "--model models/${key}.pt\n")),
+    )
     change_params(folder, lambda params: params["attacks"].update(bim={"attack": "BIM", "eps": "8/255", "alpha": "4/255", "steps": 2}))
     found = failures(folder)
     assert found["finetune@clean: command"].startswith("dvc.yaml: python -m pipeline.stages.finetune --model")
@@ -379,9 +383,8 @@ def test_a_stage_of_another_configuration_is_left_over(folder):
 
 def test_threat_models_that_differ_are_a_warning(folder):
     change_params(folder, lambda params: params["attacks"]["pgd"].update(eps=0.03))
-    for pattern in (r"(?m)^(          eps:) 32/255$",):
-        text = (folder / "dvc.lock").read_text()
-        replace(folder / "dvc.lock", lambda path, text=text, pattern=pattern: path.write_text(re.sub(pattern, r"\1 0.03", text)))
+    text = re.sub(r"(attacks.pgd:\n +attack: PGD\n +eps:) 32/255", r"\1 0.03", (folder / "dvc.lock").read_text())
+    replace(folder / "dvc.lock", lambda path: path.write_text(text))
     rows = {row.parameter: row for row in checks.threat_models(project.Project(folder, CPU))}
     assert rows["attacks.pgd"].verdict == "warning"
     assert rows["attacks.pgd"].value == "PGD eps 0.03 (7.65/255, stored as 7/255); judged by pgd PGD eps 32/255: another eps"
@@ -396,7 +399,7 @@ def test_what_another_kind_of_device_made_is_not_compared(folder):
             return found
 
     elsewhere = Elsewhere(folder, CPU)
-    rows = {row.parameter: row for row in audit.recomputation.adversarial_set(elsewhere, "generate@clean-pgd", PGD)}
+    rows = {row.parameter: row for row in recomputation.adversarial_set(elsewhere, "generate@clean-pgd", PGD)}
     assert rows["attacked again"].verdict == "not comparable"
     assert rows["attacked again"].value == "made on cuda, this is cpu"
 
@@ -425,6 +428,42 @@ def test_the_measures_of_a_failed_audit_name_it(folder, tmp_path):
     found = json.loads((tmp_path / "audit.json").read_text())
     assert found["failed"] == 1
     assert "failed.evaluate@robust.output_plots/robust/confusion.csv" in found
+
+
+def test_what_cannot_be_read_is_a_failure_that_says_why(folder):
+    replace(folder / "metrics/clean.json", lambda path: path.write_text("{}"))
+    replace(folder / "metrics/robust.json", lambda path: path.write_text("{"))
+    (folder / "models/submission.pt").unlink()
+    found = failures(folder)
+    assert found["evaluate@clean: metrics/clean.json"] == "cannot be checked: KeyError: 'sha256'"
+    assert "metrics/robust.json: cannot be read; `dvc repro` makes it" in found["evaluate@robust: parameters"]
+    assert found["export: output models/submission.pt"] == "no such file or folder"
+    assert found["export: models/submission.pt"].startswith("models/submission.pt: not a state_dict")
+
+
+def test_pretrained_weights_are_held_to_their_file(folder):
+    def row(**provenance):
+        opened = project.Project(folder, CPU)
+        checkpoint = opened.checkpoint("models/clean.pt")
+        checkpoint.provenance.update(provenance)
+        found = recomputation._pretrained(opened, "train_clean", "models/clean.pt", checkpoint)
+        return found.verdict, found.value
+
+    assert row() == ("ok", "none, from scratch")
+    assert row(**{"weights.sha256": "1"}) == ("FAILED", "recorded SHA-256 1, params.yaml: none")
+    assert row(weights="own.pth") == ("FAILED", "recorded own.pth, params.yaml: none")
+    change_params(folder, lambda params: params["model"].update(weights="own.pth"))
+    assert row(weights="own.pth") == ("not comparable", "own.pth is not here")
+    (folder / "own.pth").write_bytes(b"tensors")
+    sha256 = files.sha256(folder / "own.pth")
+    assert row(weights="own.pth", **{"weights.sha256": sha256}) == ("ok", f"SHA-256 {sha256}")
+    assert row(weights="own.pth", **{"weights.sha256": "1"}) == ("FAILED", f"recorded 1, own.pth has {sha256}")
+
+
+def test_an_image_on_both_sides_of_the_split_is_a_warning(folder):
+    spoil(folder, f"{CLEAN}/00000.h5", "images", lambda array: array.fill(7), rehash=True)
+    (row,) = [row for row in audit.audit(folder / CLEAN, CPU) if row.parameter == "images in both splits"]
+    assert (row.verdict, row.value) == ("warning", "1 different images")
 
 
 def test_a_folder_that_is_no_project_is_refused(tmp_path):

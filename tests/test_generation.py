@@ -163,3 +163,14 @@ def test_auto_drops_bf16_where_its_attacks_fool_less(sets, network, monkeypatch,
     assert precision == "fp32"
     assert target is network
     assert "going on with fp32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_stored_set_is_attacked_again_to_the_same_bytes(tmp_path, network, precision):
+    clean = write_set(tmp_path / "clean", make_block(40))
+    settings = SETTINGS.model_copy(update={"precision": precision})
+    stored = generate(clean, network, tmp_path / "pgd", settings=settings)
+    part = clean.block(1).select(np.arange(16) >= 8)
+    again = generation.attacked_again(stored, part, 24, network, attack_spec(**PGD), settings, device=CPU)
+    assert (again.images == stored.block(1).images[8:]).all()
+    assert (again.fooled == stored.block(1).fooled[8:]).all()
