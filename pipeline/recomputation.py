@@ -73,11 +73,12 @@ def _wrong_shards(images: store.ImageSet, shard_rows: int) -> str:
 
 def _leaks(project: Project, stage: str, path: str) -> Iterator[Row]:
     """A warning where the very same image is on both sides of the split."""
-    sides: tuple[set[bytes], set[bytes]] = (set(), set())
+    sides: tuple[list[NDArray[np.uint64]], list[NDArray[np.uint64]]] = ([], [])
     for block in project.images(path).blocks():
-        for image, side in zip(block.images, block.split, strict=True):
-            sides[int(side)].add(hashlib.blake2b(image.tobytes(), digest_size=16).digest())
-    shared = len(sides[0] & sides[1])
+        digests = b"".join(hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in block.images)
+        for side, found in enumerate(sides):
+            found.append(np.frombuffer(digests, dtype=np.uint64)[block.split == side])
+    shared = len(np.intersect1d(*(np.concatenate(found) for found in sides)))
     value = f"{shared} different images"
     verdict: Verdict = "warning" if shared else "ok"
     yield Row(stage=stage, parameter="images in both splits", value=value, where=f"{path} (all images)", verdict=verdict, number=shared)
@@ -240,11 +241,11 @@ def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
             stage, f"made from {source}", "" if recorded == value else f"recorded {recorded}, is {value}", f"SHA-256 {value}", path
         )
     yield _pretrained(project, stage, path, checkpoint)
-    validation = set(project.rows(project.clean).ids[project.rows(project.clean).split == 1].tolist())
+    original = project.rows(project.clean)
     for name, source in sets.items():
         rows = project.rows(source)
-        seen = validation & set(rows.ids[rows.split == 0].tolist())
-        fault = f"{len(seen)} validation images among the training rows, such as id {min(seen)}" if seen else ""
+        seen = np.intersect1d(original.ids[original.split == 1], rows.ids[rows.split == 0])
+        fault = f"{len(seen)} validation images among the training rows, such as id {seen[0]}" if len(seen) else ""
         yield judged(stage, f"training rows of {name}", fault, f"{(rows.split == 0).sum()}, no validation image", source)
     yield _best_epoch(project, stage, path, checkpoint)
 
