@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help repro results preset clean-partial test check bench search-table lock setup
+.PHONY: help repro results audit preset clean-partial test check bench search-table lock setup
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -16,6 +16,9 @@ repro: $(READY)  ## check the params, run what is out of date (dvc repro), print
 
 results: $(READY)  ## print the results again
 	@$(BIN)/python -m pipeline results
+
+audit: $(READY)  ## recompute what can be recomputed of the run and hold it against what it recorded
+	@$(BIN)/python -m pipeline audit
 
 preset: $(READY)  ## make preset NAME=cifar10: copy presets/NAME.yaml over params.yaml
 	@$(BIN)/python -m pipeline preset "$(NAME)"

@@ -1,4 +1,4 @@
-"""`python -m pipeline repro | results | check | clean-partial | preset NAME`: the pipeline as a whole."""
+"""`python -m pipeline repro | results | check | audit [PATH] | clean-partial | preset NAME`: the pipeline as a whole."""
 
 import argparse
 import contextlib
@@ -33,6 +33,8 @@ def main() -> str:
     commands.add_parser("results", help="print the table of all evaluated models")
     commands.add_parser("clean-partial", help="list and delete the unfinished work of interrupted runs")
     commands.add_parser("check", help="check params.yaml and the source of images without running anything")
+    auditing = commands.add_parser("audit", help="recompute what can be recomputed and hold it against what is recorded")
+    auditing.add_argument("path", type=Path, nargs="?", default=Path(), help="project folder, or an image set in one; here, if left out")
     preset = commands.add_parser("preset", help="copy a preset over params.yaml")
     preset.add_argument("name", help=f"one of {', '.join(_presets())}")
     args = parser.parse_args()
@@ -45,6 +47,8 @@ def main() -> str:
             return check()
         case "clean-partial":
             return clean_partial()
+        case "audit":
+            return audit_project(args.path)
         case _:
             return use_preset(args.name)
 
@@ -157,6 +161,15 @@ def clean_partial() -> str:
         console.say(str(path))
     partial.clear(found)
     return f"{len(found)} deleted"
+
+
+def audit_project(path: Path) -> str:
+    """Audit a project folder, or one image set in it; prints the whole table and writes nothing."""
+    from pipeline import audit, device
+
+    rows = audit.audit(path, device.choose())
+    console.say(audit.table(rows))
+    return audit.verdict(rows)
 
 
 def use_preset(name: str) -> str:

@@ -42,3 +42,10 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def processor(device: torch.device) -> str:
+    """What decides which bits an attack gives, beside library versions, such as "cpu (AVX512, bf16)" or "cuda (NVIDIA H100 80GB HBM3)"."""
+    if device.type == "cuda":
+        return describe(device)
+    return f"cpu ({torch.backends.cpu.get_cpu_capability()}{', bf16' if multiplies_bfloat16(device) else ''})"

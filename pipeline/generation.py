@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from pipeline import attacks, console, networks, params, products, store
-from pipeline.device import multiplies_bfloat16
+from pipeline.device import multiplies_bfloat16, processor
 
 SAMPLE = 256  # images on which both precisions are tried before one is chosen
 MOST_LOST = 0.005  # of the attacked images
@@ -42,6 +42,7 @@ def generate(
         "threat_model": "Linf",
         "eps.stored": attacks.eps_levels(params.greatest(spec.eps)) / 255,
         "device": device.type,
+        "processor": processor(device),
         "precision": precision,
         **attacks.versions(),
     }
@@ -117,6 +118,24 @@ def choose_target(
     return "bf16", fast
 
 
+def attacked_again(
+    images: store.ImageSet,
+    original: store.Block,
+    start: int,
+    network: models.ResNet,
+    spec: params.Attack,
+    settings: params.Generate,
+    *,
+    device: torch.device,
+) -> store.Block:
+    """What a stored set should hold from row `start` on, where a batch begins: `original` attacked once more, in the recorded precision."""
+    exact = attacks.frozen_copy(network).to(device)
+    fast = images.attributes["precision"] == "bf16"
+    attacked = products.Frozen(exact, original.images.shape[2], torch.bfloat16) if fast else exact
+    with console.progress(len(original), f"attack again with {images.attributes['attack']}", "images") as bar:
+        return _attacked(original, start, attacked, exact, spec, settings, device, bar)
+
+
 def _fooled(
     network: nn.Module, exact: models.ResNet, sample: store.Block, spec: params.Attack, settings: params.Generate, device: torch.device
 ) -> int:
@@ -139,17 +158,19 @@ def _attacked(
 ) -> store.Block:
     """The adversarial counterpart of one shard's rows."""
     images, fooled = np.empty_like(block.images), np.empty(len(block), dtype=bool)
-    requested = eps_of(spec.eps, len(block), attacks.batch_seed(settings.seed, start))
-    for eps in np.unique(requested):
-        attack = attacks.build(spec.at(float(eps)), attacked, exact.fc.out_features)
-        for rows in _batches(np.flatnonzero(requested == eps), settings.batch_size):
-            clean, labels = torch.from_numpy(block.images[rows]).to(device), torch.from_numpy(block.labels[rows]).to(device)
-            seed = attacks.batch_seed(settings.seed, start + int(rows[0]))
-            stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, float(eps))
-            images[rows], fooled[rows] = stored.cpu().numpy(), ~networks.is_right(exact, stored / 255, labels)
+    eps = np.empty(len(block), dtype=np.float32)
+    for rows in batches(len(block), settings.batch_size):
+        seed = attacks.batch_seed(settings.seed, start + rows.start)
+        requested = eps_of(spec.eps, len(block.labels[rows]), seed)
+        for level in np.unique(requested):
+            chosen = rows.start + np.flatnonzero(requested == level)
+            attack = attacks.build(spec.at(float(level)), attacked, exact.fc.out_features)
+            clean, labels = torch.from_numpy(block.images[chosen]).to(device), torch.from_numpy(block.labels[chosen]).to(device)
+            stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, float(level))
+            images[chosen], fooled[chosen] = stored.cpu().numpy(), ~networks.is_right(exact, stored / 255, labels)
+            eps[chosen] = attacks.eps_levels(level) / 255
             bar.update(len(labels))
-    kept = np.array([attacks.eps_levels(eps) for eps in requested]) / 255
-    return store.Block(images=images, labels=block.labels, ids=block.ids, split=block.split, eps=kept.astype(np.float32), fooled=fooled)
+    return store.Block(images=images, labels=block.labels, ids=block.ids, split=block.split, eps=eps, fooled=fooled)
 
 
 def eps_of(eps: float | params.Spread, n_images: int, seed: int) -> NDArray[np.float64]:
@@ -160,6 +181,7 @@ def eps_of(eps: float | params.Spread, n_images: int, seed: int) -> NDArray[np.f
     return np.array([attacks.eps_levels(eps.quantile(share)) for share in shares]) / 255
 
 
-def _batches(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def batches(n_rows: int, size: int) -> Iterator[slice]:
+    """The rows of each batch, in order; the last one may be smaller."""
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))

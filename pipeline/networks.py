@@ -87,7 +87,7 @@ def pretrained_weights(model: params.Model) -> Pretrained:
         if not path.is_file():
             raise InputError(f"model.weights: {path}: no such file")
     else:
-        path = _downloaded(models.get_model_weights(model.architecture)[model.weights].url)
+        path = _downloaded(_url(model))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
@@ -97,10 +97,26 @@ def pretrained_weights(model: params.Model) -> Pretrained:
     return Pretrained(state_dict=content, sha256=files.sha256(path))
 
 
+def weights_file(model: params.Model) -> Path | None:
+    """Where the weights that `model.weights` names are kept, whether they are there or not; None for a start from scratch."""
+    if model.weights is None:
+        return None
+    return Path(model.weights) if model.weights.endswith((".pth", ".pt")) else _hub_file(_url(model))
+
+
+def _url(model: params.Model) -> str:
+    return str(models.get_model_weights(model.architecture)[model.weights].url)
+
+
+def _hub_file(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+
+
 def _downloaded(url: str) -> Path:
     """The file of that address in torch's hub folder, with the hash that its name ends in."""
-    folder, name = Path(torch.hub.get_dir()) / "checkpoints", url.rsplit("/", 1)[1]
-    path, prefix = folder / name, name.rsplit("-", 1)[1].split(".")[0]
+    path = _hub_file(url)
+    folder, name = path.parent, path.name
+    prefix = name.rsplit("-", 1)[1].split(".")[0]
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -403,6 +403,12 @@ class Export(Section):
     model: Name
 
 
+class Audit(Section):
+    """How much of each adversarial set an audit attacks again."""
+
+    sample: Count
+
+
 class Params(Section):
     """The whole of `params.yaml`."""
 
@@ -419,6 +425,12 @@ class Params(Section):
     selection: Selection
     evaluate: Evaluate
     export: Export
+    audit: Audit
+
+    def architecture_of(self, model: str) -> str:
+        """The architecture of a model by its name: that of `model`, but for online training that starts from another one."""
+        start = self.online[model].start if model in self.online else CLEAN
+        return start.architecture if isinstance(start, Model) else self.model.architecture
 
     def recipe(self, variant: str | None) -> Finetune:
         """The fine-tuning that a variant asks for; without one, `finetune` itself."""

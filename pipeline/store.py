@@ -102,6 +102,10 @@ class ImageSet:
         for path in self._shards:
             yield _read_shard(path)
 
+    def block(self, index: int) -> Block:
+        """One shard's content, checked against its SHA-256."""
+        return _read_shard(self._shards[index])
+
     def load(self, split: Split) -> Block:
         """All rows of one split."""
         return join([block.select(block.split == SPLITS[split]) for block in self.blocks()])
@@ -148,7 +152,7 @@ class Writer:
         """Write the shard that begins at row `start`."""
         index = [first for first, _ in self._bounds].index(start)
         assert len(block) == self._bounds[index][1] - start
-        final = self._part / _shard_name(index)
+        final = self._part / shard_name(index)
         unfinished = final.with_suffix(".part")
         own: Attributes = {"rows.start": start, "rows.stop": start + len(block), "fingerprint": self.fingerprint}
         with h5py.File(unfinished, "w", libver=("v110", "v110")) as file, ThreadPoolExecutor(1) as pool:
@@ -162,7 +166,7 @@ class Writer:
         unfinished.replace(final)
 
     def _is_complete(self, index: int) -> bool:
-        path = self._part / _shard_name(index)
+        path = self._part / shard_name(index)
         try:
             _read_shard(path)
         except InputError:
@@ -193,7 +197,8 @@ def shard_bounds(n_rows: int, shard_rows: int) -> list[tuple[int, int]]:
     return [(start, min(start + shard_rows, n_rows)) for start in range(0, n_rows, shard_rows)]
 
 
-def _shard_name(index: int) -> str:
+def shard_name(index: int) -> str:
+    """The file name of a set's shard."""
     return f"{index:05d}.h5"
 
 
@@ -201,7 +206,7 @@ def _shard_paths(path: Path) -> list[Path]:
     if not path.is_dir():
         raise InputError(f"{path}: no such image set; `dvc repro` makes it")
     found = sorted(path.glob("*.h5"))
-    expected = [path / _shard_name(index) for index in range(len(found))]
+    expected = [path / shard_name(index) for index in range(len(found))]
     if not found or found != expected:
         raise InputError(f"{path}: expected shards 00000.h5, 00001.h5, … without gaps, found {len(found)} shards; {_REMEDY}")
     return found

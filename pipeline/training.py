@@ -302,4 +302,4 @@ def _average(network: nn.Module, decay: float) -> AveragedModel:
 
 
 def _plain(value: object) -> str:
-    return json.dumps(value.model_dump() if isinstance(value, params.Section) else value)
+    return json.dumps(value.model_dump(exclude_none=True) if isinstance(value, params.Section) else value)

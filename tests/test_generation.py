@@ -170,19 +170,24 @@ def test_auto_drops_bf16_where_its_attacks_fool_less(sets, network, monkeypatch,
 def test_each_image_may_have_its_own_eps(sets, network, tmp_path):
     clean = sets[0]
     spread = {"normal": ["8/255", "4/255"], "within": ["2/255", "16/255"]}
-    attacked = generate(clean, network, tmp_path / "x", spec={**PGD, "eps": spread, "alpha": "eps/2", "random_start": False})
+    own = {"eps": spread, "alpha": "eps/2", "random_start": False}
+    attacked = generate(clean, network, tmp_path / "x", spec={**PGD, **own})
     before, after = (store.join(list(images.blocks())) for images in (clean, attacked))
     levels = np.round(after.eps * 255).astype(int)
     assert len(set(levels)) > 5
     assert levels.min() >= 2
     assert levels.max() <= 16
+    again = generation.attacked_again(
+        attacked, clean.block(1).select(np.arange(16) >= 8), 24, network, attack_spec(**{**PGD, **own}), SETTINGS, device=CPU
+    )
+    assert (again.images == attacked.block(1).images[8:]).all()
     distance = np.abs(after.images.astype(int) - before.images.astype(int)).max((1, 2, 3))
     assert (distance == levels).mean() > 0.9, "three steps of half an eps reach it"
     assert (distance <= levels).all()
     assert json.loads(str(attacked.attributes["attack.eps"])) == {"normal": [8 / 255, 4 / 255], "within": [2 / 255, 16 / 255]}
     assert attacked.attributes["eps.stored"] == 16 / 255
     assert attacked.attributes["attack.alpha"] == "eps/2"
-    again = generate(clean, network, tmp_path / "y", spec={**PGD, "eps": spread, "alpha": "eps/2", "random_start": False})
+    again = generate(clean, network, tmp_path / "y", spec={**PGD, **own})
     assert again.digest == attacked.digest
 
 
@@ -201,3 +206,14 @@ def test_refreshed_sets_are_stored_with_their_origin_and_keep_the_validation_row
     attributes = refreshed.attributes
     assert (attributes["kind"], attributes["model.sha256"], attributes["cached.digest"]) == ("refreshed", "new-model", cached.digest)
     assert (attributes["refresh.steps"], attributes["refresh.alpha"]) == (2, "eps/2")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_stored_set_is_attacked_again_to_the_same_bytes(tmp_path, network, precision):
+    clean = write_set(tmp_path / "clean", make_block(40))
+    settings = SETTINGS.model_copy(update={"precision": precision})
+    stored = generate(clean, network, tmp_path / "pgd", settings=settings)
+    part = clean.block(1).select(np.arange(16) >= 8)
+    again = generation.attacked_again(stored, part, 24, network, attack_spec(**PGD), settings, device=CPU)
+    assert (again.images == stored.block(1).images[8:]).all()
+    assert (again.fooled == stored.block(1).fooled[8:]).all()

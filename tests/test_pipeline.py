@@ -130,6 +130,7 @@ ALL = {
     "evaluate@clean",
     "evaluate@robust",
     "export",
+    "audit",
 }
 
 
@@ -142,7 +143,7 @@ def test_a_fresh_copy_gives_exactly_the_outputs_and_the_table(project):
     assert made == {
         *(f"{folder}/{shard}" for folder in sets for shard in shards),
         *(f"models/{name}.pt" for name in ("clean", "robust", "submission")),
-        *(f"metrics/{name}.json" for name in ("clean", "robust")),
+        *(f"metrics/{name}.json" for name in ("clean", "robust", "audit")),
         *(f"plots/{name}/{plot}.csv" for name in ("clean", "robust") for plot in ("history", "confusion")),
     }
     assert "transfer: accuracy on stored adversarial images" in project.first_output
@@ -159,10 +160,17 @@ def test_changes_rerun_exactly_what_depends_on_them(project):
     assert project.ran(project.repro().stdout) == set(), "an unchanged project runs nothing"
 
     project.change(lambda params: params["attacks"]["pgd"].update(eps="12/255"))
-    assert project.ran(project.repro().stdout) == {"generate@clean-pgd", "finetune@clean", "evaluate@clean", "evaluate@robust", "export"}
+    assert project.ran(project.repro().stdout) == {
+        "generate@clean-pgd",
+        "finetune@clean",
+        "evaluate@clean",
+        "evaluate@robust",
+        "export",
+        "audit",
+    }
 
     project.change(lambda params: params["attacks"].update(bim={"attack": "BIM", "eps": "8/255", "alpha": "4/255", "steps": 2}))
-    assert project.ran(project.repro().stdout) == {"generate@clean-bim"}, "a new attack is one more entry"
+    assert project.ran(project.repro().stdout) == {"generate@clean-bim", "audit"}, "a new attack is one more entry"
 
     def add_round(params):
         del params["attacks"]["bim"]
@@ -171,7 +179,7 @@ def test_changes_rerun_exactly_what_depends_on_them(project):
     project.change(add_round)
     output = project.repro().stdout
     assert "params.yaml: entered under evaluate.models: robust2: {stored: robust}" in output
-    assert project.ran(output) == {"generate@robust-fgsm", "generate@robust-pgd", "finetune@robust", "evaluate@robust2"}
+    assert project.ran(output) == {"generate@robust-fgsm", "generate@robust-pgd", "finetune@robust", "evaluate@robust2", "audit"}
     assert "robust2" in output.splitlines()[-3]
 
 

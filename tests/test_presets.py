@@ -71,4 +71,5 @@ def commands(folder) -> list[list[str]]:
     import networkx
 
     with dvc.repo.Repo.init(str(folder), no_scm=True) as repo:
-        return [shlex.split(stage.cmd) for stage in networkx.dfs_postorder_nodes(repo.index.graph) if stage.cmd]
+        stages = [stage for stage in networkx.dfs_postorder_nodes(repo.index.graph) if stage.cmd]
+        return [shlex.split(stage.cmd) for stage in stages if stage.addressing != "audit"]  # it reads what only DVC itself records

@@ -17,7 +17,7 @@ def evaluate() -> str:
 
     settings, processor = params.load(params.FILE), device.choose()
     clean = store.ImageSet(args.clean)
-    checkpoint = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
+    checkpoint = networks.load(args.model, architecture=settings.architecture_of(args.model.stem), class_names=clean.class_names)
     sha256, stored = files.sha256(args.model), [store.ImageSet(path) for path in args.stored]
     results, confusion = evaluation.judge(checkpoint.network().to(processor), clean, stored, sha256, settings.evaluate)
     files.write_json(args.metrics, {"sha256": sha256, "device": device.describe(processor), **results})

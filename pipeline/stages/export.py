@@ -16,7 +16,7 @@ def export_model() -> str:
 
     settings = params.load(params.FILE)
     clean = store.ImageSet(args.clean)
-    checkpoint = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
+    checkpoint = networks.load(args.model, architecture=settings.architecture_of(args.model.stem), class_names=clean.class_names)
     lines = export.expectation(args.metrics, files.sha256(args.model))
     export.export(checkpoint, clean.load("val"), args.out, batch_size=settings.evaluate.batch_size)
     console.say("\n".join(["a grader with these attacks is expected to find", *lines]))

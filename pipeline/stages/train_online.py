@@ -43,8 +43,7 @@ def train_online() -> str:
         provenance={
             "clean.digest": clean.digest,
             "parent.sha256": files.sha256(args.model),
-            "weights": model.weights or "none",
-            "weights.sha256": weights.sha256,
+            **({} if isinstance(recipe.start, str) else {"weights": model.weights or "none", "weights.sha256": weights.sha256}),
             "selection": settings.selection.model_dump_json(),
             "attack_passes.per_epoch": batches.passes,
         },
