@@ -134,13 +134,8 @@ def _distances(stage: str, path: str, clean: store.ImageSet, images: store.Image
     everywhere = f"{path} (all images)"
     for what in ("labels", "ids", "split"):
         yield judged(stage, what, tally.problem(what), f"{tally.n} equal to the clean set's", everywhere)
-    yield judged(
-        stage,
-        "stated eps",
-        tally.problem("stated eps"),
-        f"{'within ' if isinstance(spec.eps, params.Spread) else ''}{levels}/255 for every image",
-        f"{path}, {params.FILE}",
-    )
+    stated = f"{levels}/255 {'at most' if isinstance(spec.eps, params.Spread) else 'for every image'}"
+    yield judged(stage, "stated eps", tally.problem("stated eps"), stated, f"{path}, {params.FILE}")
     problem = tally.problem("distance")
     largest = f"{tally.largest}/255 at most, eps allows {levels}/255"
     yield judged(stage, "distance", f"{largest}: {problem}" if problem else "", largest, everywhere, tally.largest)
@@ -159,7 +154,7 @@ def _compare(tally: Tally, original: store.Block, stored: store.Block, spec: par
         raise InputError(f"{shard}: no eps or no fooled dataset; run `dvc repro`")
     least, most = (attacks.eps_levels(eps) / 255 for eps in (spec.eps.bounds if isinstance(spec.eps, params.Spread) else (spec.eps,) * 2))
     tally.blame("stated eps", (stored.eps < least - 1e-6) | (stored.eps > most + 1e-6), rows, ids, shard)
-    levels = np.round(stored.eps * 255)
+    levels = np.round(np.minimum(stored.eps, most) * 255)
     tally.fooled += int(stored.fooled.sum())
     for part in generation.batches(len(stored), CHUNK):
         a, b = original.images[part], stored.images[part]
@@ -187,7 +182,8 @@ def refreshed_sets(project: Project, stage: str, path: str) -> Iterator[Row]:
         if not bounds:
             for row in _distances(stage, source, clean, images, spec):
                 yield dataclasses.replace(row, parameter=f"{source} {row.parameter}")
-            moved = sum(int((a.images != b.images).any((1, 2, 3))[a.split == 1].sum()) for a, b in zip(images.blocks(), origin.blocks()))
+            pairs = zip(images.blocks(), origin.blocks(), strict=True)
+            moved = sum(int((a.images != b.images).any((1, 2, 3))[a.split == 1].sum()) for a, b in pairs)
             problem = f"{moved} of them differ from {cached[name]}" if moved else ""
             yield judged(stage, f"{source} validation rows", problem, "as in the cached set", f"{source}, {cached[name]}")
             row = _fooled_again(project, stage, source, model, _sample(clean, images, project.settings))
