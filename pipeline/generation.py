@@ -10,7 +10,8 @@ from torchattacks.attack import Attack
 from torchvision import models
 
 from pipeline import attacks, console, networks, params, products, store
-from pipeline.device import multiplies_bfloat16
+from pipeline.device import describe, multiplies_bfloat16
+from pipeline.errors import InputError
 
 SAMPLE = 256  # images on which both precisions are tried before one is chosen
 MOST_LOST = 0.005  # of the attacked images
@@ -26,11 +27,13 @@ def generate(
     name: str,
     out: Path,
     device: torch.device,
+    compression: str = "none",
 ) -> store.ImageSet:
     """Store adversarial images for all rows of `clean`, train and validation, made against `network`.
 
     Rows, labels, ids and split are those of the clean set. Batches start at every shard's first row and have their own seeds, so an
-    interrupted run goes on with the same images. The network is not changed.
+    interrupted run goes on with the same images. A shard is written while the next one is attacked. The network is not changed. Raises
+    InputError where a batch does not fit into the device's memory: a part of it would not give the same images.
     """
     exact = attacks.frozen_copy(network).to(device)
     precision, attacked = choose_target(exact, clean, spec, settings, device)
@@ -45,11 +48,12 @@ def generate(
         "precision": precision,
         **attacks.versions(),
     }
-    with store.Writer(out, attributes, bounds=clean.bounds) as writer, console.progress(len(clean), f"attack with {name}", "images") as bar:
+    writing = store.Writer(out, attributes, bounds=clean.bounds, compression=compression)
+    with writing as writer, console.progress(len(clean), f"attack with {name}", "images") as bar:
         missing = {start for start, _ in writer.missing()}
         for (start, stop), block in zip(clean.bounds, clean.blocks(), strict=True):
             if start in missing:
-                writer.write(start, _attacked(block, start, attack, exact, spec, settings, device, bar))
+                writer.write_behind(start, _attacked(block, start, attack, exact, spec, settings, device, bar))
             else:
                 bar.update(stop - start)
     return store.ImageSet(out)
@@ -114,7 +118,12 @@ def _attacked(
     for rows in _batches(len(block), settings.batch_size):
         clean, labels = torch.from_numpy(block.images[rows]).to(device), torch.from_numpy(block.labels[rows]).to(device)
         seed = attacks.batch_seed(settings.seed, start + rows.start)
-        stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, spec.eps)
+        try:
+            stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, spec.eps)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"generate.batch_size: {settings.batch_size} do not fit into the memory of {describe(device)}; lower it"
+            ) from error
         images[rows], fooled[rows] = stored.cpu().numpy(), ~networks.is_right(exact, stored / 255, labels)
         bar.update(len(labels))
     eps = np.full(len(block), attacks.eps_levels(spec.eps) / 255, dtype=np.float32)

@@ -119,6 +119,7 @@ class Data(Section):
 
 class Store(Section):
     shard_rows: Count
+    compression: Literal["none", "lzf", "zstd", "blosc2-zstd", "bitshuffle-zstd"]
 
 
 class Model(Section):
