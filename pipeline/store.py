@@ -330,9 +330,10 @@ def _filters(compression: str) -> dict[str, Any]:
     import hdf5plugin
 
     options: dict[str, tuple[Any, dict[str, Any]]] = {
-        "zstd": (hdf5plugin.Zstd, {"clevel": 1}),
-        "blosc2-zstd": (hdf5plugin.Blosc2, {"cname": "zstd", "clevel": 1, "filters": hdf5plugin.Blosc2.NOFILTER}),
-        "bitshuffle-zstd": (hdf5plugin.Bitshuffle, {"cname": "zstd", "clevel": 1}),
+        "zstd": (hdf5plugin.Zstd, {"clevel": 3}),
+        "blosc2-zstd": (hdf5plugin.Blosc2, {"cname": "zstd", "clevel": 1, "filters": hdf5plugin.Blosc2.BITSHUFFLE}),
+        "bitshuffle-zstd": (hdf5plugin.Bitshuffle, {"cname": "zstd", "clevel": 1, "nelems": 65_536}),
+        "bitshuffle-lz4": (hdf5plugin.Bitshuffle, {"cname": "lz4"}),
     }
     constructor, settings = options[compression]
     return dict(constructor(**settings))

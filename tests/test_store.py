@@ -138,7 +138,7 @@ def test_a_new_set_replaces_the_old_one(clean, tmp_path):
     assert len(list(clean.path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("compression", ["none", "lzf", "zstd", "blosc2-zstd", "bitshuffle-zstd"])
+@pytest.mark.parametrize("compression", ["none", "lzf", "zstd", "blosc2-zstd", "bitshuffle-zstd", "bitshuffle-lz4"])
 def test_every_compression_gives_the_same_images_and_the_same_bytes_twice(tmp_path, compression):
     block = make_block(300)
     block.images[:, :, :16] = 7  # something to compress
