@@ -36,8 +36,8 @@ from pipeline.errors import InputError
 
 SCHEMA = 1
 SPLITS = {"train": 0, "val": 1}
-CHUNK_BYTES = 256 * 3 * 32 * 32  # benchmarks/store.py compares sizes; smaller ones shuffle better when a set is streamed
-SLICE_CHUNKS = 16  # are hashed at a time
+CHUNK_BYTES = 64 * 3 * 32 * 32  # large enough to be read fast, small enough to be shuffled well: benchmarks/store.py and shuffle.py
+SLICE_CHUNKS = 64  # are hashed at a time
 PER_SHARD = ("rows.start", "rows.stop", "fingerprint", "content_sha256")
 
 Value = str | int | float | bool

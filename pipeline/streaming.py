@@ -18,7 +18,7 @@ from pipeline.errors import InputError
 from pipeline.memory import MIB, VARIABLE
 from pipeline.store import SPLITS, ImageSet, Run
 
-LEAST_CHUNKS = 4  # in a window: fewer would give batches of neighbours
+LEAST_CHUNKS = 16  # in a window: fewer would give batches of neighbours
 
 Rows = NDArray[np.int64]
 Images = NDArray[np.uint8]
