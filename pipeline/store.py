@@ -143,9 +143,10 @@ class ImageSet:
         end = 0
         for shard in dict.fromkeys(shards.tolist()):
             with _reading(self._shards[shard]) as file:
+                images = file["images"]
                 for start, stop in (run for run, own in zip(runs, shards, strict=True) if own == shard):
-                    rows = slice(start - self.bounds[shard][0], stop - self.bounds[shard][0])
-                    file["images"].read_direct(out, rows, slice(end, end + stop - start))
+                    first = self.bounds[shard][0]
+                    out[end : end + stop - start] = images[start - first : stop - first]  # twice as fast as read_direct on small chunks
                     end += stop - start
 
     def _check_headers(self, headers: list[Attributes]) -> None:

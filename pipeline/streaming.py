@@ -5,6 +5,7 @@ one window is used, a thread reads the next into a second buffer: two windows a 
 rows come when is a pure function of seed and epoch.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -132,11 +133,13 @@ class StreamedBatches:
         per_batch = sum(int(of_stream[0]) for of_stream in counts.values())
         self._streams = {}
         for name, of_stream in counts.items():
-            chunk = max(stop - start for start, stop in sets[name].runs())
+            runs = sets[name].runs()
+            chunk = max(stop - start for start, stop in runs)
             share = int(of_stream[0]) / per_batch / 2  # half of a stream's part is used while the other half is read
-            if buffer * share < LEAST_CHUNKS * chunk:
-                least = -int(-LEAST_CHUNKS * chunk / share * np.prod(self._shape) // MIB)
-                raise InputError(f"{VARIABLE}: expected at least {least} MiB to stream {sets[name].path} through, found less")
+            least = min(LEAST_CHUNKS, len(runs)) * chunk / share
+            if buffer < least:
+                needed = math.ceil(least * math.prod(self._shape) / MIB)
+                raise InputError(f"{VARIABLE}: expected at least {needed} MiB to stream {sets[name].path} through, found less")
             self._streams[name] = Stream(name, sets[name], draw, int(buffer * share // chunk))
         for name in counts:
             sets[name].verify()
