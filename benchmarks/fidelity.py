@@ -1,6 +1,7 @@
 """Compare attacks in bf16 with attacks in fp32 on the same models and images.
 
-Run `python -m benchmarks.fidelity --clean data/clean --model models/clean.pt models/robust.pt`.
+Run `python -m benchmarks.fidelity --clean data/clean --model models/clean.pt models/robust.pt`; the architecture is the one in params.yaml
+unless `--architecture` names another, and results of each have their own file.
 
 Both attack the validation images; the results are stored as uint8, and the exact fp32 network judges them. A model that is adversarially
 trained online, from the first one given, in EPOCHS short epochs, is compared too: its gradients are of another kind.
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from torchvision import models
 
+from benchmarks.tables import markdown
 from pipeline import attacks, device, files, mixing, networks, params, products, store
 
-RESULT = Path(__file__).parent / "results" / "fidelity.json"
+RESULTS = Path(__file__).parent / "results"
 BATCH, EPOCHS, TRAINED_ON = 128, 3, 10_000
 SPECS: dict[str, dict[str, object]] = {
     "fgsm": {"attack": "FGSM", "eps": "8/255"},
@@ -76,21 +78,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clean", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True, nargs="+")
+    parser.add_argument("--architecture", default=params.load(params.FILE).model.architecture)
     args = parser.parse_args()
     processor, clean = device.choose(), store.ImageSet(args.clean)
     val, train = clean.load("val"), clean.load("train")
-    architecture = params.load(params.FILE).model.architecture
-    judged = {
-        path.stem: networks.load(path, architecture=architecture, class_names=clean.class_names).network().to(processor)
-        for path in args.model
-    }
-    start = networks.load(args.model[0], architecture=architecture, class_names=clean.class_names).network().to(processor)
+
+    def loaded(path: Path) -> models.ResNet:
+        return networks.load(path, architecture=args.architecture, class_names=clean.class_names).network().to(processor)
+
+    judged, start = {path.stem: loaded(path) for path in args.model}, loaded(args.model[0])
     judged["adversarially trained"] = adversarially_trained(start, train.select(np.arange(len(train)) < TRAINED_ON), processor)
     results = {name: compare(network, val, processor) for name, network in judged.items()}
-    files.write_json(RESULT, {"machine": device.describe(processor), "architecture": architecture, "images": len(val), "models": results})
-    for name, rows in results.items():
-        for attack, row in rows.items():
-            print(f"{name:>22} {attack:>5}", row)
+    machine = {"machine": device.describe(processor), "architecture": args.architecture, "images": len(val)}
+    files.write_json(RESULTS / f"fidelity_{args.architecture}.json", {**machine, "models": results})
+    print(markdown([{"model": name, "attack": attack, **row} for name, rows in results.items() for attack, row in rows.items()]))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -17,7 +18,8 @@ from torchattacks.attack import Attack
 from torchvision import models
 
 from benchmarks import naive
-from pipeline import attacks, augmentation, device, files, mixing, params, products, store, training
+from benchmarks.tables import markdown
+from pipeline import attacks, augmentation, device, files, mixing, params, products, store, streaming, training
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
 PAIRS, BATCH, ROWS, WRITTEN = 5, 128, 10_240, 100_000
@@ -74,8 +76,8 @@ def network_figures(architecture: str, block: store.Block, processor: torch.devi
     return figures
 
 
-def exhaust(batches: Iterable[object]) -> None:
-    for _ in batches:
+def exhaust(epoch: Callable[[int], Iterable[object]]) -> None:
+    for _ in epoch(0):
         pass
 
 
@@ -85,22 +87,40 @@ def loading_figures(block: store.Block, folder: Path, processor: torch.device) -
         with h5py.File(folder / f"{name}.h5", "w") as file:
             file["images"], file["labels"] = (block.images / 255).astype(np.float32), block.labels
     paths = [folder / f"{name}.h5" for name in ("clean", "fgsm", "pgd")]
-    batches = mixing.MixedBatches(dict.fromkeys(("clean", "fgsm", "pgd"), block), {"clean": 64, "fgsm": 32, "pgd": 32}, 0, processor)
-    return {"mixed loading from memory": compare(lambda: exhaust(batches.epoch(0)), lambda: exhaust(naive.mixed_batches(*paths)), 2 * ROWS)}
+    counts = {"clean": 64, "fgsm": 32, "pgd": 32}
+    held = mixing.MixedBatches(dict.fromkeys(counts, block), counts, 0, processor)
+    streamed = streamed_batches(block, folder, counts, processor)
+    ways: dict[str, Callable[[int], Iterable[object]]] = {"from memory": held.epoch, "streamed": streamed.epoch}
+    return {
+        f"mixed loading {way}": compare(partial(exhaust, epoch), lambda: exhaust(lambda _: naive.mixed_batches(*paths)), 2 * ROWS)
+        for way, epoch in ways.items()
+    }
+
+
+def streamed_batches(block: store.Block, folder: Path, counts: dict[str, int], processor: torch.device) -> streaming.StreamedBatches:
+    """The same images from the store, through a buffer that holds half of what an epoch takes."""
+    write(folder / "streamed", block)
+    images = store.ImageSet(folder / "streamed")
+    sampler = mixing.MixSampler(dict.fromkeys(counts, block.labels), counts, 0)
+    sizes = {name: sampler.sizes(name) for name in counts}
+    return streaming.StreamedBatches(dict.fromkeys(counts, images), sizes, sampler.generator, processor, buffer=ROWS)
+
+
+def write(path: Path, block: store.Block) -> None:
+    """Store a block in shards of the usual size."""
+    bounds = store.shard_bounds(len(block), 16_384)
+    with store.Writer(path, {"kind": "clean", "class_names": "[]"}, bounds=bounds) as writer:
+        for start, stop in bounds:
+            part = {name: array[start:stop] for name, array in block.datasets.items()}
+            writer.write_behind(start, store.Block(**part))  # type: ignore[arg-type]
 
 
 def store_figures(block: store.Block, folder: Path) -> dict[str, dict[str, float]]:
     """Images a second written, closed and read back with their SHA-256, against plain sequential writing of as many bytes."""
     many = store.join([block] * -(-WRITTEN // len(block))).select(np.arange(-(-WRITTEN // len(block)) * len(block)) < WRITTEN)
     content = many.images.tobytes()
-
-    def ours() -> None:
-        bounds = store.shard_bounds(WRITTEN, 16_384)
-        with store.Writer(folder / "set", {"kind": "clean", "class_names": "[]"}, bounds=bounds) as writer:
-            for start, stop in writer.missing():
-                writer.write(start, store.Block(**{name: array[start:stop] for name, array in many.datasets.items()}))  # type: ignore[arg-type]
-
-    return {"store write, against plain writing": compare(ours, lambda: files.write_bytes(folder / "plain", content), WRITTEN)}
+    ours = partial(write, folder / "set", many)
+    return {"store write, against plain writing": compare(ours, partial(files.write_bytes, folder / "plain", content), WRITTEN)}
 
 
 def main() -> None:
@@ -118,9 +138,9 @@ def main() -> None:
     has_bf16 = "with" if device.multiplies_bfloat16(processor) else "without"
     machine = f"{device.describe(processor)} of {os.cpu_count()} cores, {has_bf16} bf16 instructions, torch {torch.__version__}"
     files.write_json(RESULT, {"machine": machine, "pairs": PAIRS, "images_per_second": figures})
-    print(f"{machine}; medians of {PAIRS} pairs, images/s")
-    for name, figure in figures.items():
-        print(f"{name:>36} {figure['ours']:>12,.0f} {figure['naive']:>12,.0f} {figure['ratio']:>8.2f}x")
+    print(f"{machine}; medians of {PAIRS} pairs, images/s\n")
+    columns = {"ours": "pipeline", "naive": "usual way", "ratio": "ratio"}
+    print(markdown([{"what": name, **{text: figure[key] for key, text in columns.items()}} for name, figure in figures.items()]))
 
 
 if __name__ == "__main__":

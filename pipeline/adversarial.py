@@ -54,11 +54,12 @@ class OnlineBatches:
     counts the images whose gradient an attack computes in one epoch.
     """
 
-    def __init__(self, batches: mixing.MixedBatches, recipe: params.Online, target: Target, *, fixed: bool) -> None:
+    def __init__(self, batches: mixing.Mixed, recipe: params.Online, target: Target, *, fixed: bool) -> None:
         self._batches, self._recipe, self._target = batches, recipe, target
         self._fixed = target.now() if fixed else None
         self.passes = batches.n_images * recipe.adversary.steps
         self.state: dict[str, Tensor] = {}
+        self.loading = batches.loading
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -127,6 +128,7 @@ class RefreshedBatches:
         drawn = self._batches.n_images - n
         self.passes = drawn * recipe.refresh.steps // recipe.refresh.every
         self.state = {"images": self._batches.images}
+        self.loading = self._batches.loading
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline import attacks
-from pipeline.mixing import MixedBatches
+from pipeline.mixing import Mixed
 
 CROP_PADDING = 4  # pixels a side, as in "Deep Residual Learning for Image Recognition" for CIFAR-10 (He et al., 2016)
 
@@ -69,9 +69,10 @@ def generator_for(device: torch.device, *numbers: int) -> torch.Generator:
 class AugmentedBatches:
     """Batches to train on, flipped and cropped as `kind` says."""
 
-    def __init__(self, batches: MixedBatches, kind: str, seed: int) -> None:
+    def __init__(self, batches: Mixed, kind: str, seed: int) -> None:
         self._batches, self._kind, self._seed = batches, kind, seed
         self.state: dict[str, Tensor] = {}
+        self.loading = batches.loading
 
     def __len__(self) -> int:
         """Batches in an epoch."""

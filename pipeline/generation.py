@@ -1,6 +1,7 @@
 """Attack every image of the clean set and store what comes out, shard by shard."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision import models
 
-from pipeline import attacks, console, networks, params, products, store
-from pipeline.device import multiplies_bfloat16, processor
+from pipeline import attacks, console, files, networks, params, products, store
+from pipeline.device import describe, multiplies_bfloat16, processor
+from pipeline.errors import InputError
 
 SAMPLE = 256  # images on which both precisions are tried before one is chosen
 MOST_LOST = 0.005  # of the attacked images
@@ -27,12 +29,15 @@ def generate(
     name: str,
     out: Path,
     device: torch.device,
+    compression: str = "none",
 ) -> store.ImageSet:
     """Store adversarial images for all rows of `clean`, train and validation, made against `network`.
 
     Rows, labels, ids and split are those of the clean set. Batches start at every shard's first row and have their own seeds, so an
-    interrupted run goes on with the same images. The network is not changed.
+    interrupted run goes on with the same images. A shard is written while the next one is attacked. The network is not changed. Raises
+    InputError where a batch does not fit into the device's memory: a part of it would not give the same images.
     """
+    files.require_space(out, len(clean) * (math.prod(clean.image_shape) + store.ROW_BYTES), f"a set of {len(clean)} images")
     exact = attacks.frozen_copy(network).to(device)
     precision, attacked = choose_target(exact, clean, spec, settings, device)
     attributes: store.Attributes = {
@@ -46,11 +51,12 @@ def generate(
         "precision": precision,
         **attacks.versions(),
     }
-    with store.Writer(out, attributes, bounds=clean.bounds) as writer, console.progress(len(clean), f"attack with {name}", "images") as bar:
+    writing = store.Writer(out, attributes, bounds=clean.bounds, compression=compression)
+    with writing as writer, console.progress(len(clean), f"attack with {name}", "images") as bar:
         missing = {start for start, _ in writer.missing()}
         for (start, stop), block in zip(clean.bounds, clean.blocks(), strict=True):
             if start in missing:
-                writer.write(start, _attacked(block, start, attacked, exact, spec, settings, device, bar))
+                writer.write_behind(start, _attacked(block, start, attacked, exact, spec, settings, device, bar))
             else:
                 bar.update(stop - start)
     return store.ImageSet(out)
@@ -72,7 +78,7 @@ def store_refreshed(
         **{f"refresh.{key}": value for key, value in refresh},
     }
     remaining = images.cpu().numpy()
-    with store.Writer(out, attributes, bounds=cached.bounds) as writer:
+    with store.Writer(out, attributes, bounds=cached.bounds, compression=str(cached.attributes["compression"])) as writer:
         for (start, _), block in zip(cached.bounds, cached.blocks(), strict=True):
             trained = block.split == store.SPLITS["train"]
             new = block.images.copy()
@@ -166,7 +172,12 @@ def _attacked(
             chosen = rows.start + np.flatnonzero(requested == level)
             attack = attacks.build(spec.at(float(level)), attacked, exact.fc.out_features)
             clean, labels = torch.from_numpy(block.images[chosen]).to(device), torch.from_numpy(block.labels[chosen]).to(device)
-            stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, float(level))
+            try:
+                stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, float(level))
+            except torch.OutOfMemoryError as error:
+                raise InputError(
+                    f"generate.batch_size: {settings.batch_size} do not fit into the memory of {describe(device)}; lower it"
+                ) from error
             images[chosen], fooled[chosen] = stored.cpu().numpy(), ~networks.is_right(exact, stored / 255, labels)
             eps[chosen] = attacks.eps_levels(level) / 255
             bar.update(len(labels))

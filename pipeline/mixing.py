@@ -5,16 +5,21 @@ of its images is used as often as any other. The kinds are shuffled within a bat
 but every stream draws its classes equally often, and within a class its images equally often.
 """
 
+import math
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import params
+from pipeline import console, memory, params
+from pipeline.errors import InputError
+from pipeline.memory import MIB
 from pipeline.params import CLEAN
-from pipeline.store import Block, ImageSet
+from pipeline.store import SPLITS, Block, ImageSet
+from pipeline.streaming import StreamedBatches
 
 Rows = NDArray[np.int64]
 
@@ -45,9 +50,14 @@ class MixSampler:
         for index in range(len(self)):
             yield {name: batches[index] for name, batches in per_stream.items()}
 
+    def sizes(self, name: str) -> Rows:
+        """How many images of a stream are in each batch of an epoch."""
+        sizes: Rows = self._clean_counts * self._counts[name] // self._counts[CLEAN]
+        return sizes
+
     def _batches(self, name: str, epoch: int) -> list[Rows]:
         """One stream's rows for an epoch, batch by batch."""
-        counts = self._clean_counts * self._counts[name] // self._counts[CLEAN]
+        counts = self.sizes(name)
         taken = int(counts.sum())
         order = self._balanced_order if self._balanced else self._natural_order
         return np.split(order(name, epoch * taken, taken), np.cumsum(counts)[:-1])
@@ -77,12 +87,29 @@ class MixSampler:
         return np.random.default_rng([self._seed, number, *purpose.encode()])
 
 
+class Mixed(Protocol):
+    """Mixed batches, wherever their images are: `n_images` in an epoch; `loading` tells how, and all of it that decides their order."""
+
+    loading: str
+
+    @property
+    def n_images(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch (counted from 0): images (B, 3, H, W) in [0, 1] and labels (B,)."""
+        ...
+
+
 class MixedBatches:
     """Mixed batches from images held once, as uint8, on the device that trains.
 
     `streams` holds the training rows by the names in `counts`; `clean` must be among them. `images` (N, 3, H, W; uint8) and `labels`
     (N,) are those of all streams, one behind the other in the order of `counts`.
     """
+
+    loading = "held in memory"
 
     def __init__(
         self, streams: Mapping[str, Block], counts: Mapping[str, int], seed: int, device: torch.device, *, balanced: bool = False
@@ -116,7 +143,24 @@ class MixedBatches:
             yield self.images[rows] / 255, self.labels[rows]
 
 
-def training_batches(sets: Mapping[str, ImageSet], recipe: params.Training, device: torch.device) -> MixedBatches:
-    """The batches that a recipe asks for, from the training rows of the sets that it mixes; validation rows are left out."""
-    streams = {name: sets[name].load("train") for name in recipe.counts}
-    return MixedBatches(streams, recipe.counts, recipe.seed, device, balanced=recipe.sampling == "balanced")
+def training_batches(sets: Mapping[str, ImageSet], recipe: params.Training, device: torch.device) -> Mixed:
+    """The batches that a recipe asks for, from the training rows of the sets that it mixes; validation rows are left out.
+
+    Images that fit in memory are held there, others are streamed; says which, and why. Raises InputError for balanced sampling of images
+    that do not fit.
+    """
+    labels = {name: sets[name].column("labels")[sets[name].column("split") == SPLITS["train"]] for name in recipe.counts}
+    n_bytes = sum(len(labels[name]) * math.prod(sets[name].image_shape) for name in recipe.counts)
+    size = f"training images: {n_bytes / MIB:,.0f} MiB"
+    obstacle = memory.obstacle(n_bytes, device)
+    if not obstacle:
+        console.say(f"{size}, held in memory, of the {memory.limit() / MIB:,.0f} MiB that images may take")
+        streams = {name: sets[name].load("train") for name in recipe.counts}
+        return MixedBatches(streams, recipe.counts, recipe.seed, device, balanced=recipe.sampling == "balanced")
+    if recipe.sampling == "balanced":
+        raise InputError(f"{size}: {obstacle}, and balanced sampling needs them there; set sampling: natural, or {memory.VARIABLE}")
+    sampler = MixSampler(labels, recipe.counts, recipe.seed)
+    sizes, buffer = {name: sampler.sizes(name) for name in recipe.counts}, memory.stream_buffer()
+    console.say(f"{size}, streamed through {buffer / MIB:,.0f} MiB: {obstacle}; {memory.VARIABLE} changes it")
+    images = buffer // math.prod(sets[CLEAN].image_shape)
+    return StreamedBatches(sets, sizes, sampler.generator, device, buffer=images)

@@ -35,6 +35,7 @@ def left_behind(folders: Iterable[Path]) -> list[Path]:
 
 
 def clear(paths: Iterable[Path]) -> None:
+    """Delete files and folders, those that are there."""
     for path in paths:
         if path.is_dir():
             shutil.rmtree(path)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import params, sources, store
+from pipeline import files, params, sources, store
 from pipeline.errors import InputError
 from pipeline.sources.common import Labels
 
 
-def prepare(source: sources.Source, data: params.Data, shard_rows: int, out: Path) -> store.ImageSet:
+def prepare(source: sources.Source, data: params.Data, stored: params.Store, out: Path) -> store.ImageSet:
     """Store the images that `data` chooses from a source, with an exact, stratified split.
 
     Rows keep the order and the ids of the source. Raises InputError where the source holds fewer images than
@@ -31,11 +31,13 @@ def prepare(source: sources.Source, data: params.Data, shard_rows: int, out: Pat
         "image_size": data.image_size,
         "versions.h5py": version("h5py"),
     }
-    with store.Writer(out, attributes, bounds=store.shard_bounds(len(rows), shard_rows)) as writer:
+    files.require_space(out, len(rows) * (3 * data.image_size**2 + store.ROW_BYTES), f"a set of {len(rows)} images")
+    bounds = store.shard_bounds(len(rows), stored.shard_rows)
+    with store.Writer(out, attributes, bounds=bounds, compression=stored.compression) as writer:
         for start, stop in writer.missing():
             part = slice(start, stop)
             images = np.ascontiguousarray(source.read(rows[part]))
-            writer.write(start, store.Block(images=images, labels=labels[part], ids=source.ids[rows[part]], split=split[part]))
+            writer.write_behind(start, store.Block(images=images, labels=labels[part], ids=source.ids[rows[part]], split=split[part]))
     return store.ImageSet(out)
 
 

@@ -32,10 +32,11 @@ class Batches(Protocol):
     """What the loop trains on.
 
     `epoch` gives, from batch `first` of an epoch on, images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss.
-    The tensors of `state` are all that its batches depend on besides the epoch, the network and the params.
+    The tensors of `state` and `loading` are all that they depend on besides the epoch, the network and the params.
     """
 
     state: dict[str, Tensor]
+    loading: str
 
     def __len__(self) -> int: ...
 
@@ -112,6 +113,7 @@ def train(
     origin: dict[str, str | int | float] = {
         **provenance,
         **{f"training.{key}": value if isinstance(value, str | int | float) else _plain(value) for key, value in settings},
+        "loading": batches.loading,
         "device": device.type,
         "precision": precision_for(settings.precision, device),
         **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},

@@ -112,6 +112,25 @@ def test_a_resumed_set_is_the_uninterrupted_one(sets, network, tmp_path, monkeyp
         assert shard.read_bytes() == (resumed.path / shard.name).read_bytes()
 
 
+def test_an_error_of_the_writing_thread_surfaces_and_leaves_no_set(sets, network, tmp_path, monkeypatch):
+    def full(self, start, block):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.Writer, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        generate(sets[0], network, tmp_path / "pgd")
+    assert not (tmp_path / "pgd").exists()
+
+
+def test_a_batch_that_is_too_large_for_the_device_is_named(sets, network, tmp_path, monkeypatch):
+    def too_large(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(attacks, "perturb", too_large)
+    with pytest.raises(InputError, match=r"generate.batch_size: 8 do not fit into the memory of cpu .*; lower it"):
+        generate(sets[0], network, tmp_path / "pgd")
+
+
 def test_a_set_of_another_origin_is_refused(sets):
     clean, attacked = sets
     spec = attack_spec(**PGD)

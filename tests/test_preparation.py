@@ -8,6 +8,7 @@ from pipeline.errors import InputError
 from tests.conftest import ROOT
 
 DATA = params.load(ROOT / "params.yaml").data
+STORED = params.Store(shard_rows=64, compression="lzf")
 
 
 @given(st.lists(st.integers(10, 60), min_size=2, max_size=5), st.integers(1, 100), st.integers(0, 5))
@@ -52,7 +53,7 @@ def test_impossible_choices_are_refused(change, counts, message):
 def test_prepared_digits_are_the_source_row_by_row(tmp_path):
     data = DATA.model_copy(update={"n_images": 200, "n_val": 40})
     source = sources.open_source(data)
-    clean = preparation.prepare(source, data, 64, tmp_path / "clean")
+    clean = preparation.prepare(source, data, STORED, tmp_path / "clean")
     blocks = list(clean.blocks())
     assert [len(block) for block in blocks] == [64, 64, 64, 8]
     for block in blocks:

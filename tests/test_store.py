@@ -138,6 +138,56 @@ def test_a_new_set_replaces_the_old_one(clean, tmp_path):
     assert len(list(clean.path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("compression", ["none", "lzf", "zstd", "blosc2-zstd", "bitshuffle-zstd", "bitshuffle-lz4"])
+def test_every_compression_gives_the_same_images_and_the_same_bytes_twice(tmp_path, compression):
+    block = make_block(300)
+    block.images[:, :, :16] = 7  # something to compress
+    plain = write_set(tmp_path / "plain", block, shard_rows=300)
+    first, again = (write_set(tmp_path / name, block, shard_rows=300, compression=compression) for name in "ab")
+    assert (first.load("train").images == plain.load("train").images).all()
+    assert first.attributes["compression"] == compression
+    first.verify()
+    shards = [images.path / "00000.h5" for images in (plain, first, again)]
+    assert shards[1].read_bytes() == shards[2].read_bytes()
+    assert compression == "none" or shards[1].stat().st_size < 0.8 * shards[0].stat().st_size
+    assert first.runs() == [(0, 64), (64, 128), (128, 192), (192, 256), (256, 300)]
+    if compression != "none":
+        with h5py.File(shards[1], "r+") as file:
+            offset = file["images"].id.get_chunk_info(0).byte_offset
+        with shards[1].open("r+b") as raw:
+            raw.seek(offset + 40)
+            raw.write(bytes(64))
+        with pytest.raises(InputError, match=r"00000.h5: its (datasets cannot be read|content does not match)"):
+            first.verify()
+
+
+def test_sets_are_read_by_columns_and_by_runs_of_rows(clean, block):
+    assert (clean.column("labels") == block.labels).all()
+    assert clean.image_shape == (3, 32, 32)
+    assert clean.runs() == [(0, 16), (16, 32), (32, 40)]
+    out = np.empty((20, 3, 32, 32), np.uint8)
+    clean.read_runs([(34, 40), (0, 6), (8, 16)], out)
+    assert (out == block.images[[*range(34, 40), *range(6), *range(8, 16)]]).all()
+
+
+def test_verifying_finds_a_changed_image_in_any_slice(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SLICE_CHUNKS", 1)
+    images = write_set(tmp_path / "set", make_block(600), shard_rows=600)
+    images.verify()
+    with h5py.File(images.path / "00000.h5", "r+") as file:
+        file["images"][599, 0, 0, 0] ^= 1
+    with pytest.raises(InputError, match=r"00000.h5: its content does not match its SHA-256"):
+        images.verify()
+
+
+def test_shards_written_behind_are_those_written_at_once(tmp_path, block, clean):
+    bounds = store.shard_bounds(40, 16)
+    with store.Writer(tmp_path / "set", {"kind": "clean", "class_names": '["a", "b", "c"]'}, bounds=bounds) as writer:
+        for start, stop in bounds:
+            writer.write_behind(start, part(block, start, stop))
+    assert store.ImageSet(tmp_path / "set").digest == clean.digest
+
+
 def test_optional_datasets_and_joining(tmp_path, block):
     attacked = store.Block(**block.datasets, eps=np.full(40, 0.1, np.float32), fooled=np.arange(40) % 2 == 0)
     read = write_set(tmp_path / "adv", attacked).load("val")

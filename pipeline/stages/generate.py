@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from pipeline import console, device, files, generation, networks, params, store
 from pipeline.errors import InputError
 
@@ -31,9 +29,10 @@ def generate() -> str:
         name=args.attack,
         out=args.out,
         device=processor,
+        compression=settings.store.compression,
     )
-    fooled = np.concatenate([block.fooled for block in attacked.blocks() if block.fooled is not None])
-    return f"{args.out}: {len(attacked)} images, {fooled.mean():.1%} of them fool {args.model}, on {device.describe(processor)}"
+    fooled = attacked.column("fooled").mean()
+    return f"{args.out}: {len(attacked)} images, {fooled:.1%} of them fool {args.model}, on {device.describe(processor)}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import console, params, preparation, sources
+from pipeline import console, params, preparation, sources, store
 
 
 def prepare() -> str:
@@ -15,8 +15,8 @@ def prepare() -> str:
 
     settings = params.load(params.FILE)
     source = sources.open_source(settings.data)
-    clean = preparation.prepare(source, settings.data, settings.store.shard_rows, args.out)
-    per_class = np.bincount(clean.load("train").labels)
+    clean = preparation.prepare(source, settings.data, settings.store, args.out)
+    per_class = np.bincount(clean.column("labels")[clean.column("split") == store.SPLITS["train"]])
     return (
         f"{args.out}: {len(clean)} images, {len(clean) - settings.data.n_val} to train and {settings.data.n_val} to validate, "
         f"{len(per_class)} classes with {per_class.min()} to {per_class.max()} training images"

@@ -1,0 +1,211 @@
+"""Time and peak memory against the number of images and their size: `make growth`.
+
+Every measurement runs in a process of its own, so that its peak memory is its own; images are random and made shard by shard. The three
+streams of the mix are read from one set of images. Where a set of a million is too slow to attack or too large to hold, its row says so by
+its absence.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import markdown
+
+RESULT = Path(__file__).parent / "results" / "growth.json"
+PLOT = Path("docs/results/growth.png")
+COUNTS, SIZES = (1_000, 10_000, 100_000, 1_000_000), (32, 64, 128, 224)
+SIZED = {"write": 4_096, "read": 4_096, "held": 4_096, "streamed": 4_096, "fgsm": 128}  # images of each of SIZES
+MOST = {"held": 100_000, "fgsm": 100_000}  # images of 32x32; the others go on to the end of COUNTS
+TEXTS = {
+    "write": "write to the store and read back",
+    "read": "read all, checked",
+    "held": "mixed loading, in memory",
+    "streamed": "mixed loading, streamed",
+    "fgsm": "FGSM, ResNet-18",
+}
+SHARD_BYTES, BUFFER_BYTES = 16_384 * 3 * 32 * 32, 128 * 2**20
+MIX = {"clean": 64, "fgsm": 32, "pgd": 32}
+
+
+def write(folder: Path, n_images: int, size: int) -> None:
+    """An image set of one random shard, over and over; ids tell its rows apart."""
+    import numpy as np
+
+    from pipeline import store
+
+    rows = min(n_images, SHARD_BYTES // (3 * size * size))
+    images = np.random.default_rng(0).integers(0, 256, (rows, 3, size, size), dtype=np.uint8)
+    bounds = store.shard_bounds(n_images, rows)
+    with store.Writer(folder / "set", {"kind": "clean", "class_names": json.dumps([*"0123456789"])}, bounds=bounds) as writer:
+        for start, stop in bounds:
+            ids, n = np.arange(start, stop), stop - start
+            writer.write_behind(start, store.Block(images=images[:n], labels=ids % 10, ids=ids, split=np.zeros(n, np.uint8)))
+
+
+def read(folder: Path, *_: int) -> None:
+    from pipeline import store
+
+    for _block in store.ImageSet(folder / "set").blocks():
+        pass
+
+
+def held(folder: Path, *_: int) -> None:
+    """Opening the sets and one epoch."""
+    import torch
+
+    from pipeline import mixing, store
+
+    images = store.ImageSet(folder / "set")
+    batches = mixing.MixedBatches({name: images.load("train") for name in MIX}, MIX, 0, torch.device("cpu"))
+    for _batch in batches.epoch(0):
+        pass
+
+
+def streamed(folder: Path, _: int, size: int) -> None:
+    """Opening the sets, which checks them, and one epoch."""
+    import torch
+
+    from pipeline import mixing, store, streaming
+
+    images = store.ImageSet(folder / "set")
+    sampler = mixing.MixSampler(dict.fromkeys(MIX, images.column("labels")), MIX, 0)
+    sizes, buffer = {name: sampler.sizes(name) for name in MIX}, BUFFER_BYTES // (3 * size * size)
+    batches = streaming.StreamedBatches(dict.fromkeys(MIX, images), sizes, sampler.generator, torch.device("cpu"), buffer=buffer)
+    for _batch in batches.epoch(0):
+        pass
+
+
+def fgsm(folder: Path, *_: int) -> None:
+    import torch
+    from torchvision import models
+
+    from pipeline import generation, params, store
+
+    spec = params.Attack.model_validate({"attack": "FGSM", "eps": "8/255"})
+    settings = params.Generate(batch_size=128, precision="auto", seed=0)
+    network = models.resnet18(num_classes=10)
+    clean = store.ImageSet(folder / "set")
+    generation.generate(clean, network, "", spec, settings, name="fgsm", out=folder / "fgsm", device=torch.device("cpu"))
+
+
+WORK: dict[str, Callable[[Path, int, int], None]] = {"write": write, "read": read, "held": held, "streamed": streamed, "fgsm": fgsm}
+
+
+def measure(name: str, folder: Path, n_images: int, size: int) -> dict[str, float]:
+    """Seconds and peak MiB of one piece of work in this process, which must not have done any before.
+
+    Importing is not counted in the seconds; its memory is, and told apart as `imports_mib`.
+    """
+    import pipeline.generation
+    import pipeline.mixing  # noqa: F401
+
+    imports = peak_mib()
+    started = time.perf_counter()
+    WORK[name](folder, n_images, size)
+    return {"seconds": round(time.perf_counter() - started, 3), "peak_mib": peak_mib(), "imports_mib": imports}
+
+
+def peak_mib() -> float:
+    """Peak memory of this process. Not resource.getrusage, whose maximum is handed down by the parent process."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return round(int(line.split()[1]) / 1024, 1)
+
+
+def row(name: str, folder: Path, n_images: int, size: int) -> dict[str, Any]:
+    """One measurement, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.growth", "--measure", name, str(folder), str(n_images), str(size)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    measured = json.loads(done.stdout.splitlines()[-1])
+    print(f"{TEXTS[name]}: {n_images:,} images of {size}x{size}: {measured}", flush=True)
+    return {"work": name, "images": n_images, "size": size, **measured}
+
+
+def rows(names: list[str], n_images: int, size: int) -> list[dict[str, Any]]:
+    """The measurements that use one set of images, which the first of them writes."""
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        return [row(name, Path(folder), n_images, size) for name in names]
+
+
+def by_size(size: int) -> list[dict[str, Any]]:
+    """Attacking large images is slow, so a smaller set is made for it; the writing of that one does not count."""
+    loading = [name for name in TEXTS if name != "fgsm"]
+    return rows(loading, SIZED["read"], size) + rows(["write", "fgsm"], SIZED["fgsm"], size)[1:]
+
+
+def table(results: list[dict[str, Any]], key: str) -> str:
+    """Seconds for 1,000 images and peak MiB above the imports of every work, against `key`."""
+    lines = []
+    for value in sorted({result[key] for result in results}):
+        line: dict[str, object] = {"images" if key == "images" else "pixels a side": value}
+        for name in TEXTS:
+            found = [result for result in results if result[key] == value and result["work"] == name]
+            line[TEXTS[name]] = _cell(found[0]) if found else "–"
+        lines.append(line)
+    return markdown(lines)
+
+
+def _cell(result: dict[str, Any]) -> str:
+    return f"{1000 * result['seconds'] / result['images']:.3g} s, {result['peak_mib'] - result['imports_mib']:,.0f} MiB"
+
+
+def plot(results: dict[str, list[dict[str, Any]]]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, grid = pyplot.subplots(2, 2, figsize=(10, 7), constrained_layout=True)
+    for column, (key, label) in enumerate((("images", "images of 32x32"), ("size", "pixels a side"))):
+        for name, text in TEXTS.items():
+            points = [result for result in results[key] if result["work"] == name]
+            places = [point[key] for point in points]
+            grid[0][column].plot(
+                places, [point["seconds"] * (1 if column == 0 else 1000 / point["images"]) for point in points], "o-", label=text
+            )
+            grid[1][column].plot(places, [point["peak_mib"] - point["imports_mib"] for point in points], "o-", label=text)
+        for line, unit in enumerate(("seconds" if column == 0 else "seconds for 1,000 images", "peak MiB")):
+            grid[line][column].set(xscale="log", yscale="log", xlabel=label, ylabel=unit)
+            grid[line][column].grid(alpha=0.3)
+        for axis in (grid[0][1], grid[1][1]):
+            axis.set_xticks(SIZES, [str(size) for size in SIZES])
+            axis.minorticks_off()
+    grid[0][0].legend(fontsize="small")
+    PLOT.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PLOT, dpi=100)
+
+
+def run(most: int) -> None:
+    from pipeline import files
+
+    results: dict[str, list[dict[str, Any]]] = {"images": [], "size": []}
+    for n_images in (count for count in COUNTS if count <= most):
+        results["images"] += rows([name for name in TEXTS if n_images <= MOST.get(name, n_images)], n_images, 32)
+    for size in SIZES:
+        results["size"] += by_size(size)
+    machine = {"cores": os.cpu_count(), "buffer_mib": BUFFER_BYTES // 2**20, "shard_mib": SHARD_BYTES // 2**20}
+    files.write_json(RESULT, {**machine, **results})
+    plot(results)
+    print(table(results["images"], "images"), table(results["size"], "size"), sep="\n\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--measure", nargs=4, metavar=("WORK", "FOLDER", "IMAGES", "SIZE"), help="one measurement, in this process")
+    parser.add_argument("--most", type=int, default=COUNTS[-1], help="leave out larger numbers of images")
+    args = parser.parse_args()
+    if args.measure:
+        name, folder, n_images, size = args.measure
+        print(json.dumps(measure(name, Path(folder), int(n_images), int(size))))
+    else:
+        run(args.most)
+
+
+if __name__ == "__main__":
+    main()
