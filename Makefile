@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help repro results audit preset clean-partial test check bench growth search-table lock setup
+.PHONY: help repro results audit preset clean-partial soak test check bench growth search-table lock setup
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -25,6 +25,9 @@ preset: $(READY)  ## make preset NAME=cifar10: copy presets/NAME.yaml over param
 
 clean-partial: $(READY)  ## list and delete the unfinished work of interrupted runs
 	@$(BIN)/python -m pipeline clean-partial
+
+soak: $(READY)  ## disturb a tiny pipeline 200 times (killed, refused its writes, cut short) and compare every byte
+	@$(BIN)/python -W ignore -m tests.faults --faults 200
 
 test: $(READY)  ## run every test
 	@$(BIN)/python -m pytest -n 2

@@ -40,7 +40,7 @@ def test_json_and_csv_are_plain(tmp_path):
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path):
     files.require_space(tmp_path / "not/yet/there", 1, "the set")
-    with pytest.raises(InputError, match=r"the set needs 1,073,741,824 MiB, the disk has [\d,]+ MiB left; free some space"):
+    with pytest.raises(InputError, match=r"the set needs 1,073,741,824 MiB, and the disk has [\d,]+ MiB left; free some space"):
         files.require_space(tmp_path / "not/yet/there", 2**50, "the set")
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,20 @@
+"""The harness at the size that every change can afford, in a process of its own: forked children need a parent without threads."""
+
+import re
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+FAULTS = 48
+
+
+def test_disturbed_runs_end_with_the_bytes_of_undisturbed_ones():
+    command = [sys.executable, "-W", "ignore", "-m", "tests.faults", "--faults", str(FAULTS), "--seed", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    injected, kills = (int(re.search(pattern, done.stdout)[1]) for pattern in (r"faults injected: (\d+)", r"(\d+) killed"))
+    assert injected >= FAULTS
+    assert kills >= 5
+    assert "files lost: 0" in done.stdout
+    assert "differences: 0" in done.stdout
