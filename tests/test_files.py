@@ -35,3 +35,5 @@ def test_json_and_csv_are_plain(tmp_path):
     assert not (tmp_path / "y.json").exists()
     files.write_csv(tmp_path / "x.csv", [{"a": 1, "b": "x,y"}, {"a": 2, "b": ""}])
     assert (tmp_path / "x.csv").read_text() == 'a,b\n1,"x,y"\n2,\n'
+    files.write_csv(tmp_path / "x.csv", [], ["a", "b"])
+    assert (tmp_path / "x.csv").read_text() == "a,b\n"
