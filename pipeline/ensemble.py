@@ -21,16 +21,16 @@ TARGETS = 9  # wrong classes that the targeted attacks aim at
 NAME = "APGD-CE, APGD-T, FAB-T, Square at AutoAttack's standard settings, through torchattacks"
 
 
-def threats(eps: float, iterations: int = ITERATIONS, queries: int = QUERIES) -> dict[str, params.Threat]:
+def threats(eps: float) -> dict[str, params.Threat]:
     """The four attacks in their order; eps in units of pixels in [0, 1]."""
-    apgd = {"steps": iterations, "n_restarts": 1, "eot_iter": 1, "rho": 0.75}
+    apgd = {"steps": ITERATIONS, "n_restarts": 1, "eot_iter": 1, "rho": 0.75}
     entries: dict[str, dict[str, Any]] = {
         "apgd_ce": {"attack": "APGD", "loss": "ce", **apgd},
         "apgd_t": {"attack": "APGDT", **apgd},
         "fab_t": {
-            "attack": "FAB", "steps": iterations, "n_restarts": 1, "alpha_max": 0.1, "eta": 1.05, "beta": 0.9, "multi_targeted": True,
+            "attack": "FAB", "steps": ITERATIONS, "n_restarts": 1, "alpha_max": 0.1, "eta": 1.05, "beta": 0.9, "multi_targeted": True,
         },
-        "square": {"attack": "Square", "n_queries": queries, "n_restarts": 1, "p_init": 0.8, "loss": "margin", "resc_schedule": False},
+        "square": {"attack": "Square", "n_queries": QUERIES, "n_restarts": 1, "p_init": 0.8, "loss": "margin", "resc_schedule": False},
     }  # fmt: skip
     return {name: params.Threat.model_validate({**entry, "eps": eps, "restarts": 1}) for name, entry in entries.items()}
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import diagnostics, evaluation, generation, params
+from pipeline import diagnostics, evaluation, generation, params, sweeps, whitebox
 from tests import small_networks as small
 from tests.conftest import write_set
 from tests.small_networks import EPS
@@ -72,6 +72,7 @@ def test_undefended_is_measured_soundly(bench):
     assert metrics["diagnostics"]["verdict"] == "trustworthy"
     assert metrics["robust"]["worst"]["accuracy"] < 0.4 < 0.9 < metrics["clean"]["accuracy"]
     assert metrics["diagnostics"]["checks"]["transfer_far_above_robust"]["verdict"] == "not run"
+    assert metrics == bench.judge(bench.undefended, "undefended"), "a second judgement gives the same numbers"
     assert metrics["robust"]["worst"]["accuracy"] <= min(metrics["robust"][name]["accuracy"] for name in ("fgsm", "pgd"))
 
 
@@ -143,9 +144,18 @@ def test_gradients_that_are_no_numbers_are_found(bench):
     assert "gradients_zero_or_not_finite" in failed
 
 
-def test_images_that_were_trained_on_and_eps_in_other_units_are_found(bench):
-    block = dataclasses.replace(bench.clean.load("train"))
-    assert diagnostics.none_of(int((block.split != 1).sum())).passed is False
+def test_images_that_were_trained_on_are_found(bench):
+    trained_on = bench.clean.load("train")
+    block = trained_on.select(np.arange(len(trained_on)) < 20)
+    target = whitebox.Target.of(bench.undefended, 10, batch_size=64, seed=0)
+    threat = bench.settings.threats["pgd"]
+    curves = sweeps.curves(target, block, threat, bench.settings.curves)
+    checks = diagnostics.diagnose(target, block, curves, threat, 5, {})
+    assert checks["judged_images_not_held_out"] == diagnostics.Check(value=20.0, limit=0.0, passed=False)
+    assert checks["transfer_finds_more"] == diagnostics.NOT_RUN
+
+
+def test_eps_in_other_units_are_found():
     assert diagnostics.units({"pgd": 8 / 255, "fgsm": 1 / 255}).passed
     assert diagnostics.units({"pgd": 8 / 255 / 255}) == diagnostics.Check(value=1.0, limit=0.0, passed=False)
     assert not diagnostics.units({"pgd": 0.6}).passed

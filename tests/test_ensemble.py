@@ -50,9 +50,11 @@ class Linear(nn.Module):
 
 
 @pytest.mark.parametrize("n_classes", [2, 3, 4, 12])
-def test_any_number_of_classes_will_do(n_classes):
+def test_any_number_of_classes_will_do(n_classes, monkeypatch):
+    monkeypatch.setattr(ensemble, "ITERATIONS", 3)
+    monkeypatch.setattr(ensemble, "QUERIES", 3)
     target = whitebox.Target.of(Linear(n_classes), n_classes, batch_size=8, seed=0)
-    standing, about = ensemble.withstands(target, make_block(16, size=8, n_classes=n_classes), ensemble.threats(1 / 255, 3, 3))
+    standing, about = ensemble.withstands(target, make_block(16, size=8, n_classes=n_classes), ensemble.threats(1 / 255))
     assert len(standing) == 16
     assert ("left_out" in about) == ("after_apgd_t" not in about) == (n_classes < 4)
     if n_classes < 4:
