@@ -5,121 +5,161 @@ attacks the judged model, unless the images were made against that very model. *
 against the judged model, and only that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline import attacks, console, networks, params
+from pipeline import diagnostics, ensemble, networks, params, sweeps, whitebox
 from pipeline.params import MIXED
 from pipeline.store import Block, ImageSet
+from pipeline.whitebox import Mask, Target, summarise
+
+WORST, ENSEMBLE = "worst", "ensemble"
+Standing = tuple[NDArray[np.int64], Mask]  # rows of the validation images that were attacked, and which of them stand
 
 
-def withstands(
-    network: nn.Module, block: Block, threat: params.Threat, n_classes: int, *, batch_size: int, seed: int, text: str
-) -> NDArray[np.bool_]:
-    """Which of a block's clean images (N,) the network still gets right after every restart of a fresh attack against it.
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """All that is found about a model: numbers, its clean predictions for a confusion matrix, the grid's guesses and the curves' points."""
 
-    The attack sees the judged network itself and its images are not rounded. Images already lost are not attacked again.
-    """
-    target = attacks.frozen_copy(network)
-    attack = attacks.build(threat, target, n_classes)
-    device = next(target.parameters()).device
-    standing: NDArray[np.bool_] = networks.predict(target, block.images, batch_size) == block.labels
-    with console.progress(len(block) * threat.restarts, text, "images") as bar:
-        for restart in range(threat.restarts):
-            for start in range(0, len(block), batch_size):
-                rows = start + np.flatnonzero(standing[start : start + batch_size])
-                if len(rows):
-                    images, labels = networks.pixels(block.images[rows], device), torch.from_numpy(block.labels[rows]).to(device)
-                    adv_images = attacks.perturb(attack, images, labels, attacks.batch_seed(seed, restart, start))
-                    standing[rows] = networks.is_right(target, adv_images, labels)
-                bar.update(min(batch_size, len(block) - start))
-    return standing
+    metrics: dict[str, Any]
+    confusion: list[dict[str, str]]
+    grid: list[sweeps.Row]
+    curves: list[sweeps.Row]
 
 
-def judge(
-    network: nn.Module, clean: ImageSet, stored: Sequence[ImageSet], model_sha256: str, settings: params.Evaluate
-) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Clean, transfer and robust accuracy of a network on the validation images, and its clean predictions for a confusion matrix.
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A stored set's adversarial validation images, their eps, and the SHA-256 of the model that they were made against."""
+
+    block: Block
+    eps: float
+    model_sha256: str
+
+
+def judge(network: nn.Module, clean: ImageSet, stored: Sequence[ImageSet], model_sha256: str, settings: params.Evaluate) -> Judgement:
+    """Clean, transfer and robust accuracy of a network on the validation images, and whether the robust one can be believed.
 
     `stored` are adversarial sets of the same clean set; `model_sha256` tells whether they were made against this very network. Raises
     InputError for sets of another clean set.
     """
-    val, names, batch_size = clean.load("val"), clean.class_names, settings.batch_size
-    predicted = networks.predict(network, val.images, batch_size)
-    clean_right = predicted == val.labels
-    return {
-        "class_names": list(names),
-        "clean": summarise(clean_right, val.labels, len(names)),
-        "transfer": _transfer(network, clean, clean_right, stored, model_sha256, batch_size),
-        "robust": _robust(network, val.select(sampled(len(val), settings)), len(names), settings),
-    }, [{"actual": names[label], "predicted": names[guess]} for label, guess in zip(val.labels, predicted, strict=True)]
+    val, names = clean.load("val"), clean.class_names
+    target = Target.of(network, len(names), batch_size=settings.batch_size, seed=settings.seed)
+    predicted = networks.predict(network, val.images, settings.batch_size)
+    sets = {str(images.attributes["attack"]): _opened(images, clean) for images in stored}
+    transfer = _transfer(target, val, predicted == val.labels, sets, model_sha256)
+    robust = _robust(target, val, settings)
+    grid_rows, grid = _grid(target, val, settings)
+    curves, checks = _checked(target, val, sets, transfer, robust, settings)
+    verdict, failed = diagnostics.verdict(checks)
+    return Judgement(
+        metrics={
+            "class_names": list(names),
+            "clean": summarise(predicted == val.labels, val.labels, len(names)),
+            "transfer": transfer,
+            "robust": robust,
+            "grid": grid,
+            "diagnostics": {
+                "verdict": verdict,
+                "failed": failed,
+                "threat": settings.curves.threat,
+                "n": min(settings.curves.n_eval, len(val)),
+                "checks": {name: check.as_metrics() for name, check in checks.items()},
+            },
+        },
+        confusion=[{"actual": names[label], "predicted": names[guess]} for label, guess in zip(val.labels, predicted, strict=True)],
+        grid=grid_rows,
+        curves=curves.rows(),
+    )
 
 
-def summarise(right: NDArray[np.bool_], labels: NDArray[np.int64], n_classes: int) -> dict[str, Any]:
-    """Accuracy, its 95 % interval (Wilson, 1927), the mean of the classes' accuracies, the number of images, and each class's accuracy.
-
-    All in [0, 1]; a class without images has None.
-    """
-    from scipy.stats import binomtest
-
-    interval = binomtest(int(right.sum()), len(right)).proportion_ci(confidence_level=0.95, method="wilson")
-    of_class = [right[labels == label] for label in range(n_classes)]
-    return {
-        "accuracy": round(float(right.mean()), 6),
-        "low95": round(float(interval.low), 6),
-        "high95": round(float(interval.high), 6),
-        "balanced_accuracy": round(float(np.mean([part.mean() for part in of_class if len(part)])), 6),
-        "n": len(right),
-        "per_class": [round(float(part.mean()), 6) if len(part) else None for part in of_class],
-    }
+def _opened(images: ImageSet, clean: ImageSet) -> Stored:
+    images.expect({"clean.digest": clean.digest}, "made from another clean set")
+    return Stored(block=images.load("val"), eps=float(images.attributes["eps.stored"]), model_sha256=str(images.attributes["model.sha256"]))
 
 
-def _transfer(
-    network: nn.Module, clean: ImageSet, clean_right: NDArray[np.bool_], stored: Sequence[ImageSet], model_sha256: str, batch_size: int
-) -> dict[str, Any]:
+def _transfer(target: Target, val: Block, clean_right: Mask, sets: Mapping[str, Stored], model_sha256: str) -> dict[str, Any]:
     """Accuracy on stored adversarial validation images, set by set, and on the mix of them and the clean ones."""
     results: dict[str, Any] = {}
-    all_right, all_labels = [clean_right], [clean.load("val").labels]
-    for images in stored:
-        images.expect({"clean.digest": clean.digest}, "made from another clean set")
-        val = images.load("val")
-        right = networks.predict(network, val.images, batch_size) == val.labels
-        results[str(images.attributes["attack"])] = {
-            **summarise(right, val.labels, len(clean.class_names)),
-            "eps": images.attributes["eps.stored"],
-            "made_against_this_model": images.attributes["model.sha256"] == model_sha256,
+    all_right, all_labels = [clean_right], [val.labels]
+    for name, images in sets.items():
+        right, labels = target.is_right(images.block), images.block.labels
+        results[name] = {
+            **summarise(right, labels, target.n_classes),
+            "eps": images.eps,
+            "made_against_this_model": images.model_sha256 == model_sha256,
         }
         all_right.append(right)
-        all_labels.append(val.labels)
-    return {**results, MIXED: summarise(np.concatenate(all_right), np.concatenate(all_labels), len(clean.class_names))}
+        all_labels.append(labels)
+    return {**results, MIXED: summarise(np.concatenate(all_right), np.concatenate(all_labels), target.n_classes)}
 
 
-def _robust(network: nn.Module, val: Block, n_classes: int, settings: params.Evaluate) -> dict[str, Any]:
-    """Accuracy under every threat, run afresh against the network."""
-    return {
-        name: {
-            **summarise(
-                withstands(network, val, threat, n_classes, batch_size=settings.batch_size, seed=settings.seed, text=f"judge by {name}"),
-                val.labels,
-                n_classes,
-            ),
-            "attack": threat.attack,
-            "restarts": threat.restarts,
-            **threat.parameters,
-        }
-        for name, threat in settings.threats.items()
+def _robust(target: Target, val: Block, settings: params.Evaluate) -> dict[str, Any]:
+    """Accuracy under every threat and under the ensemble, run afresh against the network, and under all of them together.
+
+    The last is the headline: an image counts if it withstands everything that was tried on it, at whatever eps.
+    """
+    results: dict[str, Any] = {}
+    all_standing: list[Standing] = []
+
+    def enter(name: str, rows: NDArray[np.int64], standing: Mask, **about: Any) -> None:
+        results[name] = {**summarise(standing, val.labels[rows], target.n_classes), **about}
+        all_standing.append((rows, standing))
+
+    rows = whitebox.sample(val, settings.n_eval, settings.seed)
+    for name, threat in settings.threats.items():
+        outcome = whitebox.withstands(target, _rows(val, rows), threat, f"judge by {name}")
+        about = {"attack": threat.attack, "restarts": threat.restarts, **threat.parameters, **outcome.passes.as_metrics()}
+        enter(name, rows, outcome.standing, **about)
+    if settings.ensemble is not None:
+        rows = whitebox.sample(val, settings.ensemble.n_eval, settings.seed)
+        standing, about = ensemble.withstands(target, _rows(val, rows), ensemble.threats(settings.ensemble.eps))
+        enter(ENSEMBLE, rows, standing, eps=settings.ensemble.eps, **about)
+    rows, standing = _worst(all_standing)
+    return {**results, WORST: {**summarise(standing, val.labels[rows], target.n_classes), "over": list(results)}}
+
+
+def _worst(all_standing: Sequence[Standing]) -> Standing:
+    """Which images stand after everything, of those on which everything was tried: the smallest of the nested samples."""
+    smallest = min((rows for rows, _ in all_standing), key=len)
+    return smallest, np.logical_and.reduce([standing[np.isin(rows, smallest)] for rows, standing in all_standing])
+
+
+def _grid(target: Target, val: Block, settings: params.Evaluate) -> tuple[list[sweeps.Row], dict[str, Any] | None]:
+    """The hidden grader's view, where it is asked for."""
+    if settings.grid is None:
+        return [], None
+    return sweeps.grid(target, _rows(val, whitebox.sample(val, settings.grid.n_eval, settings.seed)), settings.grid)
+
+
+def _checked(
+    target: Target,
+    val: Block,
+    sets: Mapping[str, Stored],
+    transfer: Mapping[str, Any],
+    robust: Mapping[str, Any],
+    settings: params.Evaluate,
+) -> tuple[sweeps.Curves, dict[str, diagnostics.Check]]:
+    """The curves of one threat, and all checks of what was measured by it."""
+    threat, rows = settings.threats[settings.curves.threat], whitebox.sample(val, settings.curves.n_eval, settings.seed)
+    block = _rows(val, rows)
+    curves = sweeps.curves(target, block, threat, settings.curves)
+    within = {name: _rows(images.block, rows) for name, images in sets.items() if images.eps <= threat.eps + 1e-6}
+    eps = {name: entry.eps for name, entry in settings.threats.items()}
+    if settings.ensemble is not None:
+        eps[ENSEMBLE] = settings.ensemble.eps
+    return curves, {
+        **diagnostics.diagnose(target, block, curves, threat, settings.curves.queries, within),
+        "eps_in_wrong_units": diagnostics.units(eps),
+        diagnostics.FAR_ABOVE: diagnostics.far_above(robust[settings.curves.threat], threat.eps, transfer),
     }
 
 
-def sampled(n_val: int, settings: params.Evaluate) -> NDArray[np.bool_]:
-    """Which validation images (N,) are attacked: all, or `n_eval` drawn at random."""
-    if settings.n_eval is None or settings.n_eval >= n_val:
-        return np.ones(n_val, dtype=bool)
-    chosen = np.zeros(n_val, dtype=bool)
-    chosen[np.random.default_rng(settings.seed).choice(n_val, settings.n_eval, replace=False)] = True
-    return chosen
+def _rows(block: Block, rows: NDArray[np.int64]) -> Block:
+    chosen = np.zeros(len(block), dtype=bool)
+    chosen[rows] = True
+    return block.select(chosen)

@@ -25,6 +25,7 @@ from pipeline.errors import InputError
 
 FILE = Path("params.yaml")
 CLEAN = "clean"  # the name of the first model and of the stream of unattacked images
+RESERVED_THREATS = {"worst", "ensemble"}  # names of results that are made from several attacks
 MIXED = "mixed"  # the name of the validation set of clean and stored adversarial images together
 
 # What each L-infinity attack of torchattacks 3.5.1 asks for. All of it must be written down, so that params.yaml tells the whole attack.
@@ -390,12 +391,69 @@ class Judged(Section):
     stored: Name
 
 
+class Ensemble(Section):
+    """The standard strong ensemble at one eps; its other settings are the standard's."""
+
+    eps: Level
+    n_eval: Count
+
+
+class Grid(Section):
+    """A hidden grader's possible choices: FGSM at every eps, and PGD at every eps, alpha and number of steps."""
+
+    n_eval: Count
+    eps: Annotated[list[Level], Field(min_length=1)]
+    alphas: Annotated[list[Step], Field(min_length=1)]
+    steps: Annotated[list[Count], Field(min_length=1)]
+
+
+class Curves(Section):
+    """A PGD threat, by name, that is varied by eps, by steps and by restarts; and Square's queries, for each image that it leaves standing.
+
+    The checks that tell a false result are made from these.
+    """
+
+    threat: Name
+    n_eval: Count
+    eps: Annotated[list[Level], Field(min_length=1)]
+    steps: Annotated[list[Count], Field(min_length=1)]
+    restarts: Annotated[int, Field(ge=2)]
+    queries: Count
+
+    @model_validator(mode="after")
+    def _check_orders(self) -> Self:
+        for key, values in (("eps", self.eps), ("steps", self.steps)):
+            if values != sorted(set(values)):
+                raise ValueError(f"{key}: expected rising values, found {values}")
+        if self.eps[-1] != 1:
+            raise ValueError(f"eps: expected 1, at which every image must fall, as the last value, found {self.eps[-1]}")
+        return self
+
+
 class Evaluate(Section):
     models: dict[Name, Judged]
     n_eval: Count | None
     batch_size: Count
     seed: Seed
-    threats: dict[Name, Threat]
+    threats: Annotated[dict[Name, Threat], Field(min_length=1)]
+    ensemble: Ensemble | None
+    grid: Grid | None
+    curves: Curves
+
+    @model_validator(mode="after")
+    def _check_threats(self) -> Self:
+        for name in self.threats.keys() & RESERVED_THREATS:
+            raise ValueError(f"threats.{name}: expected another name, {name!r} stands for a result over several attacks")
+        varied = self.threats.get(self.curves.threat)
+        if varied is None or varied.attack != "PGD":
+            of_pgd = ", ".join(name for name, threat in self.threats.items() if threat.attack == "PGD") or "there is none"
+            raise ValueError(f"curves.threat: expected a threat whose attack is PGD ({of_pgd}), found {self.curves.threat!r}")
+        if self.curves.restarts <= varied.restarts:
+            raise ValueError(f"curves.restarts: expected more than that threat's own {varied.restarts}, found {self.curves.restarts}")
+        own = varied.parameters["steps"]
+        if self.curves.steps[-1] <= own:
+            raise ValueError(f"curves.steps: expected more than that threat's own {own} as the last value, found {self.curves.steps[-1]}")
+        return self
 
 
 class Export(Section):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torchvision import models
 
-from pipeline import attacks, evaluation, files, generation, networks, params, preparation, sources, store
+from pipeline import attacks, files, generation, networks, params, preparation, sources, store, whitebox
 from pipeline.device import processor
 from pipeline.errors import InputError
 from pipeline.project import Project, Row, Verdict, judged
@@ -351,7 +351,7 @@ def _accuracy(
     where: str,
 ) -> Row:
     """An accuracy against the network's own decisions; where they are all clear, its interval and classes must agree too."""
-    found = evaluation.summarise(margins > 0, labels, len(project.class_names))
+    found = whitebox.summarise(margins > 0, labels, len(project.class_names))
     tight = int((np.abs(margins) <= TIGHT).sum())
     if not tight or recorded.get("accuracy") == found["accuracy"]:
         differing = [f"{key}: recorded {recorded.get(key)}, is {value}" for key, value in found.items() if recorded.get(key) != value]
@@ -364,7 +364,7 @@ def _accuracy(
 def _inconsistent(result: Mapping[str, Any]) -> str:
     """What is wrong with an accuracy that its own number of images and interval belie."""
     right = round(result["accuracy"] * result["n"])
-    found = evaluation.summarise(np.arange(result["n"]) < right, np.zeros(result["n"], dtype=np.int64), 1)
+    found = whitebox.summarise(np.arange(result["n"]) < right, np.zeros(result["n"], dtype=np.int64), 1)
     differing = [
         f"{key}: recorded {result[key]}, {right} of {result['n']} give {found[key]}"
         for key in ("accuracy", "low95", "high95")

@@ -8,7 +8,8 @@ from typing import Any
 from pipeline.errors import InputError
 
 NOTE = """transfer: accuracy on stored adversarial images (* made against this very model). It says nothing about an attacker of this model.
-robust:   accuracy under white-box attacks run afresh against this very model. This is what withstands an attacker."""
+robust:   accuracy under white-box attacks run afresh against this very model. This is what withstands an attacker; worst: all of them.
+verdict:  whether the robust accuracy can be believed (docs/evaluation.md). suspect: it may be too high."""
 
 
 def results(folder: Path, models: Sequence[str]) -> str:
@@ -21,15 +22,45 @@ def results(folder: Path, models: Sequence[str]) -> str:
         raise InputError(f"{folder}: no metrics yet; `dvc repro` makes them")
     metrics = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     columns = {kind: list(dict.fromkeys(name for content in metrics.values() for name in content[kind])) for kind in ("transfer", "robust")}
-    heads = [("", "model"), ("", "clean"), *((kind, name) for kind, names in columns.items() for name in names)]
+    heads = [("", "model"), ("", "clean"), *((kind, name) for kind, names in columns.items() for name in names), ("", "verdict")]
     rows = [
-        [model, _percent(content["clean"]), *(_percent(content[kind].get(name)) for kind, names in columns.items() for name in names)]
+        [
+            model,
+            _percent(content["clean"]),
+            *(_percent(content[kind].get(name)) for kind, names in columns.items() for name in names),
+            content["diagnostics"]["verdict"],
+        ]
         for model, content in metrics.items()
     ]
     widths = [max(len(text) for text in (*head, *cells)) + 2 for head, *cells in zip(heads, *rows, strict=True)]
     shown_kinds = [kind if kind != before else "" for (kind, _), (before, _) in zip(heads, [("", ""), *heads], strict=False)]
     lines = [shown_kinds, [name for _, name in heads], *rows]
-    return "\n".join("".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines) + "\n" + NOTE
+    table = ["".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines]
+    reasons = [f"{model}: {_reasons(content['diagnostics'])}" for model, content in metrics.items() if content["diagnostics"]["failed"]]
+    return "\n".join([*table, NOTE, *reasons])
+
+
+def checks(diagnostics: Mapping[str, Any]) -> str:
+    """The checks of one model's measurement, a line each: number, limit and verdict; then the verdict over all."""
+    lines = [
+        f"  {name:<30} {_number(check['value']):>8}  (limit {_number(check['limit'])})  {check['verdict']}"
+        for name, check in diagnostics["checks"].items()
+    ]
+    head = f"checks of what {diagnostics['threat']} measured, on {diagnostics['n']} images:"
+    return "\n".join([head, *lines, f"  verdict: {diagnostics['verdict']}"])
+
+
+def _reasons(diagnostics: Mapping[str, Any]) -> str:
+    """Why a measurement is not simply trustworthy: the failed checks with their numbers."""
+    failed = ", ".join(
+        f"{name} ({_number(diagnostics['checks'][name]['value'])}, limit {_number(diagnostics['checks'][name]['limit'])})"
+        for name in diagnostics["failed"]
+    )
+    return f"{diagnostics['verdict']}: {failed}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _percent(result: Mapping[str, Any] | None) -> str:

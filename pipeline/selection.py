@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import adversarial, attacks, evaluation, networks, params
+from pipeline import adversarial, attacks, networks, params, whitebox
 from pipeline.store import Block
 
 Validate = Callable[[nn.Module], dict[str, float]]
@@ -59,7 +59,7 @@ def _under(threat: params.Attack, target: nn.Module, exact: nn.Module, chosen: B
 
 def _sample(val: Block, settings: params.Params) -> Block:
     """`selection.n_images` validation images, those first that `evaluate` leaves alone."""
-    judged = evaluation.sampled(len(val), settings.evaluate)
+    judged = np.isin(np.arange(len(val)), whitebox.sample(val, settings.evaluate.n_eval, settings.evaluate.seed))
     order = np.random.default_rng(settings.evaluate.seed + 1).permutation(len(val))
     order = order[np.argsort(judged[order], kind="stable")]
     chosen = np.zeros(len(val), dtype=bool)

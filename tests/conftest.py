@@ -23,6 +23,15 @@ def _one_thread_each():
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For small networks, which lose more by handing work to a second thread than they win."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def settings() -> params.Params:
     return params.load(ROOT / "params.yaml")

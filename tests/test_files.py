@@ -36,6 +36,8 @@ def test_json_and_csv_are_plain(tmp_path):
     assert not (tmp_path / "y.json").exists()
     files.write_csv(tmp_path / "x.csv", [{"a": 1, "b": "x,y"}, {"a": 2, "b": ""}])
     assert (tmp_path / "x.csv").read_text() == 'a,b\n1,"x,y"\n2,\n'
+    files.write_csv(tmp_path / "x.csv", [], ["a", "b"])
+    assert (tmp_path / "x.csv").read_text() == "a,b\n"
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path):

@@ -94,6 +94,16 @@ CHANGES = [
     ("finetune.mix", {"clean": 0.5, "fgsn": 0.5}, "finetune.mix.fgsn: expected clean or a name from attacks"),
     ("model.weights", "IMAGENET1K_V3", "model.weights: expected IMAGENET1K_V1, IMAGENET1K_V2, null or the path of"),
     ("model", {"architecture": "resnet18", "weights": "IMAGENET1K_V2"}, "model.weights: expected IMAGENET1K_V1, null"),
+    ("evaluate.threats", {}, "evaluate.threats: expected dictionary should have at least 1 item"),
+    ("evaluate.threats.worst", {"attack": "FGSM", "eps": 0.1, "restarts": 1}, "evaluate.threats.worst: expected another name"),
+    ("evaluate.curves.threat", "fgsm", r"evaluate.curves.threat: expected a threat whose attack is PGD \(pgd\), found 'fgsm'"),
+    ("evaluate.curves.restarts", 1, "evaluate.curves.restarts: expected greater than or equal to 2"),
+    ("evaluate.curves.steps", [1, 20], "evaluate.curves.steps: expected more than that threat's own 20 as the last value, found 20"),
+    ("evaluate.curves.steps", [40, 20], "evaluate.curves.steps: expected rising values"),
+    ("evaluate.curves.eps", ["8/255"], "evaluate.curves.eps: expected 1, at which every image must fall, as the last value"),
+    ("evaluate.grid.eps", [8], "evaluate.grid.eps.0: expected more than 0 and at most 1"),
+    ("evaluate.grid.alphas", ["eps/x"], "evaluate.grid.alphas.0: expected a level such as 2/255, eps/steps, or eps divided by a number"),
+    ("evaluate.ensemble", {"eps": 8, "n_eval": 5}, "evaluate.ensemble.eps: expected more than 0 and at most 1"),
     ("export.model", "other", r"export.model: expected a model of rounds, variants or online \(clean, robust\), found 'other'"),
     ("rounds.clean.next", "clean", "rounds.clean.next: expected a new name, found 'clean' again"),
     ("rounds.other", {"next": "x"}, "rounds.other: expected a chain that starts at clean"),
@@ -150,6 +160,12 @@ def test_files_that_are_no_params(tmp_path, text, message):
 def test_a_missing_file_names_where_to_get_one(tmp_path):
     with pytest.raises(InputError, match="cannot be read .* gives one to start from"):
         params.load(tmp_path / "params.yaml")
+
+
+def test_more_restarts_are_tried_than_the_threat_has(raw_params):
+    raw_params["evaluate"]["threats"]["pgd"]["restarts"] = 3
+    with pytest.raises(ValueError, match="curves.restarts: expected more than that threat's own 3, found 3"):
+        params.Params.model_validate(raw_params)
 
 
 def test_exponents_are_numbers_as_dvc_reads_them(settings):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import console, export
+from pipeline import console, ensemble, export
 from tests import samples
 from tests.conftest import ROOT
 
@@ -45,6 +45,12 @@ def test_every_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatc
     params["clean"].update(epochs=1, warmup_epochs=0)
     params["finetune"].update(epochs=1)
     params["evaluate"].update(n_eval=4)
+    params["evaluate"]["curves"].update(n_eval=2, eps=[1], steps=[1, 3], restarts=3, queries=2)
+    params["evaluate"]["grid"].update(n_eval=2, eps=["8/255"], steps=[2])
+    if params["evaluate"]["ensemble"]:
+        params["evaluate"]["ensemble"].update(n_eval=2)
+    monkeypatch.setattr(ensemble, "ITERATIONS", 2)
+    monkeypatch.setattr(ensemble, "QUERIES", 2)
     for entry in [*params["attacks"].values(), *params["evaluate"]["threats"].values()]:
         entry.update({"steps": 2} if "steps" in entry else {})
     content = samples.state_dict_bytes(params["model"]["architecture"])

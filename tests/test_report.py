@@ -8,21 +8,45 @@ def result(accuracy, **more):
     return {"accuracy": accuracy, "low95": accuracy - 0.02, "high95": accuracy + 0.02, **more}
 
 
+def diagnosed(verdict="trustworthy", **failed):
+    checks = {name: {"value": value, "limit": 0.02, "verdict": "failed"} for name, value in failed.items()}
+    checks["not_asked"] = {"value": None, "limit": 0.0, "verdict": "not run"}
+    return {"verdict": verdict, "failed": list(failed), "threat": "pgd", "n": 48, "checks": checks}
+
+
 def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
-    files.write_json(tmp_path / "older.json", {"clean": result(0.5), "transfer": {}, "robust": {}})
+    files.write_json(tmp_path / "older.json", {"clean": result(0.5), "transfer": {}, "robust": {}, "diagnostics": diagnosed()})
     own = {"made_against_this_model": True}
-    files.write_json(tmp_path / "robust.json", {"clean": result(0.9), "transfer": {"pgd": result(0.7)}, "robust": {"pgd": result(0.05)}})
+    suspect = diagnosed("suspect", black_box_finds_more=0.125)
+    files.write_json(
+        tmp_path / "robust.json",
+        {"clean": result(0.9), "transfer": {"pgd": result(0.7)}, "robust": {"pgd": result(0.05)}, "diagnostics": suspect},
+    )
     files.write_json(
         tmp_path / "clean.json",
-        {"clean": result(0.97), "transfer": {"pgd": result(0.1, **own)}, "robust": {"pgd": result(0.1), "other": result(0.2)}},
+        {
+            "clean": result(0.97),
+            "transfer": {"pgd": result(0.1, **own)},
+            "robust": {"pgd": result(0.1), "other": result(0.2)},
+            "diagnostics": diagnosed(),
+        },
     )
     head, names, clean, robust, *note = report.results(tmp_path, ["clean", "robust", "not yet"]).splitlines()
     assert head.split() == ["transfer", "robust"]
-    assert names.split() == ["model", "clean", "pgd", "pgd", "other"]
-    assert clean.split() == ["clean", "97.0", "±2.0", "10.0*", "±2.0", "10.0", "±2.0", "20.0", "±2.0"]
-    assert robust.split() == ["robust", "90.0", "±2.0", "70.0", "±2.0", "5.0", "±2.0", "-"]
+    assert names.split() == ["model", "clean", "pgd", "pgd", "other", "verdict"]
+    assert clean.split() == ["clean", "97.0", "±2.0", "10.0*", "±2.0", "10.0", "±2.0", "20.0", "±2.0", "trustworthy"]
+    assert robust.split() == ["robust", "90.0", "±2.0", "70.0", "±2.0", "5.0", "±2.0", "-", "suspect"]
     assert "says nothing about an attacker" in note[0]
+    assert note[-1] == "robust: suspect: black_box_finds_more (0.125, limit 0.02)"
     assert names.index("pgd") + len("pgd") == robust.index("70.0") + len("70.0 ±2.0")
+
+
+def test_checks_are_a_line_each():
+    head, found, none, last = report.checks(diagnosed("suspect", black_box_finds_more=0.125)).splitlines()
+    assert head == "checks of what pgd measured, on 48 images:"
+    assert found.split() == ["black_box_finds_more", "0.125", "(limit", "0.02)", "failed"]
+    assert none.split() == ["not_asked", "-", "(limit", "0)", "not", "run"]
+    assert last == "  verdict: suspect"
 
 
 def test_no_metrics_yet(tmp_path):

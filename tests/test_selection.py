@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import evaluation, networks, params, selection
+from pipeline import networks, params, selection, whitebox
 from tests.conftest import make_block
 
 CPU = torch.device("cpu")
@@ -16,7 +16,7 @@ def chosen(settings, n_val, n_eval, n_images):
         }
     )
     val = make_block(n_val, size=8)
-    judged = set(val.select(evaluation.sampled(n_val, changed.evaluate)).ids.tolist())
+    judged = set(val.ids[whitebox.sample(val, n_eval, changed.evaluate.seed)].tolist())
     return set(selection._sample(val, changed).ids.tolist()), judged
 
 
