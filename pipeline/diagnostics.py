@@ -4,7 +4,7 @@ After the check lists of Athalye et al. (ICML 2018, section 3.1), Carlini et al.
 al. (ICML 2022, on evaluations that need more than a standard ensemble). docs/evaluation.md tells what each check means.
 
 All tolerances stand here. A check looks at n images, so what it counts is binomial: it fails only where the count is more than chance (one
-time in a hundred) gives at the limit. With 50 images a limit of 2 % is exceeded by 5 images or more, with 1,000 by 31.
+time in a hundred) gives at the limit. With 50 images a limit of 2 % is exceeded by 5 images or more, with 1,000 by 32.
 """
 
 from collections.abc import Mapping
