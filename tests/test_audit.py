@@ -55,6 +55,9 @@ def tiny(params):
     params["model"].update(architecture="resnet18")
     params["clean"].update(epochs=2, warmup_epochs=0, batch_size=32, precision="fp32")
     params["finetune"].update(epochs=1, batch_size=32, precision="fp32")
+    params["variants"]["refreshed"].update(epochs=1, warmup_epochs=0)
+    params["selection"].update(n_images=16, steps=2)
+    params["export"].update(model="robust")
     params["generate"].update(batch_size=16, precision="fp32")
     params["attacks"]["pgd"].update(steps=2)
     params["evaluate"].update(n_eval=8)
@@ -124,7 +127,8 @@ def relock(folder, path):
 def test_an_untouched_project_passes_with_every_stage_and_the_same_measures_each_time(made):
     rows = audit.audit(made, CPU)
     assert [row for row in rows if row.verdict != "ok"] == []
-    stages = {"prepare", "train_clean", "generate@clean-fgsm", "generate@clean-pgd", "finetune@clean", "evaluate@clean", "evaluate@robust"}
+    judged = {"evaluate@clean", "evaluate@robust", "evaluate@refreshed"}
+    stages = {"prepare", "train_clean", "generate@clean-fgsm", "generate@clean-pgd", "finetune@clean", "variant@refreshed", *judged}
     assert {row.stage for row in rows} == {*stages, "export", "threat models", "versions"}
     assert audit.measures(rows) == audit.measures(audit.audit(made, CPU))
     recorded = json.loads((made / "metrics/audit.json").read_text())

@@ -104,7 +104,7 @@ CHANGES = [
     ("evaluate.grid.eps", [8], "evaluate.grid.eps.0: expected more than 0 and at most 1"),
     ("evaluate.grid.alphas", ["eps/x"], "evaluate.grid.alphas.0: expected a level such as 2/255, eps/steps, or eps divided by a number"),
     ("evaluate.ensemble", {"eps": 8, "n_eval": 5}, "evaluate.ensemble.eps: expected more than 0 and at most 1"),
-    ("export.model", "other", r"export.model: expected a model of rounds, variants or online \(clean, robust\), found 'other'"),
+    ("export.model", "other", r"export.model: expected a model of rounds, variants or online \(clean, robust, refreshed\), found 'other'"),
     ("rounds.clean.next", "clean", "rounds.clean.next: expected a new name, found 'clean' again"),
     ("rounds.other", {"next": "x"}, "rounds.other: expected a chain that starts at clean"),
     ("rounds.robust", {"next": "robust2"}, "evaluate.models.robust2: expected an entry for every model"),
@@ -173,7 +173,7 @@ def test_exponents_are_numbers_as_dvc_reads_them(settings):
 
 
 def test_a_variant_is_finetune_with_what_it_changes(raw_params, tmp_path):
-    raw_params["variants"] = {"x": {"of": "clean", "epochs": 3, "refresh": {"every": 1, "steps": 2, "alpha": "eps/2", "warm_start": True}}}
+    raw_params["variants"]["x"] = {"of": "clean", "epochs": 3, "refresh": {"every": 1, "steps": 2, "alpha": "eps/2", "warm_start": True}}
     raw_params["evaluate"]["models"]["x"] = {"stored": "clean"}
     YAML().dump(raw_params, tmp_path / "params.yaml")
     settings = params.load(tmp_path / "params.yaml")
@@ -181,7 +181,7 @@ def test_a_variant_is_finetune_with_what_it_changes(raw_params, tmp_path):
     recipe = settings.recipe("x")
     assert (recipe.epochs, recipe.refresh.alpha) == (3, "eps/2")
     assert recipe.model_copy(update={"epochs": settings.finetune.epochs, "refresh": None}) == settings.finetune
-    assert settings.models == ["clean", "robust", "x"]
+    assert settings.models == ["clean", "robust", "refreshed", "x"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_online_training_starts_from_the_clean_model_or_a_fresh_one(raw_params, 
     for value in ("clean", {"architecture": "resnet18", "weights": None}):
         raw_params["online"] = {"x": {**raw_params["clean"], "start": value, **weights}}
         YAML().dump(raw_params, tmp_path / "params.yaml")
-        assert params.load(tmp_path / "params.yaml").models == ["clean", "robust", "x"]
+        assert params.load(tmp_path / "params.yaml").models == ["clean", "robust", "refreshed", "x"]
     raw_params["online"]["x"]["start"] = start
     YAML().dump(raw_params, tmp_path / "params.yaml")
     with pytest.raises(InputError, match=message):

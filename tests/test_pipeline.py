@@ -83,6 +83,8 @@ def project(tmp_path_factory):
             params["model"].update(architecture="resnet18"),
             params["clean"].update(epochs=6, warmup_epochs=0, batch_size=32),
             params["finetune"].update(epochs=1, batch_size=32),
+            params["variants"]["refreshed"].update(epochs=1, warmup_epochs=0),
+            params["selection"].update(n_images=50, steps=2),
             params["attacks"]["pgd"].update(steps=2),
             params["evaluate"]["threats"]["pgd"].update(steps=2),
             params["evaluate"]["curves"].update(n_eval=10, eps=["32/255", 1], steps=[1, 4], restarts=2, queries=5),
@@ -129,8 +131,10 @@ ALL = {
     "generate@clean-fgsm",
     "generate@clean-pgd",
     "finetune@clean",
+    "variant@refreshed",
     "evaluate@clean",
     "evaluate@robust",
+    "evaluate@refreshed",
     "export",
     "audit",
 }
@@ -141,13 +145,17 @@ def test_a_fresh_copy_gives_exactly_the_outputs_and_the_table(project):
     made = {str(path.relative_to(project.folder)) for name in OUTPUTS for path in (project.folder / name).rglob("*")
             if path.is_file() and path.name != "README.md"}  # fmt: skip
     shards = {"00000.h5", "00001.h5", "00002.h5"}
-    sets = {"data/clean", "data/adversarial/clean-fgsm", "data/adversarial/clean-pgd"}
+    sets = {
+        "data/clean",
+        *(f"data/{folder}{name}" for folder in ("adversarial/clean-", "refreshed/refreshed/") for name in ("fgsm", "pgd")),
+    }
+    names = ("clean", "robust", "refreshed")
     assert made == {
         *(f"{folder}/{shard}" for folder in sets for shard in shards),
-        *(f"models/{name}.pt" for name in ("clean", "robust", "submission")),
-        *(f"metrics/{name}.json" for name in ("clean", "robust", "audit")),
-        *(f"plots/{name}/{plot}.csv" for name in ("clean", "robust") for plot in ("history", "confusion", "curves", "grid")),
-        *(f"plots/{name}/{plot}.png" for name in ("clean", "robust") for plot in ("curves", "grid")),
+        *(f"models/{name}.pt" for name in (*names, "submission")),
+        *(f"metrics/{name}.json" for name in (*names, "audit")),
+        *(f"plots/{name}/{plot}.csv" for name in names for plot in ("history", "confusion", "curves", "grid")),
+        *(f"plots/{name}/{plot}.png" for name in names for plot in ("curves", "grid")),
     }
     assert "transfer: accuracy on stored adversarial images" in project.first_output
     with h5py.File(project.folder / "data/adversarial/clean-pgd/00002.h5") as file:
@@ -168,8 +176,10 @@ def test_changes_rerun_exactly_what_depends_on_them(project):
     assert project.ran(project.repro().stdout) == {
         "generate@clean-pgd",
         "finetune@clean",
+        "variant@refreshed",
         "evaluate@clean",
         "evaluate@robust",
+        "evaluate@refreshed",
         "export",
         "audit",
     }

@@ -44,6 +44,9 @@ def test_every_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatc
     params["data"].update(n_images=90, n_val=20)
     params["clean"].update(epochs=1, warmup_epochs=0)
     params["finetune"].update(epochs=1)
+    params["selection"].update(n_images=8, steps=1)
+    for recipe in (*params["variants"].values(), *params["online"].values()):
+        recipe.update(epochs=1, warmup_epochs=0)
     params["evaluate"].update(n_eval=4)
     params["evaluate"]["curves"].update(n_eval=2, eps=[1], steps=[1, 3], restarts=3, queries=2)
     params["evaluate"]["grid"].update(n_eval=2, eps=["8/255"], steps=[2])

@@ -277,6 +277,8 @@ def tiny(content: dict) -> None:
     content["selection"].update(n_images=16, steps=2)
     content["evaluate"].update(n_eval=8)
     content["evaluate"]["threats"]["pgd"].update(steps=2)
+    content["evaluate"]["curves"].update(n_eval=4, eps=[0.1, 1], steps=[1, 4], restarts=2, queries=4)
+    content["evaluate"]["grid"].update(n_eval=4, eps=[0.1], steps=[2])
     refresh = {"every": 1, "steps": 1, "alpha": "eps/2", "warm_start": True}
     adversary = {"eps": "8/255", "eps_per": "image", "alpha": "eps/2", "steps": 2, "random_start": True, "loss": "cross_entropy"}
     weights = {"start": "clean", "clean_weight": 0.5, "adv_weight": 0.5, "best_on": "robust"}
