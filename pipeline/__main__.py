@@ -74,10 +74,10 @@ def enter_models() -> None:
     yaml.width = 4096
     yaml.representer.add_representer(type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"))
     try:
-        content = yaml.load(params.FILE.read_text(encoding="utf-8"))
+        content = yaml.load(params.bounded_text(params.FILE))
         judged = content["evaluate"]["models"]
         missing = {entry["next"]: attacked for attacked, entry in content["rounds"].items() if entry["next"] not in judged}
-    except (OSError, UnicodeDecodeError, YAMLError, KeyError, TypeError, AttributeError):
+    except (ValueError, YAMLError, KeyError, TypeError, AttributeError):
         return
     for name, attacked in missing.items():
         judged[name] = CommentedMap(stored=attacked)

@@ -28,12 +28,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import files
+from pipeline import files, guards, hdf5_guard
 from pipeline.errors import InputError
 
 SCHEMA = 1
 SPLITS = {"train": 0, "val": 1}
 CHUNK_ROWS = 256
+DTYPES = {"images": "uint8", "labels": "int64", "ids": "int64", "split": "uint8", "eps": "float32", "fooled": "bool"}
+OPTIONAL = ("eps", "fooled")
 PER_SHARD = ("rows.start", "rows.stop", "fingerprint", "content_sha256")
 
 Value = str | int | float | bool
@@ -88,7 +90,13 @@ class ImageSet:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return tuple(json.loads(str(self.attributes["class_names"])))
+        try:
+            names = json.loads(str(self.attributes.get("class_names")))
+        except (ValueError, RecursionError):
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{self.path}: class_names: expected a list of names; {_REMEDY}")
+        return tuple(guards.plain_name(f"{self.path}: class_names", name) for name in names)
 
     def expect(self, expected: Mapping[str, Value], reason: str) -> None:
         """Raise InputError, naming `reason`, where an attribute differs from what is expected of it."""
@@ -209,6 +217,7 @@ def _shard_paths(path: Path) -> list[Path]:
 
 def _read_attributes(path: Path) -> Attributes:
     """A shard's attributes, checked to be this schema's and to match their fingerprint."""
+    hdf5_guard.check_shard(path, list(DTYPES), _REMEDY)
     try:
         with h5py.File(path, "r") as file:
             attributes: Attributes = {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
@@ -216,8 +225,14 @@ def _read_attributes(path: Path) -> Attributes:
         raise InputError(f"{path}: not a readable HDF5 file, perhaps cut short; {_REMEDY}") from error
     if attributes.get("schema") != SCHEMA or not set(PER_SHARD) <= attributes.keys():
         raise InputError(f"{path}: not an image shard of schema {SCHEMA}; {_REMEDY}")
+    for key, value in attributes.items():
+        if not isinstance(value, Value):
+            raise InputError(f"{path}: attribute {key}: expected a plain value, found {type(value).__name__}; {_REMEDY}")
     if _fingerprint({key: value for key, value in attributes.items() if key not in PER_SHARD}) != attributes["fingerprint"]:
         raise InputError(f"{path}: its attributes do not match their fingerprint, so it was changed after it was made; {_REMEDY}")
+    for key in ("rows", "rows.start", "rows.stop"):
+        if type(attributes.get(key)) is not int:
+            raise InputError(f"{path}: attribute {key}: expected a whole number, found {attributes.get(key)!r}; {_REMEDY}")
     return attributes
 
 
@@ -226,14 +241,32 @@ def _read_shard(path: Path) -> Block:
     attributes = _read_attributes(path)
     try:
         with h5py.File(path, "r") as file:
+            _check_datasets(path, file, int(attributes["rows.stop"]) - int(attributes["rows.start"]))
             names = {field.name for field in fields(Block)}
             block = Block(**{name: dataset[...] for name, dataset in file.items() if name in names})
-    except (OSError, RuntimeError, TypeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         raise InputError(f"{path}: its datasets cannot be read; {_REMEDY}") from error
     own = {key: attributes[key] for key in PER_SHARD if key != "content_sha256"}
     if _content_sha256(own, block) != attributes["content_sha256"]:
         raise InputError(f"{path}: its content does not match its SHA-256, so it was changed after it was made; {_REMEDY}")
     return block
+
+
+def _check_datasets(path: Path, file: h5py.File, n_rows: int) -> None:
+    """Hold the datasets to their dtypes, to `n_rows` and to the memory there is, before any of them is read."""
+    sizes = {name: _n_bytes(path, name, file.get(name), n_rows) for name in DTYPES if name in file or name not in OPTIONAL}
+    guards.expect_fits(sum(sizes.values()), path.stat().st_size)
+
+
+def _n_bytes(path: Path, name: str, dataset: object, n_rows: int) -> int:
+    """The bytes of one dataset; raises InputError for another shape or dtype than the module's text says."""
+    if not isinstance(dataset, h5py.Dataset):
+        raise InputError(f"{path}: its datasets cannot be read: no {name}; {_REMEDY}")
+    rest = dataset.shape[1:]
+    shape_fits = len(rest) == 3 and rest[0] == 3 if name == "images" else rest == ()
+    if dataset.dtype != DTYPES[name] or dataset.shape[:1] != (n_rows,) or not shape_fits:
+        raise InputError(f"{path}: {name}: expected {n_rows} rows of {DTYPES[name]}, found {dataset.dtype} {dataset.shape}; {_REMEDY}")
+    return int(dataset.nbytes)
 
 
 def _fingerprint(attributes: Mapping[str, Value]) -> str:
