@@ -20,7 +20,7 @@ import hdf5plugin  # noqa: F401 - registers the filters of compressed stores
 from h5py import h5a, h5d, h5l, h5o, h5t
 
 MEMORY = 768 * 2**20  # bytes that one examination may take
-SECONDS = 4  # of computing, after which the process is ended; begins anew with every object and chunk
+SECONDS = 2  # of computing, after which the process is ended; begins anew with every object and chunk
 MAX_OBJECTS = 10_000
 MAX_ATTRIBUTE = 2**16
 MAX_CHUNK = 2**27
