@@ -221,7 +221,7 @@ def _read_attributes(path: Path) -> Attributes:
     try:
         with h5py.File(path, "r") as file:
             attributes: Attributes = {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"{path}: not a readable HDF5 file, perhaps cut short; {_REMEDY}") from error
     if attributes.get("schema") != SCHEMA or not set(PER_SHARD) <= attributes.keys():
         raise InputError(f"{path}: not an image shard of schema {SCHEMA}; {_REMEDY}")

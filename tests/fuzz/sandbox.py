@@ -62,7 +62,7 @@ class Sandbox:
             written = (
                 flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) if isinstance(flags, int) else set(mode or "") & set("wax+")
             )
-            if written and path != os.devnull:
+            if written and isinstance(path, str | bytes | os.PathLike) and path != os.devnull:
                 self._touched.append(f"open {path} {mode} {flags}")
         elif (
             event.startswith(TOUCHES)

@@ -54,9 +54,9 @@ def main():
 
     from tests.fuzz.mutations import mutate
 
-    def changed(content, _size, mutator_seed):
+    def changed(content, size, mutator_seed):
         rng = random.Random(mutator_seed)
-        return mutate(content or rng.choice(sandbox.examples), sandbox.examples, sandbox.reader.kind, rng)
+        return mutate(content or rng.choice(sandbox.examples), sandbox.examples, sandbox.reader.kind, rng)[:size]
 
     corpus = folder / f"corpus-{first}"
     corpus.mkdir()
@@ -65,7 +65,7 @@ def main():
     options = [
         f"-runs={last - first}",
         f"-seed={seed}",
-        "-max_len=65536",
+        "-max_len=1000000",
         "-rss_limit_mb=0",
         "-timeout=0",
         "-handle_alrm=0",
