@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help repro results preset test check bench search-table lock setup
+.PHONY: help repro results preset test check bench fuzz search-table lock setup
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ check: $(READY)  ## lint, formatting, types
 
 bench: $(READY)  ## measure this machine: the pipeline against the recipe as usually written
 	@$(BIN)/python -m benchmarks.speed
+
+fuzz: $(READY)  ## 10,000 damaged files for every reader, most of an hour
+	@$(BIN)/python -m tests.fuzz
 
 search-table: $(READY)  ## print the experiments of docs/search.md: parameters, transfer and robust accuracy
 	@$(BIN)/dvc exp show --md --drop '.*' --keep 'Experiment|attacks\.(fgsm|pgd)\.(eps|alpha|steps)|.*/robust.json:(clean|transfer\.(fgsm|pgd)|robust\.(fgsm|pgd))\.accuracy'

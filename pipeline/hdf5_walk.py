@@ -20,10 +20,10 @@ import hdf5plugin  # noqa: F401 - registers the filters of compressed stores
 from h5py import h5a, h5d, h5l, h5o, h5t
 
 MEMORY = 768 * 2**20  # bytes that one examination may take
-SECONDS = 2  # of computing, after which the process is ended; begins anew with every object and chunk
+SECONDS = 1  # of computing, after which the process is ended; begins anew with every object and chunk
 MAX_OBJECTS = 10_000
 MAX_ATTRIBUTE = 2**16
-MAX_CHUNK = 2**27
+MAX_CHUNK = 2**26
 SLAB = 2**24  # bytes that are decoded at a time
 HONEST_RATIO = 20  # images are never packed more tightly; emptiness is
 GZIP, SHUFFLE, FLETCHER = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32
@@ -124,6 +124,7 @@ def _check_attributes(path: str, owner: Any) -> None:
         total += attribute.get_storage_size()
         if total > MAX_ATTRIBUTE:
             raise Refusal(f"the attributes of {path} take more than {MAX_ATTRIBUTE:,} bytes")
+    dict((h5py.Dataset if isinstance(owner, h5d.DatasetID) else h5py.Group)(owner).attrs.items())  # reading them can hang, too
 
 
 def _check_dataset(path: str, dataset: h5d.DatasetID, allowed: list[int]) -> None:
@@ -183,12 +184,13 @@ def _stored_in_chunks(path: str, dataset: h5d.DatasetID, file_size: int) -> int:
 
 
 def _decode(path: str, dataset: h5d.DatasetID, exact: bool) -> None:
-    """Unpack every filtered chunk once.
+    """Read something of the dataset, as its reader will, and unpack every filtered chunk once.
 
     With `exact` each is also unpacked here and held to its size: libhdf5 fills up a chunk that is too short with what it finds in memory.
     """
     plan = dataset.get_create_plist()
     if plan.get_layout() != h5d.CHUNKED or not plan.get_nfilters():
+        h5py.Dataset(dataset)[:1]
         return
     offsets: list[tuple[int, ...]] = []
     dataset.chunk_iter(lambda info: offsets.append(info.chunk_offset))
@@ -196,6 +198,7 @@ def _decode(path: str, dataset: h5d.DatasetID, exact: bool) -> None:
         _more_time()
         if exact:
             _check_chunk(path, dataset, offset)
+            _more_time()
         chunk = tuple(slice(first, first + step) for first, step in zip(offset, plan.get_chunk(), strict=True))
         h5py.Dataset(dataset)[chunk]
 

@@ -226,8 +226,9 @@ def _read_attributes(path: Path) -> Attributes:
     if attributes.get("schema") != SCHEMA or not set(PER_SHARD) <= attributes.keys():
         raise InputError(f"{path}: not an image shard of schema {SCHEMA}; {_REMEDY}")
     for key, value in attributes.items():
-        if not isinstance(value, Value):
-            raise InputError(f"{path}: attribute {key}: expected a plain value, found {type(value).__name__}; {_REMEDY}")
+        if not isinstance(value, Value) or not str(value).isprintable():
+            found = f"{type(value).__name__} {str(value)[:50]!a}"
+            raise InputError(f"{path}: attribute {key}: expected a plain value, found {found}; {_REMEDY}")
     if _fingerprint({key: value for key, value in attributes.items() if key not in PER_SHARD}) != attributes["fingerprint"]:
         raise InputError(f"{path}: its attributes do not match their fingerprint, so it was changed after it was made; {_REMEDY}")
     for key in ("rows", "rows.start", "rows.stop"):
