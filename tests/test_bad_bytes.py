@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import urllib.error
+import urllib.request
 import warnings
 import zipfile
 import zlib
@@ -18,6 +20,7 @@ from PIL import Image
 from pipeline import guards, hdf5_guard, networks, params, sources, store
 from pipeline.errors import InputError
 from pipeline.sources import image_folder
+from tests import samples
 from tests.conftest import make_block, write_set
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
@@ -476,3 +479,29 @@ def test_whole_numbers_have_an_end(raw_params):
     raw_params["clean"]["epochs"] = 10**30
     with pytest.raises(ValueError, match="less than 2147483648"):
         params.Params.model_validate(raw_params)
+
+
+class Marked:
+    """Leaves a file behind when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("unpickled",)
+
+
+def test_files_of_torchvision_sets_are_unpickled_only_with_the_official_md5(settings, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    samples.write_cifar(tmp_path, monkeypatch, "cifar10", PIXELS.reshape(6, -1).repeat(16, axis=1), LABELS.tolist())
+    data = settings.data.model_copy(update={"source": "cifar10", "path": str(tmp_path)})
+    sources.open_source(data)
+    for name in ("train_part", "names"):
+        path = tmp_path / "cifar-10-batches-py" / name
+        whole = path.read_bytes()
+        path.write_bytes(pickle.dumps(Marked()))
+        with pytest.raises(InputError, match="cifar10 is not there whole and could not be downloaded"):
+            sources.open_source(data)
+        path.write_bytes(whole)
+    assert not (tmp_path / "unpickled").exists()

@@ -23,7 +23,7 @@ def main():
     sandbox = Sandbox(READERS[name], folder / f"sandbox-{first}")
     for example in sandbox.examples:
         assert (outcome := sandbox.read(example)) == "read", f"{name}: an unchanged file: {outcome}"
-    baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    baseline, walker_baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, walker_peak()
     with Path("/proc/self/statm").open() as statm:
         limit = int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -42,7 +42,8 @@ def main():
         signal.setitimer(signal.ITIMER_REAL, 0)
         if outcome not in ("read", "refused"):
             (folder / f"failed-{number}").write_bytes(content)
-        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - baseline) // 1024
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - baseline
+        peak = max(own, walker_peak() - walker_baseline) // 1024
         answers.write(f"{number}\t{seconds:.3f}\t{peak}\t{outcome!a}\n")
         number += 1
 
@@ -73,6 +74,17 @@ def main():
     ]
     atheris.Setup([sys.argv[0], *options, str(corpus)], one, custom_mutator=changed)
     atheris.Fuzz()
+
+
+def walker_peak():
+    """KiB that the process which examines HDF5 files took at most; 0 where there is none."""
+    from pipeline import hdf5_guard
+
+    process = hdf5_guard._walker(os.getpid())._process
+    if process is None:
+        return 0
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) if "VmHWM:" in status else 0
 
 
 def guide(name):
