@@ -335,7 +335,7 @@ def load(path: Path) -> Params:
     except MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{path}{line}: not YAML: {error.problem}") from error
-    except (YAMLError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (YAMLError, ValueError, TypeError, AttributeError, OverflowError, LookupError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from error
