@@ -8,10 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import YAMLError
 
 from pipeline import console, files, params
 from pipeline.errors import InputError
@@ -77,7 +75,7 @@ def enter_models() -> None:
         content = yaml.load(params.bounded_text(params.FILE))
         judged = content["evaluate"]["models"]
         missing = {entry["next"]: attacked for attacked, entry in content["rounds"].items() if entry["next"] not in judged}
-    except (ValueError, YAMLError, KeyError, TypeError, AttributeError):
+    except params.NOT_YAML:
         return
     for name, attacked in missing.items():
         judged[name] = CommentedMap(stored=attacked)
@@ -86,7 +84,7 @@ def enter_models() -> None:
     yaml.dump(content, text)
     try:
         params.Params.model_validate(YAML(typ="safe").load(text.getvalue()))
-    except ValidationError:
+    except params.NOT_YAML:
         return
     if missing:
         files.write_bytes(params.FILE, text.getvalue().encode())

@@ -26,6 +26,8 @@ from pipeline.errors import InputError
 
 FILE = Path("params.yaml")
 CLEAN = "clean"  # the name of the first model and of the stream of unattacked images
+# What ruamel.yaml raises for what is not YAML, or for tags that do not fit their values.
+NOT_YAML = (YAMLError, ValueError, TypeError, AttributeError, OverflowError, LookupError)
 MAX_BYTES, MAX_DEPTH, MAX_LETTERS = 2**18, 20, 1000  # of the file, of its levels, of one value
 MIXED = "mixed"  # the name of the validation set of clean and stored adversarial images together
 
@@ -335,7 +337,7 @@ def load(path: Path) -> Params:
     except MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{path}{line}: not YAML: {error.problem}") from error
-    except (YAMLError, ValueError, TypeError, AttributeError, OverflowError, LookupError) as error:
+    except NOT_YAML as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from error
