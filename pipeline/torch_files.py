@@ -60,7 +60,9 @@ def _check_legacy(file: BinaryIO, size: int) -> None:
     _, _, _, value, keys = [pickles.read(file, min(size, MAX_PICKLE), ALLOWED.__contains__, MAX_STEPS) for _ in range(5)]
     storages = _storages(value)
     left = size - file.tell() - 8 * len(storages)
-    if not isinstance(keys, list) or len(keys) != len(storages) or sum(storages.values()) != left:
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
+        raise InputError("refused: the storages that it lists are not those of its tensors")
+    if sum(storages.values()) != left:
         raise InputError(f"refused: its storages claim {sum(storages.values()):,} bytes, the file holds {left:,}")
 
 

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.fuzz.worker import BROKEN
+
 KEPT = Path(__file__).with_name("kept")
 TITLE = f"{'reader':<14}{'inputs':>8}{'read':>8}{'refused':>9}{'failures':>10}{'slowest s':>11}{'peak MiB':>10}{'minutes':>9}"
 
@@ -64,7 +66,7 @@ def run_worker(name, seed, first, last, folder):
     number = len(answers(folder))
     if status == 0 or number >= last:
         return
-    if not (folder / "input").exists():
+    if status == BROKEN or not (folder / "input").exists():
         raise SystemExit(log.read_text()[-3000:])
     ended = "took more than 5 s" if status == -signal.SIGALRM else f"ended the process with status {status}"
     shutil.copyfile(folder / "input", folder / f"failed-{number}")

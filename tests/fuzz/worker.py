@@ -8,10 +8,12 @@ import resource
 import signal
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 
 MEMORY, SECONDS = 2**30, 5
+BROKEN = 70  # exit status for a mistake of the fuzzer itself
 
 
 def main():
@@ -113,4 +115,8 @@ GUIDED = {
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    main()
+    try:
+        main()
+    except Exception:
+        traceback.print_exc()
+        os._exit(BROKEN)  # atheris cannot be left in an orderly way
