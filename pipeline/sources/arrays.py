@@ -106,7 +106,8 @@ def read_hdf5(path: Path, image_size: int, names: params.Hdf5) -> Source:
         with h5py.File(path, "r") as file:
             for name in (names.images, names.labels):
                 if not isinstance(file.get(name), h5py.Dataset):
-                    raise InputError(f"{path}: expected a dataset named {name!r}, found {', '.join(file) or 'none'}; set data.hdf5")
+                    there = ", ".join(str(other) for other, _ in zip(file, range(20), strict=False))  # names that are no text come as bytes
+                    raise InputError(f"{path}: expected a dataset named {name!r}, found {there or 'none'}; set data.hdf5")
             dataset = file[names.images]
             if dataset.dtype != np.uint8:
                 raise InputError(
