@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help repro results audit preset clean-partial soak test check bench growth search-table lock setup
+.PHONY: help repro results audit preset clean-partial soak test check bench growth fuzz search-table lock setup
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ bench: $(READY)  ## measure this machine: the pipeline against the recipe as usu
 
 growth: $(READY)  ## measure time and peak memory against the number and the size of images (8 GB of disk for a while)
 	@$(BIN)/python -m benchmarks.growth
+
+fuzz: $(READY)  ## 10,000 damaged files for every reader, most of an hour
+	@$(BIN)/python -m tests.fuzz
 
 search-table: $(READY)  ## print the experiments of docs/search.md: parameters, transfer and robust accuracy
 	@$(BIN)/dvc exp show --md --drop '.*' --keep 'Experiment|attacks\.(fgsm|pgd)\.(eps|alpha|steps)|.*/robust.json:(clean|transfer\.(fgsm|pgd)|robust\.(fgsm|pgd))\.accuracy'

@@ -12,10 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import YAMLError
 
 from pipeline import console, files, params, partial
 from pipeline.errors import InputError
@@ -123,12 +121,12 @@ def enter_models() -> None:
     yaml.width = 4096
     yaml.representer.add_representer(type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"))
     try:
-        content = yaml.load(params.FILE.read_text(encoding="utf-8"))
+        content = yaml.load(params.bounded_text(params.FILE))
         judged = content["evaluate"]["models"]
         attacked = {entry["next"]: model for model, entry in content["rounds"].items()}
         attacked |= {name: entry["of"] for name, entry in content["variants"].items()} | dict.fromkeys(content["online"], params.CLEAN)
         missing = {name: model for name, model in attacked.items() if name not in judged}
-    except (OSError, UnicodeDecodeError, YAMLError, KeyError, TypeError, AttributeError):
+    except params.NOT_YAML:
         return
     for name, model in missing.items():
         judged[name] = CommentedMap(stored=model)
@@ -137,7 +135,7 @@ def enter_models() -> None:
     yaml.dump(content, text)
     try:
         params.Params.model_validate(YAML(typ="safe").load(text.getvalue()))
-    except ValidationError:
+    except params.NOT_YAML:
         return
     if missing:
         files.write_bytes(params.FILE, text.getvalue().encode())

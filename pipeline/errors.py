@@ -4,5 +4,9 @@
 class InputError(ValueError):
     """Something the user gave cannot be used.
 
-    The text is one line that says what is wrong, where, and what to do. Command lines print it and exit with 1.
+    The text is one line that says what is wrong, where, and what to do. Command lines print it and exit with 1. Line breaks, control
+    characters and terminal sequences, which can come from a file's own names, are written as escapes.
     """
+
+    def __init__(self, text: str) -> None:
+        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text))

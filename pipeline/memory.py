@@ -1,19 +1,17 @@
 """How much memory the training images may take."""
 
 import os
-from pathlib import Path
 
 import torch
 
+from pipeline import guards
 from pipeline.errors import InputError
 
 VARIABLE = "PIPELINE_MEMORY"
 MIB = 2**20
 HOST_SHARE = 0.75  # of what is free; a network that trains on the CPU needs far less than the rest
 DEVICE_SHARE = 0.5  # of what is free on a GPU: activations and gradients need the rest
-MEMINFO = Path("/proc/meminfo")
 MOST_STREAMED = 1024 * MIB  # a larger buffer only puts off the first batch
-CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def limit() -> int:
@@ -23,18 +21,10 @@ def limit() -> int:
     """
     value = os.environ.get(VARIABLE)
     if value is None:
-        return int(HOST_SHARE * available())
+        return int(HOST_SHARE * guards.available_memory())
     if not (value.isascii() and value.isdigit()) or int(value) < 1:
         raise InputError(f"{VARIABLE}: expected a whole number of MiB, at least 1, found {value!r}")
     return int(value) * MIB
-
-
-def available() -> int:
-    """Bytes of host memory that can be had without swapping, as Linux tells it, and no more than a container allows."""
-    lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
-    free = int(lines["MemAvailable"].removesuffix("kB")) * 1024
-    allowed = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.exists() else "max"
-    return free if allowed == "max" else min(free, int(allowed))
 
 
 def stream_buffer() -> int:

@@ -4,10 +4,12 @@ The networks take images in [0, 1]: whatever normalisation they need is learned,
 """
 
 import io
-import pickle
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision import models
 
-from pipeline import files, params
+from pipeline import files, guards, params, pickles, torch_files
 from pipeline.errors import InputError
 
 FORMAT = "resnet-checkpoint/1"
 # What torch.load raises for files that are cut short, of another kind, or ask for code.
-UNREADABLE = (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, AttributeError)
+UNREADABLE = (OSError, RuntimeError, zipfile.BadZipFile, MemoryError, TypeError, AttributeError, *pickles.UNREADABLE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +86,14 @@ def pretrained_weights(model: params.Model) -> Pretrained:
         return SCRATCH
     if model.weights.endswith((".pth", ".pt")):
         path = Path(model.weights)
-        if not path.is_file():
-            raise InputError(f"model.weights: {path}: no such file")
+        guards.regular(path, "set model.weights")
     else:
         path = _downloaded(_url(model))
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch_files.load(path)
     except UNREADABLE as error:
-        raise InputError(f"model.weights: {path}: not a file of tensors that can be read safely; is it whole?") from error
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise InputError(f"model.weights: {path}: not a file of tensors that can be read safely ({_reason(error)})") from error
+    if not _is_state_dict(content):
         raise InputError(f"model.weights: {path}: expected a state_dict, tensors by name, found something else")
     return Pretrained(state_dict=content, sha256=files.sha256(path))
 
@@ -138,22 +139,54 @@ def load(path: Path, *, architecture: str, class_names: tuple[str, ...]) -> Chec
 
     Raises InputError for a missing or foreign file, and for one of another architecture or other classes.
     """
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: no such model; `dvc repro` trains it")
+    guards.regular(path, "`dvc repro` makes it anew")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if content.pop("format") != FORMAT:
-            raise ValueError("another format")
-        checkpoint = Checkpoint(**content)
+        checkpoint = _checkpoint(torch_files.load(path))
     except UNREADABLE as error:
-        raise InputError(f"{path}: not a checkpoint of this pipeline; delete it and run `dvc repro`") from error
+        raise InputError(f"{path}: not a checkpoint of this pipeline ({_reason(error)}); delete it and run `dvc repro`") from error
     if checkpoint.architecture != architecture:
         raise InputError(f"{path}: expected a {architecture}, as model.architecture says, found a {checkpoint.architecture}")
     if tuple(checkpoint.class_names) != class_names:
         raise InputError(
             f"{path}: expected the {len(class_names)} classes of the data, found a model for {len(checkpoint.class_names)} other ones"
         )
+    with torch.device("meta"):
+        expected = _stock(architecture, len(class_names)).state_dict()
+    if _shapes(checkpoint.state_dict) != _shapes(expected):
+        raise InputError(f"{path}: its tensors are not those of a {architecture}; delete it and run `dvc repro`")
     return checkpoint
+
+
+def _checkpoint(content: Any) -> Checkpoint:
+    """The checkpoint that a file's content spells out; raises ValueError or TypeError for any other content."""
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise InputError("another format")
+    checkpoint = Checkpoint(**content)
+    values = checkpoint.provenance.items() if isinstance(checkpoint.provenance, dict) else [(None, None)]
+    if not (
+        isinstance(checkpoint.architecture, str)
+        and isinstance(checkpoint.class_names, list)
+        and all(isinstance(name, str) for name in checkpoint.class_names)
+        and _is_state_dict(checkpoint.state_dict)
+        and all(isinstance(key, str) and isinstance(value, str | int | float) for key, value in values)
+    ):
+        raise InputError("values of other types")
+    return checkpoint
+
+
+def _is_state_dict(content: Any) -> bool:
+    return isinstance(content, dict) and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items())
+
+
+def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in state_dict.items()}
+
+
+def _reason(error: BaseException) -> str:
+    """What an InputError says, which names what was found; others' errors speak of their own code."""
+    return str(error) if isinstance(error, InputError) else "is it whole?"
 
 
 def predict(network: nn.Module, images: NDArray[np.uint8], batch_size: int) -> NDArray[np.int64]:

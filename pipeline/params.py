@@ -5,6 +5,7 @@ mistake in the file is reported in a fraction of a second.
 """
 
 import json
+import reprlib
 from fractions import Fraction
 from pathlib import Path
 from statistics import NormalDist
@@ -20,12 +21,17 @@ from pydantic import (
 )
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
+from pipeline import guards
 from pipeline.errors import InputError
 
 FILE = Path("params.yaml")
 CLEAN = "clean"  # the name of the first model and of the stream of unattacked images
 RESERVED_THREATS = {"worst", "ensemble"}  # names of results that are made from several attacks
+# What ruamel.yaml raises for what is not YAML, or for tags that do not fit their values.
+NOT_YAML = (YAMLError, ValueError, TypeError, AttributeError, OverflowError, LookupError)
+MAX_BYTES, MAX_DEPTH, MAX_LETTERS = 2**18, 20, 1000  # of the file, of its levels, of one value
 MIXED = "mixed"  # the name of the validation set of clean and stored adversarial images together
 
 # What each L-infinity attack of torchattacks 3.5.1 asks for. All of it must be written down, so that params.yaml tells the whole attack.
@@ -82,8 +88,8 @@ def parse_level(value: object) -> float:
 
     Raises ValueError for anything that is not in (0, 1], with the hint to divide by 255.
     """
-    try:
-        level = float(Fraction(value)) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    try:  # a Fraction of "1e-999999999" would be computed exactly, for hours
+        level = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)  # type: ignore[arg-type]
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         level = float("nan")
     if isinstance(value, bool) or not 0 < level <= 1:
@@ -115,7 +121,7 @@ def step_size(step: float | str, eps: float, steps: int) -> float:
 Level = Annotated[float, BeforeValidator(parse_level)]
 Step = Annotated[float | str, BeforeValidator(parse_step)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -583,19 +589,43 @@ def load(path: Path) -> Params:
     Raises InputError with the dotted key, what was expected and what was found.
     """
     try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); `cp presets/quickstart.yaml {path}` gives one to start from"
-        ) from error
+        content = YAML(typ="safe", pure=True).load(bounded_text(path))
     except MarkedYAMLError as error:
-        raise InputError(f"{path}:{error.problem_mark.line + 1}: not YAML: {error.problem}") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{path}{line}: not YAML: {error.problem}") from error
+    except NOT_YAML as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from error
     try:
         return Params.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{path}: " + "; ".join(_explain(detail) for detail in error.errors()[:3])) from error
+
+
+def bounded_text(path: Path) -> str:
+    """The text of a YAML file that is safe to load: small, not nested deeply, no value of endless digits, nothing repeated by reference.
+
+    Raises InputError with the line, and ruamel.yaml's errors for what is not YAML.
+    """
+    try:
+        size = guards.regular(path, f"`cp presets/quickstart.yaml {path}` gives one to start from")
+        text = path.read_bytes()[: MAX_BYTES + 1].decode()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if size > MAX_BYTES:
+        raise InputError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {size:,}")
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        where = f"{path}:{event.start_mark.line + 1}"
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if isinstance(event, AliasEvent):
+            raise InputError(f"{where}: expected every value written out, found a reference to *{event.anchor}")
+        if depth > MAX_DEPTH:
+            raise InputError(f"{where}: expected at most {MAX_DEPTH} levels inside each other, found more")
+        if isinstance(event, ScalarEvent) and len(event.value) > MAX_LETTERS:
+            raise InputError(f"{where}: expected values of at most {MAX_LETTERS:,} letters, found one of {len(event.value):,}")
+    return text
 
 
 def _attack_value(key: str, value: object) -> object:
@@ -605,7 +635,7 @@ def _attack_value(key: str, value: object) -> object:
             return parse_step(value)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**31
     fits, expected = (
         (isinstance(value, bool), "true or false")
         if key in FLAGS
@@ -632,6 +662,6 @@ def _explain(detail: Any) -> str:
             text = str(detail["ctx"]["error"])
         case _:
             expected = detail["msg"].removeprefix("Input should be ")
-            text = f"expected {expected[0].lower()}{expected[1:]}, found {detail['input']!r}"
+            text = f"expected {expected[0].lower()}{expected[1:]}, found {reprlib.repr(detail['input'])}"
     separator = ": " if text.startswith("expected") else "."
     return f"{key}{separator if key else ''}{text}"

@@ -30,7 +30,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import files, partial
+from pipeline import files, guards, hdf5_guard, partial
 from pipeline.errors import InputError
 
 SCHEMA = 1
@@ -38,6 +38,8 @@ SPLITS = {"train": 0, "val": 1}
 CHUNK_BYTES = 64 * 3 * 32 * 32  # large enough to be read fast, small enough to be shuffled well: benchmarks/store.py and shuffle.py
 SLICE_CHUNKS = 64  # are hashed at a time
 ROW_BYTES = 32  # of a row besides its image, at most
+DTYPES = {"images": "uint8", "labels": "int64", "ids": "int64", "split": "uint8", "eps": "float32", "fooled": "bool"}
+OPTIONAL = ("eps", "fooled")
 PER_SHARD = ("rows.start", "rows.stop", "fingerprint", "content_sha256")
 
 Value = str | int | float | bool
@@ -94,7 +96,13 @@ class ImageSet:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return tuple(json.loads(str(self.attributes["class_names"])))
+        try:
+            names = json.loads(str(self.attributes.get("class_names")))
+        except (ValueError, RecursionError):
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{self.path}: class_names: expected a list of names; {_REMEDY}")
+        return tuple(guards.plain_name(f"{self.path}: class_names", name) for name in names)
 
     def expect(self, expected: Mapping[str, Value], reason: str) -> None:
         """Raise InputError, naming `reason`, where an attribute differs from what is expected of it."""
@@ -280,15 +288,23 @@ def _shard_paths(path: Path) -> list[Path]:
 
 def _read_attributes(path: Path) -> Attributes:
     """A shard's attributes, checked to be this schema's and to match their fingerprint."""
+    hdf5_guard.check_shard(path, list(DTYPES), _REMEDY)
     try:
         with h5py.File(path, "r") as file:
             attributes: Attributes = {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"{path}: not a readable HDF5 file, perhaps cut short; {_REMEDY}") from error
     if attributes.get("schema") != SCHEMA or not set(PER_SHARD) <= attributes.keys():
         raise InputError(f"{path}: not an image shard of schema {SCHEMA}; {_REMEDY}")
+    for key, value in attributes.items():
+        if not isinstance(value, Value) or not str(value).isprintable():
+            found = f"{type(value).__name__} {str(value)[:50]!a}"
+            raise InputError(f"{path}: attribute {key}: expected a plain value, found {found}; {_REMEDY}")
     if _fingerprint({key: value for key, value in attributes.items() if key not in PER_SHARD}) != attributes["fingerprint"]:
         raise InputError(f"{path}: its attributes do not match their fingerprint, so it was changed after it was made; {_REMEDY}")
+    for key in ("rows", "rows.start", "rows.stop"):
+        if type(attributes.get(key)) is not int:
+            raise InputError(f"{path}: attribute {key}: expected a whole number, found {attributes.get(key)!r}; {_REMEDY}")
     return attributes
 
 
@@ -296,6 +312,7 @@ def _read_shard(path: Path) -> Block:
     """A shard's rows, checked against its SHA-256."""
     attributes = _read_attributes(path)
     with _reading(path) as file:
+        guards.expect_fits(sum(dataset.nbytes for dataset in _present(file).values()), path.stat().st_size)
         block = Block(**{name: dataset[...] for name, dataset in _present(file).items()})
     _check_content(path, attributes, _content_sha256(attributes, block.datasets))
     return block
@@ -319,9 +336,10 @@ def _reading(path: Path) -> Iterator[h5py.File]:
     """A shard open for reading, with the filter that its images need; what goes wrong inside becomes one line."""
     try:
         with h5py.File(path, "r") as file:
-            _filters(str(file.attrs.get("compression", "none")))
+            _filters(str(file.attrs["compression"]))
+            _check_datasets(path, file, int(file.attrs["rows.stop"]) - int(file.attrs["rows.start"]))
             yield file
-    except (OSError, RuntimeError, TypeError, KeyError) as error:
+    except (OSError, RuntimeError, MemoryError, KeyError) as error:
         raise InputError(f"{path}: its datasets cannot be read; {_REMEDY}") from error
 
 
@@ -351,6 +369,23 @@ def _filters(compression: str) -> dict[str, Any]:
 def _chunk_rows(array: NDArray[Any] | h5py.Dataset) -> int:
     """How many rows of an array a chunk holds."""
     return max(1, CHUNK_BYTES // (array.dtype.itemsize * int(np.prod(array.shape[1:]))))
+
+
+def _check_datasets(path: Path, file: h5py.File, n_rows: int) -> None:
+    """Hold the datasets to their dtypes and to `n_rows` before any of them is read."""
+    for name in DTYPES:
+        if name in file or name not in OPTIONAL:
+            _check_dataset(path, name, file.get(name), n_rows)
+
+
+def _check_dataset(path: Path, name: str, dataset: object, n_rows: int) -> None:
+    """Raise InputError for another shape or dtype than the module's text says."""
+    if not isinstance(dataset, h5py.Dataset):
+        raise InputError(f"{path}: its datasets cannot be read: no {name}; {_REMEDY}")
+    rest = dataset.shape[1:]
+    shape_fits = len(rest) == 3 and rest[0] == 3 if name == "images" else rest == ()
+    if dataset.dtype != DTYPES[name] or dataset.shape[:1] != (n_rows,) or not shape_fits:
+        raise InputError(f"{path}: {name}: expected {n_rows} rows of {DTYPES[name]}, found {dataset.dtype} {dataset.shape}; {_REMEDY}")
 
 
 def _fingerprint(attributes: Mapping[str, Value]) -> str:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline import memory
+from pipeline import guards, memory
 from pipeline.errors import InputError
 
 
@@ -10,18 +10,18 @@ def test_the_limit_is_the_one_asked_for_or_a_share_of_what_is_free(monkeypatch):
     assert memory.limit() == 300 * 2**20
     assert memory.stream_buffer() == 300 * 2**20
     monkeypatch.delenv(memory.VARIABLE)
-    assert 0 < memory.limit() < memory.available()
+    assert 0 < memory.limit() < guards.available_memory()
 
 
 def test_a_container_may_have_less_than_the_machine(tmp_path, monkeypatch):
     for name, content in (("MEMINFO", "MemTotal: 9000 kB\nMemAvailable:    4096 kB\n"), ("CONTAINER_LIMIT", "max\n")):
         (tmp_path / name).write_text(content)
-        monkeypatch.setattr(memory, name, tmp_path / name)
-    assert memory.available() == 4096 * 1024
+        monkeypatch.setattr(guards, name, tmp_path / name)
+    assert guards.available_memory() == 4096 * 1024
     (tmp_path / "CONTAINER_LIMIT").write_text("1048576\n")
-    assert memory.available() == 2**20
-    monkeypatch.setattr(memory, "CONTAINER_LIMIT", tmp_path / "none")
-    assert memory.available() == 4096 * 1024
+    assert guards.available_memory() == 2**20
+    monkeypatch.setattr(guards, "CONTAINER_LIMIT", tmp_path / "none")
+    assert guards.available_memory() == 4096 * 1024
 
 
 def test_images_must_fit_twice_in_memory_and_on_a_gpu_in_half_of_it(monkeypatch):

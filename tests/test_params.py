@@ -158,7 +158,7 @@ def test_files_that_are_no_params(tmp_path, text, message):
 
 
 def test_a_missing_file_names_where_to_get_one(tmp_path):
-    with pytest.raises(InputError, match="cannot be read .* gives one to start from"):
+    with pytest.raises(InputError, match="no such file; .* gives one to start from"):
         params.load(tmp_path / "params.yaml")
 
 

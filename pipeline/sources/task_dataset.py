@@ -1,20 +1,19 @@
 """`task_dataset`: `Train.pt`, a `torch.save` of a whole `TaskDataset` object pickled under `__main__`.
 
 The object has lists `ids`, `imgs` (PIL images) and `labels`, and a `transform`. A pickle can ask for any code to be run, so this one is
-read with torch's restricted unpickler, and every class that it may name is replaced by a stand-in that only holds what it is given:
-neither PIL nor torchvision nor anything else in the file is executed. Whatever else the file names is refused.
+not unpickled: `pickles` reads what it says, and neither PIL nor torchvision nor anything else that the file names is executed. Whatever a
+set of images does not need is refused.
 """
 
-import pickle
-import pickletools
+import io
+import reprlib
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import torch
 
-from pipeline import files
+from pipeline import files, guards, pickles
 from pipeline.errors import InputError
 from pipeline.sources.common import Images, Source, check_labels, numbered
 
@@ -23,27 +22,8 @@ IMAGE_MODULES = "PIL."  # PIL.Image.Image and the classes of opened files, such 
 TRANSFORM_MODULES = "torchvision.transforms."
 CHANNELS = {"RGB": 3, "L": 1}
 MAX_OPCODES = 20_000_000  # an image takes about 30: enough for 600,000; what a hostile file can allocate stays below 2 GiB
-# Plain values that the restricted unpickler builds itself: containers, and bytes, which older pickles write as text to encode.
+# Plain values: containers, and bytes, which older pickles write as text to encode.
 PLAIN_GLOBALS = {"collections.OrderedDict", "builtins.set", "__builtin__.set", "_codecs.encode"}
-
-
-class _Held:
-    """Stands in for any allowed class: keeps its arguments and state, and does nothing with them."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _HeldDataset(_Held):
-    pass
-
-
-class _HeldImage(_Held):
-    pass
 
 
 def read(path: Path, image_size: int) -> Source:
@@ -73,66 +53,44 @@ def read(path: Path, image_size: int) -> Source:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The state of the pickled dataset, with stand-ins for everything that is not a plain value."""
+    """The state of the pickled dataset; whatever is not a plain value stands there as a record."""
+    guards.regular(path, "set data.path to your Train.pt")
     try:
-        stand_ins = [(_stand_in(name), name) for name in _checked_globals(path) - PLAIN_GLOBALS]
-        with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; set data.path to your Train.pt") from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        if isinstance(error, InputError):
-            raise
+        with path.open("rb") as file:
+            archive, members = guards.zip_members(file, (zipfile.ZIP_STORED,))
+            (entry,) = [member for name, member in members.items() if name.endswith("/data.pkl")]
+            guards.expect_fits(2 * entry.file_size, entry.file_size)
+            with archive.open(entry) as packed, io.BufferedReader(cast(io.RawIOBase, packed), 2**20) as pickled:
+                content = pickles.read(cast(io.BytesIO, pickled), entry.file_size, _is_allowed, MAX_OPCODES)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (OSError, RuntimeError, MemoryError, zipfile.BadZipFile, *pickles.UNREADABLE) as error:
         raise InputError(f"{path}: cannot be read as a torch.save file; is it whole?") from error
-    if not isinstance(content, _HeldDataset) or not isinstance(content.state, dict):
-        raise InputError(f"{path}: expected a saved {DATASET}, found {type(content).__name__.lstrip('_')}")
+    if not isinstance(content, pickles.Call) or content.name != DATASET or not isinstance(content.state, dict):
+        raise InputError(f"{path}: expected a saved {DATASET}, found {_kind(content)}")
     return content.state
 
 
-def _checked_globals(path: Path) -> set[str]:
-    """The names of all classes and functions that the pickle asks for, read without running anything of it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            (entry,) = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise InputError(f"{path}: expected an uncompressed file, as torch.save writes it")
-            with archive.open(entry) as pickled:
-                return _globals(path, pickled)
-    except (zipfile.BadZipFile, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: cannot be read as a torch.save file; is it whole?") from error
+def _is_allowed(name: str) -> bool:
+    return name == DATASET or name in PLAIN_GLOBALS or name.startswith((IMAGE_MODULES, TRANSFORM_MODULES))
 
 
-def _globals(path: Path, pickled: Any) -> set[str]:
-    named: set[str] = set()
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
-        if count >= MAX_OPCODES:
-            raise InputError(f"{path}: expected a pickle of at most {MAX_OPCODES:,} steps; it is too large for a set of images")
-        if opcode.name == "GLOBAL":
-            named.add(str(argument).replace(" ", "."))
-        elif opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-            raise InputError(f"{path}: refused: it uses {opcode.name}, which torch.save does not; nothing of it was run")
-    for name in sorted(named - PLAIN_GLOBALS):
-        if name != DATASET and not name.startswith((IMAGE_MODULES, TRANSFORM_MODULES)):
-            raise InputError(f"{path}: refused: it asks for {name}, which a {DATASET} of images does not need; nothing of it was run")
-    return named
-
-
-def _stand_in(name: str) -> type[_Held]:
-    return _HeldDataset if name == DATASET else _HeldImage if name.startswith(IMAGE_MODULES) else _Held
+def _kind(value: Any) -> str:
+    return value.name if isinstance(value, pickles.Call) else type(value).__name__
 
 
 def _checked_pixels(path: Path, row: int, image: Any, image_size: int) -> bytes:
     """The raw bytes of one image: RGB, or grey levels alone."""
-    state = image.state if isinstance(image, _HeldImage) else None
+    state = image.state if isinstance(image, pickles.Call) and image.name.startswith(IMAGE_MODULES) else None
     if not isinstance(state, list | tuple) or len(state) < 5:
-        raise InputError(f"{path}: imgs[{row}]: expected a PIL image, found {type(image).__name__.lstrip('_')}")
+        raise InputError(f"{path}: imgs[{row}]: expected a PIL image, found {_kind(image)}")
     _, mode, size, _, data = state[:5]
-    if mode not in CHANNELS:
-        raise InputError(f"{path}: imgs[{row}]: expected mode RGB or L, found {mode!r}; convert it first")
-    if tuple(size) != (image_size, image_size):
-        raise InputError(f"{path}: imgs[{row}]: expected {image_size} x {image_size} pixels, found {size}; data.image_size is {image_size}")
+    if not isinstance(mode, str) or mode not in CHANNELS:
+        raise InputError(f"{path}: imgs[{row}]: expected mode RGB or L, found {reprlib.repr(mode)}; convert it first")
+    if size not in ((image_size, image_size), [image_size, image_size]):
+        raise InputError(
+            f"{path}: imgs[{row}]: expected {image_size} x {image_size} pixels, found {reprlib.repr(size)}; data.image_size is {image_size}"
+        )
     if not isinstance(data, bytes) or len(data) != image_size * image_size * CHANNELS[mode]:
         raise InputError(f"{path}: imgs[{row}]: expected {image_size * image_size * CHANNELS[mode]} bytes of pixels; is the file whole?")
     return data

@@ -1,0 +1,175 @@
+"""Every reader of outside files, with small real files of its kind to change."""
+
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import hdf5plugin
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline import networks, params, sources, store
+from tests import samples
+
+ROOT = Path(__file__).parents[2]
+RNG = np.random.default_rng(0)
+PIXELS, LABELS = RNG.integers(0, 256, (6, 3, 8, 8), dtype=np.uint8), np.array([0, 1, 2, 0, 1, 2])
+SIZE = 8
+
+
+@dataclass(frozen=True)
+class Reader:
+    """`name` of the file that is read, `kind` of its structure, real `examples`, and `read`, which reads all of a file."""
+
+    name: str
+    kind: str
+    examples: Callable[[], list[bytes]]
+    read: Callable[[Path], object]
+
+
+def read_source(source, path):
+    settings = params.load(ROOT / "params.yaml").data.model_copy(
+        update={"source": source, "path": str(path), "image_size": SIZE, "hdf5": params.Hdf5(images="x/images", labels="y")}
+    )
+    opened = sources.open_source(settings)
+    images = opened.read(np.arange(len(opened.labels)))
+    assert images.shape == (len(opened.labels), 3, SIZE, SIZE)
+    assert images.dtype == np.uint8
+
+
+def read_shard(path):
+    images = store.ImageSet(path.parent)
+    assert len(images.class_names) and sum(len(block) for block in images.blocks()) == len(images)
+
+
+def read_image_folder(path):
+    """The changed image lies in a class of its own, beside one that is whole."""
+    read_source("image_folder", path.parent.parent)
+
+
+def tiny(*_):
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Linear(2, 3))
+
+
+def read_checkpoint(path):
+    """With a network of three layers in the place of a ResNet: no file of 45 MB need be changed 10,000 times."""
+    stock, networks._stock = networks._stock, tiny
+    try:
+        networks.load(path, architecture="resnet18", class_names=("a", "b", "c")).network()
+    finally:
+        networks._stock = stock
+
+
+def read_weights(path):
+    networks.pretrained_weights(params.Model(architecture="resnet18", weights=str(path)))
+
+
+def presets():
+    return [path.read_bytes() for path in sorted((ROOT / "presets").glob("*.yaml"))]
+
+
+def npz_files():
+    return [
+        written(lambda file: np.savez(file, images=PIXELS, labels=LABELS)),
+        written(
+            lambda file: np.savez_compressed(file, images=PIXELS.transpose(0, 2, 3, 1), labels=LABELS, class_names=np.array(list("abc")))
+        ),
+    ]
+
+
+def written(write):
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
+def train_files():
+    kind, main = samples.TaskDataset, sys.modules["__main__"]
+    before, kind.__module__ = kind.__module__, "__main__"
+    main.TaskDataset = kind
+    dataset = kind()
+    dataset.ids, dataset.labels = list(range(6)), LABELS.tolist()
+    dataset.imgs = [Image.fromarray(image.transpose(1, 2, 0)) for image in PIXELS[:5]] + [Image.fromarray(PIXELS[5, 0])]
+    try:
+        return [written(lambda file: torch.save(dataset, file))]
+    finally:
+        kind.__module__ = before
+        del main.TaskDataset
+
+
+def hdf5_file(libver, **options):
+    def write(file):
+        with h5py.File(file, "w", libver=libver) as opened:
+            opened.create_dataset("x/images", data=PIXELS, **options)
+            opened.create_dataset("y", data=LABELS, **({"chunks": (2,)} if options else {}))
+            opened["x"].attrs["text"], opened["y"].attrs["number"] = "a text", 7
+            opened["soft"] = h5py.SoftLink("/y")
+
+    return written(write)
+
+
+def hdf5_files():
+    packed = {"chunks": (2, 3, 8, 8), "compression": "gzip", "shuffle": True}
+    return [hdf5_file("earliest"), hdf5_file("earliest", **packed), hdf5_file("v110", **packed, fletcher32=True), hdf5_file("latest")]
+
+
+def shard(folder, **filters):
+    """A shard as the store writes it, with filters as the store may ask for them."""
+    block = store.Block(images=PIXELS, labels=LABELS, ids=np.arange(6), split=np.array([0, 1] * 3, dtype=np.uint8))
+    create = h5py.File.create_dataset
+    h5py.File.create_dataset = lambda file, name, **options: create(file, name, **options, **filters)
+    try:
+        with store.Writer(folder / "set", {"kind": "clean", "class_names": '["a", "b", "c"]'}, bounds=[(0, 6)]) as writer:
+            writer.write(0, block)
+    finally:
+        h5py.File.create_dataset = create
+    return (folder / "set" / "00000.h5").read_bytes()
+
+
+def shards(**filters):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        return [shard(Path(folder), **filters)]
+
+
+def images():
+    picture, formats = Image.fromarray(RNG.integers(0, 256, (12, 16, 3), dtype=np.uint8)), ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM")
+    modes = [written(lambda file, mode=mode: picture.convert(mode).save(file, "PNG")) for mode in ("P", "L", "1", "RGBA", "LA")]
+    tiffs = [written(lambda file, kind=kind: picture.save(file, "TIFF", compression=kind)) for kind in ("tiff_lzw", "jpeg", "packbits")]
+    return [*(written(lambda file, kind=kind: picture.save(file, kind)) for kind in formats), *modes, *tiffs]
+
+
+def checkpoint_files():
+    torch.manual_seed(0)
+    content = networks.Checkpoint(
+        architecture="resnet18", class_names=["a", "b", "c"], state_dict=tiny().state_dict(), provenance={"seed": 1}
+    )
+    return [written(lambda file: torch.save({"format": networks.FORMAT, **vars(content)}, file))]
+
+
+def weight_files():
+    torch.manual_seed(0)
+    state_dict = tiny().state_dict()
+    return [
+        written(lambda file: torch.save(state_dict, file)),
+        written(lambda file: torch.save(state_dict, file, _use_new_zipfile_serialization=False)),
+    ]
+
+
+READERS = {
+    "params": Reader("params.yaml", "yaml", presets, params.load),
+    "npz": Reader("x.npz", "npz", npz_files, lambda path: read_source("npz", path)),
+    "task_dataset": Reader("Train.pt", "torch", train_files, lambda path: read_source("task_dataset", path)),
+    "hdf5": Reader("x.h5", "hdf5", hdf5_files, lambda path: read_source("hdf5", path)),
+    "shard": Reader("00000.h5", "hdf5", shards, read_shard),
+    "shard_zstd": Reader("00000.h5", "hdf5", lambda: shards(**hdf5plugin.Zstd()), read_shard),
+    "shard_blosc2": Reader("00000.h5", "hdf5", lambda: shards(**hdf5plugin.Blosc2()), read_shard),
+    "image_folder": Reader("a.png", "image", images, read_image_folder),
+    "checkpoint": Reader("model.pt", "torch", checkpoint_files, read_checkpoint),
+    "weights": Reader("own.pth", "torch", weight_files, read_weights),
+}

@@ -1,0 +1,122 @@
+"""`python -m tests.fuzz.worker READER SEED FIRST LAST FOLDER`: reads inputs in a process that may be ended by one of them.
+
+Each answer is a line in FOLDER/answers: number, seconds, outcome; FOLDER/input holds what is being read.
+"""
+
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+MEMORY, SECONDS = 2**30, 5
+BROKEN = 70  # exit status for a mistake of the fuzzer itself
+
+
+def main():
+    name, seed, first, last, folder = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5])
+    atheris = guide(name)
+    from tests.fuzz.readers import READERS
+    from tests.fuzz.sandbox import Sandbox
+
+    sandbox = Sandbox(READERS[name], folder / f"sandbox-{first}")
+    for example in sandbox.examples:
+        assert (outcome := sandbox.read(example)) == "read", f"{name}: an unchanged file: {outcome}"
+    baseline, walker_baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, walker_peak()
+    with Path("/proc/self/statm").open() as statm:
+        limit = int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    answers = (folder / "answers").open("a", buffering=1)
+    number = first
+
+    def one(content):
+        nonlocal number
+        if number >= last:
+            return
+        (folder / "input").write_bytes(content)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)  # nobody handles SIGALRM: it ends the process, in C code too
+        started = time.perf_counter()
+        outcome = sandbox.read(content)
+        seconds = time.perf_counter() - started
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if outcome not in ("read", "refused"):
+            (folder / f"failed-{number}").write_bytes(content)
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - baseline
+        peak = max(own, walker_peak() - walker_baseline) // 1024
+        answers.write(f"{number}\t{seconds:.3f}\t{peak}\t{outcome!a}\n")
+        number += 1
+
+    if atheris is None:
+        for current in range(first, last):
+            one(sandbox.example(f"{seed}:{name}:{current}"))
+        return
+    import random
+
+    from tests.fuzz.mutations import mutate
+
+    def changed(content, size, mutator_seed):
+        rng = random.Random(mutator_seed)
+        return mutate(content or rng.choice(sandbox.examples), sandbox.examples, sandbox.reader.kind, rng)[:size]
+
+    corpus = folder / f"corpus-{first}"
+    corpus.mkdir()
+    for index, example in enumerate(sandbox.examples):
+        (corpus / str(index)).write_bytes(example)
+    options = [
+        f"-runs={last - first}",
+        f"-seed={seed}",
+        "-max_len=1000000",
+        "-rss_limit_mb=0",
+        "-timeout=0",
+        "-handle_alrm=0",
+        "-verbosity=0",
+    ]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], one, custom_mutator=changed)
+    atheris.Fuzz()
+
+
+def walker_peak():
+    """KiB that the process which examines HDF5 files took at most; 0 where there is none."""
+    from pipeline import hdf5_guard
+
+    process = hdf5_guard._walker(os.getpid())._process
+    if process is None:
+        return 0
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) if "VmHWM:" in status else 0
+
+
+def guide(name):
+    """atheris, with the modules that decide about this reader's files instrumented before anything imports them; None where C does."""
+    from importlib import import_module
+
+    modules = GUIDED.get(name)
+    if modules is None:
+        return None
+    import atheris
+
+    with atheris.instrument_imports(include=list(modules)):
+        for module in modules:
+            import_module(module)
+    return atheris
+
+
+FILES = ("zipfile", "pickle", "pipeline.guards", "pipeline.pickles")
+GUIDED = {
+    "params": ("ruamel.yaml", "pipeline.params"),
+    "npz": (*FILES, "ast", "numpy.lib._format_impl", "pipeline.sources.arrays"),
+    "task_dataset": (*FILES, "pipeline.sources.task_dataset"),
+    "checkpoint": (*FILES, "pipeline.torch_files"),
+    "weights": (*FILES, "pipeline.torch_files"),
+}
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    try:
+        main()
+    except Exception:
+        traceback.print_exc()
+        os._exit(BROKEN)  # atheris cannot be left in an orderly way

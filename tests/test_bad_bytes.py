@@ -1,0 +1,514 @@
+"""Files that were tampered with, one thing at a time: each is refused, and the line says what was found."""
+
+import json
+import os
+import pickle
+import re
+import urllib.error
+import urllib.request
+import warnings
+import zipfile
+import zlib
+from collections import OrderedDict
+
+import h5py
+import hdf5plugin
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import guards, hdf5_guard, networks, params, sources, store
+from pipeline.errors import InputError
+from pipeline.sources import image_folder
+from tests import samples
+from tests.conftest import make_block, write_set
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
+LABELS = np.array([0, 1, 2, 0, 1, 2])
+
+
+@pytest.fixture
+def opened(settings, tmp_path):
+    """Opens a source under `tmp_path` and reads all of it."""
+
+    def read(source, name):
+        names = params.Hdf5(images="images", labels="labels")
+        data = settings.data.model_copy(update={"source": source, "path": str(tmp_path / name), "image_size": 8, "hdf5": names})
+        found = sources.open_source(data)
+        return found.read(np.arange(len(found.labels)))
+
+    return read
+
+
+def external_link(file):
+    file["more"] = h5py.ExternalLink("/etc/passwd", "/x")
+
+
+def soft_link(file):
+    file["more"] = h5py.SoftLink("/../outside")
+
+
+def circle(file):
+    file.create_group("a")["b"] = file["/"]
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((6,), "u1")
+    layout[:] = h5py.VirtualSource("other.h5", "x", (6,))
+    file.create_virtual_dataset("more", layout)
+
+
+def external_storage(file):
+    file.create_dataset("more", (6,), "u1", external=[("/etc/passwd", 0, 6)])
+
+
+def reference(file):
+    file["more"] = np.array([file.ref], dtype=h5py.ref_dtype)
+
+
+def attribute_reference(file):
+    file.attrs["more"] = file["images"].ref
+
+
+def large_attribute(file):
+    for number in range(3):
+        file["images"].attrs[f"more {number}"] = np.zeros(30_000, dtype="u1")
+
+
+def many_objects(file):
+    for number in range(10_001):
+        file.create_group(f"more/{number}")
+
+
+def unknown_filter(file):
+    file.create_dataset("more", data=PIXELS, compression="lzf")
+
+
+def scaleoffset(file):
+    file.create_dataset("more", data=LABELS, scaleoffset=0)
+
+
+def plugin_filter(file):
+    file.create_dataset("more", data=PIXELS, **hdf5plugin.Zstd())
+
+
+def replaced(name, *arguments, **options):
+    def change(file):
+        del file[name]
+        return file.create_dataset(name, *arguments, **options)
+
+    return change
+
+
+def chunk(content):
+    """`labels` as one gzip chunk of those bytes."""
+
+    def change(file):
+        replaced("labels", (1000,), "i8", chunks=(1000,), compression="gzip")(file).id.write_direct_chunk((0,), content)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (external_link, "/more is an external link, into another file"),
+        (soft_link, "/more is a soft link out of the file, or to nothing in it"),
+        (circle, "/a/b is a second hard link to an object, or links in a circle"),
+        (virtual, "/more is a virtual dataset, of parts of other files"),
+        (external_storage, "/more has external storage, in other files"),
+        (reference, "/more holds object references"),
+        (attribute_reference, "an attribute of / holds object references"),
+        (large_attribute, "the attributes of /images take more than 65,536 bytes"),
+        (many_objects, "more than 10,000 objects"),
+        (unknown_filter, r"/more needs the filter lzf \(number 32000\)"),
+        (scaleoffset, r"/more needs the filter scaleoffset \(number 6\)"),
+        (plugin_filter, r"/more needs the filter .+ \(number 32015\)"),
+        (replaced("labels", (10**12,), "i8"), "/labels claims 8,000,000,000,000 bytes, but the file holds fewer of it"),
+        (replaced("labels", (10**12,), "i8", chunks=(10**6,)), "/labels has 0 chunks of the 1000000 that its shape asks for"),
+        (replaced("labels", (10**12,), "i8", chunks=(2**28,)), "/labels has chunks of 2,147,483,648 bytes, more than 67,108,864"),
+        (replaced("labels", data=["a"] * 6), "/labels is no array of numbers"),
+        (chunk(zlib.compress(b"x" * 10)), "/labels has a chunk that unpacks to 10 bytes, not to 8,000"),
+        (chunk(zlib.compress(b"x" * 10**8)), "/labels has a chunk that unpacks to 8,005 bytes, not to 8,000"),
+        (chunk(b"not gzip"), "/labels has a damaged chunk"),
+    ],
+)
+def test_hdf5_files_that_hold_more_than_arrays(opened, tmp_path, change, message):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["images"], file["labels"] = PIXELS, LABELS
+        change(file)
+    with pytest.raises(InputError, match=rf"x.h5: refused: {message}.*; save it anew"):
+        opened("hdf5", "x.h5")
+
+
+def test_an_hdf5_file_that_does_not_fit_in_memory(opened, tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("images", data=np.zeros((10_000, 3, 8, 8), dtype="u1"), compression="gzip")
+        file["labels"] = np.arange(10_000) % 2
+    assert not opened("hdf5", "x.h5").any()
+    monkeypatch.setattr(guards, "available_memory", lambda: 1_000_000)
+    with pytest.raises(InputError, match=r"/images unpacks [\d,]+ bytes to 1,920,000, more than this machine's free memory"):
+        opened("hdf5", "x.h5")
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import os; input(); os.abort()", r"it makes libhdf5 crash \(status -6\)"),
+        ("import os, signal; input(); os.kill(os.getpid(), signal.SIGPROF)", "it takes libhdf5 too long to look through"),
+    ],
+)
+def test_a_crash_or_a_hang_of_libhdf5_is_a_refusal_and_the_next_file_is_read(clean, tmp_path, monkeypatch, program, message):
+    (tmp_path / "walk.py").write_text(program)
+    walker = hdf5_guard._Walker()
+    with monkeypatch.context() as patch:
+        patch.setattr(hdf5_guard.hdf5_walk, "__file__", str(tmp_path / "walk.py"))
+        assert message.split(" \\")[0] in walker.ask({})
+    request = {"path": str(clean.path / "00000.h5"), "memory": 10**9, "filters": [], "datasets": ["images"], "exact": True}
+    assert walker.ask(request) is None
+    walker.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("fooled", np.zeros(16), "fooled: expected 16 rows of bool, found float64"),
+        ("labels", np.zeros((16, 2), dtype=int), r"labels: expected 16 rows of int64, found int64 \(16, 2\)"),
+        ("images", np.zeros((16, 1, 8, 8), dtype="u1"), "images: expected 16 rows of uint8, found uint8"),
+        ("images", np.zeros((9, 3, 8, 8), dtype="u1"), "images: expected 16 rows of uint8, found uint8"),
+    ],
+)
+def test_shards_of_another_shape_are_refused_before_they_are_read(clean, name, content, message):
+    with h5py.File(clean.path / "00000.h5", "r+") as file:
+        if name in file:
+            del file[name]
+        file[name] = content
+    with pytest.raises(InputError, match=message):
+        clean.load("val")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("kind", np.arange(3), "attribute kind: expected a plain value, found ndarray"),
+        ("kind", np.bytes_(b"clean"), "attribute kind: expected a plain value, found bytes"),
+        ("rows.stop", 3.5, "attribute rows.stop: expected a whole number, found 3.5"),
+    ],
+)
+def test_attributes_of_another_kind(clean, key, value, message):
+    with h5py.File(clean.path / "00000.h5", "r+") as file:
+        file.attrs[key] = value
+    with pytest.raises(InputError, match=message):
+        store.ImageSet(clean.path)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("not JSON", "class_names: expected a list of names"),
+        ("[1, 2]", "class_names: expected a list of names"),
+        (json.dumps(["\x1b[31mred", "b"]), r"expected names of 1 to 200 printable letters, found '\\x1b\[31mred'"),
+    ],
+)
+def test_class_names_of_a_store(tmp_path, names, message):
+    with pytest.raises(InputError, match=message):
+        _ = write_set(tmp_path / "set", make_block(4), class_names=names).class_names
+
+
+def test_what_is_no_plain_file_is_never_opened(opened, tmp_path):
+    for source, name in (("npz", "x.npz"), ("hdf5", "x.h5"), ("task_dataset", "Train.pt")):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(InputError, match="expected a plain file, found a folder, pipe or device"):
+            opened(source, name)
+
+
+def rewrite(path, name, content, *, method=zipfile.ZIP_STORED, twice=False):
+    """The same archive with another member of that name, or a second one."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(member.filename, archive.read(member)) for member in archive.infolist()]
+    with zipfile.ZipFile(path, "w", method) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for member, held in members:
+            archive.writestr(member, content if member == name else held)
+            if twice and member == name:
+                archive.writestr(member, held)
+
+
+def npy(header, content=b""):
+    raw = header.encode()
+    return b"\x93NUMPY\1\0" + len(raw).to_bytes(2, "little") + raw + content
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (
+            npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 3, 8, 8)}"),
+            {},
+            "its header claims 192,000,000,000,000 bytes",
+        ),
+        (
+            npy("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, -6)}", b"123456"),
+            {},
+            "its header claims 6 bytes, the archive holds 6",
+        ),
+        (npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"), {}, "an array of object, which is no array of numbers or text"),
+        (npy("{'descr': '|V4', 'fortran_order': False, 'shape': (1,)}"), {}, r"an array of \|V4, which is no array of numbers or text"),
+        (npy("{'descr': '|u1', 'fortran_order': False, 'shape': (" + "(" * 5000), {}, "cannot be read as .npz"),
+        (b"\x93NUMPY\3\0" + b"\0" * 100, {}, r"an .npy header of version \(3, 0\), expected 1.0 or 2.0"),
+        (b"hello", {}, "cannot be read as .npz"),
+        (b"", {"method": zipfile.ZIP_LZMA}, r"is encrypted or compressed in a way that is not read here \(method 14\)"),
+        (b"", {"twice": True}, "it holds 'images.npy' twice"),
+    ],
+)
+def test_npz_files(opened, tmp_path, content, options, message):
+    np.savez(tmp_path / "x.npz", images=PIXELS, labels=LABELS)
+    rewrite(tmp_path / "x.npz", "images.npy", content, **options)
+    with pytest.raises(InputError, match=message):
+        opened("npz", "x.npz")
+
+
+def test_zip_members_that_claim_other_sizes(opened, tmp_path, monkeypatch):
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, images=np.zeros((6, 3, 8, 8), dtype="u1"), labels=LABELS)
+    with monkeypatch.context() as patch:
+        patch.setattr(guards, "available_memory", lambda: 500)
+        with pytest.raises(InputError, match=r"refused: \d+ bytes that unpack to [\d,]+, more than this machine's free memory"):
+            opened("npz", "x.npz")
+    np.savez(path, images=PIXELS, labels=LABELS)
+    raw = bytearray(path.read_bytes())
+    place = raw.index(b"PK\1\2")
+    raw[place + 24 : place + 28] = (2**31).to_bytes(4, "little")
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="'images.npy' claims another size than it has"):
+        opened("npz", "x.npz")
+    raw[place + 20 : place + 24] = (2**31).to_bytes(4, "little")
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match=r"its members claim 2,147,\d+,\d+ bytes, more than the file has"):
+        opened("npz", "x.npz")
+
+
+def test_class_names_that_would_write_to_the_terminal(opened, tmp_path):
+    np.savez(tmp_path / "x.npz", images=PIXELS, labels=LABELS, class_names=np.array(["a", "\x1b]0;title\x07", "c"]))
+    with pytest.raises(InputError, match=r"class_names: expected names of 1 to 200 printable letters, found '\\x1b\]0;title\\x07'"):
+        opened("npz", "x.npz")
+
+
+def test_no_error_has_control_characters_or_a_second_line():
+    assert str(InputError("a\nb\x1b[31m\x9b\u202e\udc80é …")) == r"a\nb\x1b[31m\x9b\u202e\udc80é …"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "images" / name / "a.png")
+    return tmp_path / "images"
+
+
+def test_links_out_of_an_image_folder(opened, folder, tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
+    (folder / "cat" / "inside.png").symlink_to(folder / "dog" / "a.png")
+    assert len(opened("image_folder", "images")) == 3
+    (folder / "cat" / "outside.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(InputError, match=r"outside.png: refused: a link out of .*images; put the image itself there"):
+        opened("image_folder", "images")
+    (folder / "cat" / "outside.png").unlink()
+    (folder / "cat" / "again").symlink_to(folder, target_is_directory=True)
+    with pytest.raises(InputError, match=r"cat/again: refused: a link to another folder"):
+        opened("image_folder", "images")
+
+
+def test_what_else_may_lie_in_an_image_folder(opened, folder, monkeypatch):
+    os.mkfifo(folder / "cat" / "pipe.png")
+    with pytest.raises(InputError, match=r"pipe.png: expected a plain file"):
+        opened("image_folder", "images")
+    (folder / "cat" / "pipe.png").unlink()
+    (folder / "cat" / "pipe.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(InputError, match=r"pipe.png: not an image that can be read \(cannot identify"):
+        opened("image_folder", "images")
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folder, "MAX_BYTES", 10)
+        with pytest.raises(InputError, match=r"a.png: expected at most 10 bytes, found"):
+            opened("image_folder", "images")
+    (folder / "cat" / "more").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folder, "MAX_DEPTH", 1)
+        with pytest.raises(InputError, match=r"cat/more: refused: more than 1 folders inside each other"):
+            opened("image_folder", "images")
+    (folder / "cat" / "pipe.png").unlink()
+    (folder / "dog").rename(folder / "dog\x1b[31m")
+    with pytest.raises(InputError, match=r"classes: expected names of 1 to 200 printable letters, found 'dog\\x1b\[31m'"):
+        opened("image_folder", "images")
+
+
+STORAGE = torch.zeros(4).untyped_storage()
+
+
+class Rebuilt:
+    """A tensor as a hostile file describes it: this shape and step over a storage of four numbers."""
+
+    def __init__(self, size, stride, first=0, rebuild=torch._utils._rebuild_tensor_v2):
+        self.call = (
+            rebuild,
+            (
+                torch.storage.TypedStorage(wrap_storage=STORAGE, dtype=torch.float32, _internal=True),
+                first,
+                size,
+                stride,
+                False,
+                OrderedDict(),
+            ),
+        )
+
+    def __reduce__(self):
+        return self.call
+
+
+def save(path, content):
+    torch.save(content, path)
+    return networks.pretrained_weights(params.Model(architecture="resnet18", weights=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": Rebuilt((5,), (1,))}, "a tensor that claims more than storage '0' holds"),
+        ({"a": Rebuilt((10**6, 10**6), (0, 0))}, "a tensor that claims more than storage '0' holds"),
+        ({"a": Rebuilt((2,), (1,), first=3)}, "a tensor that claims more than storage '0' holds"),
+        ({"a": Rebuilt((-1,), (1,))}, "a tensor of an impossible shape over storage '0'"),
+        ({"a": Rebuilt((2, 2), (1,))}, "a tensor of an impossible shape over storage '0'"),
+        ({"a": torch.eye(3).to_sparse()}, "it asks for torch._utils._rebuild_sparse_tensor"),
+        ({"a": torch.empty(3, device="meta")}, "it asks for torch._utils._rebuild_meta_tensor_no_storage"),
+        ({"a": torch.zeros(3, dtype=torch.complex64)}, "it asks for torch.ComplexFloatStorage"),
+        ({"a": [[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]}, "its values are nested more than 20 deep"),
+    ],
+    ids=["short", "stretched", "shifted", "negative", "unequal", "sparse", "meta", "complex", "nested"],
+)
+def test_tensors_that_are_not_what_they_claim(tmp_path, content, message):
+    with pytest.raises(InputError, match=rf"not a file of tensors that can be read safely \(refused: {message}"):
+        save(tmp_path / "own.pth", content)
+
+
+def test_storages_that_are_smaller_than_they_claim(tmp_path):
+    path, model = tmp_path / "own.pth", params.Model(architecture="resnet18", weights=str(tmp_path / "own.pth"))
+    save(path, {"a": torch.zeros(100)})
+    rewrite(path, "own/data/0", b"\0" * 10)
+    with pytest.raises(InputError, match="storage '0' claims 400 bytes, the file holds 10"):
+        networks.pretrained_weights(model)
+    rewrite(path, "own/data.pkl", b"\0" * (2**24 + 1))
+    with pytest.raises(InputError, match="its pickle takes 16,777,217 bytes, more than 16,777,216"):
+        networks.pretrained_weights(model)
+
+
+def test_older_files_are_read_and_held_to_their_sizes(tmp_path):
+    path, model = tmp_path / "own.pth", params.Model(architecture="resnet18", weights=str(tmp_path / "own.pth"))
+    torch.save({"a": torch.arange(3.0)}, path, _use_new_zipfile_serialization=False)
+    assert networks.pretrained_weights(model).state_dict["a"].tolist() == [0, 1, 2]
+    whole = path.read_bytes()
+    key = max(re.findall(rb"\d{9,}", whole))
+    before, after = whole.rsplit(key, 1)
+    path.write_bytes(before + b"7" * len(key) + after)
+    with pytest.raises(InputError, match="the storages that it lists are not those of its tensors"):
+        networks.pretrained_weights(model)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(InputError, match="its storages claim 12 bytes, the file holds 11"):
+        networks.pretrained_weights(model)
+    path.write_bytes(path.read_bytes().replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_v3"))
+    with pytest.raises(InputError, match="it asks for torch._utils._rebuild_tensor_v3"):
+        networks.pretrained_weights(model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"architecture": 7}, {"class_names": {"a": 1}}, {"class_names": [1]}, {"state_dict": {"a": 1}}, {"provenance": [1]}],
+)
+def test_checkpoints_of_other_values(tmp_path, network, change):
+    content = {"architecture": "resnet18", "class_names": ["a"], "state_dict": {"a": torch.zeros(1)}, "provenance": {}, **change}
+    torch.save({"format": networks.FORMAT, **content}, tmp_path / "model.pt")
+    with pytest.raises(InputError, match=r"not a checkpoint of this pipeline \(values of other types\)"):
+        networks.load(tmp_path / "model.pt", architecture="resnet18", class_names=("a",))
+
+
+def test_a_checkpoint_of_other_tensors(tmp_path):
+    checkpoint = networks.Checkpoint(architecture="resnet18", class_names=["a", "b"], state_dict={"a": torch.zeros(1)}, provenance={})
+    checkpoint.save(tmp_path / "model.pt")
+    with pytest.raises(InputError, match="its tensors are not those of a resnet18"):
+        networks.load(tmp_path / "model.pt", architecture="resnet18", class_names=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (pickle.dumps([1], 4), "expected pickle protocol 2 or 3, found 4"),
+        (b"\x80\x02cos\nsystem\n.", "it asks for os.system, which a file of this kind does not need; nothing of it was run"),
+        (b"\x80\x02\x8c\x02os\x8c\x06system\x93.", "it uses SHORT_BINUNICODE, which torch.save does not; nothing of it was run"),
+        (b"\x80\x02}" + b"(" * 3 + b"\x85\x85\x85N" + b"s.", "cannot be read as a torch.save file"),
+        (b"\x80\x02B\xff\xff\xff\xff", "cannot be read as a torch.save file"),
+        (b"\x80\x02c" + b"a" * 1000 + b"\nb\n.", "cannot be read as a torch.save file"),
+    ],
+    ids=["protocol", "name", "step", "key", "length", "long name"],
+)
+def test_pickles(opened, tmp_path, pickled, message):
+    with zipfile.ZipFile(tmp_path / "Train.pt", "w") as archive:
+        archive.writestr("Train/data.pkl", pickled)
+    with pytest.raises(InputError, match=message):
+        opened("task_dataset", "Train.pt")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &x 1\nb: *x\n", r"params.yaml:2: expected every value written out, found a reference to \*x"),
+        ("a: " + "[" * 30 + "]" * 30, r"params.yaml:1: expected at most 20 levels inside each other"),
+        ("a: " + "9" * 5000, r"expected values of at most 1,000 letters, found one of 5,000"),
+        ("#" * 2**18 + "\n", "expected at most 262,144 bytes, found 262,145"),
+        ("a: 2001-99-99", "not YAML"),
+        ("a: !!python/object/apply:os.system [x]", "not YAML"),
+        ("\x1b[31m: 1", "not YAML"),
+        ('"\\e[31m": 1\n"\\e[31m": 2', r'found duplicate key "\\x1b\[31m"'),
+    ],
+)
+def test_params_that_would_harm(tmp_path, text, message):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        params.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("value", ["1e-999999999", "1e999999999", "9/1e-999999999"])
+def test_numbers_that_would_take_for_ever(value):
+    with pytest.raises(ValueError, match="expected more than 0 and at most 1"):
+        params.parse_level(value)
+
+
+def test_whole_numbers_have_an_end(raw_params):
+    raw_params["clean"]["epochs"] = 10**30
+    with pytest.raises(ValueError, match="less than 2147483648"):
+        params.Params.model_validate(raw_params)
+
+
+class Marked:
+    """Leaves a file behind when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("unpickled",)
+
+
+def test_files_of_torchvision_sets_are_unpickled_only_with_the_official_md5(settings, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    samples.write_cifar(tmp_path, monkeypatch, "cifar10", PIXELS.reshape(6, -1).repeat(16, axis=1), LABELS.tolist())
+    data = settings.data.model_copy(update={"source": "cifar10", "path": str(tmp_path)})
+    sources.open_source(data)
+    for name in ("train_part", "names"):
+        path = tmp_path / "cifar-10-batches-py" / name
+        whole = path.read_bytes()
+        path.write_bytes(pickle.dumps(Marked()))
+        with pytest.raises(InputError, match="cifar10 is not there whole and could not be downloaded"):
+            sources.open_source(data)
+        path.write_bytes(whole)
+    assert not (tmp_path / "unpickled").exists()
