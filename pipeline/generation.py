@@ -89,6 +89,11 @@ def store_refreshed(
     return store.ImageSet(out)
 
 
+def passes(images: store.ImageSet) -> int:
+    """How many gradients of single images it took to make a set: one a step, as torchattacks' gradient attacks take them."""
+    return len(images) * int(images.attributes.get("attack.steps", 1))
+
+
 def identity(clean: store.ImageSet, model_sha256: str, name: str, spec: params.Attack, settings: params.Generate) -> store.Attributes:
     """The attributes by which a reader knows that a stored set is the one it wants."""
     return {

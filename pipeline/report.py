@@ -7,7 +7,8 @@ from typing import Any
 
 from pipeline.errors import InputError
 
-NOTE = """transfer: accuracy on stored adversarial images (* made against this very model). It says nothing about an attacker of this model.
+NOTE = """attacks:  gradients of single images that attacks took to train the model, stored sets included.
+transfer: accuracy on stored adversarial images (* made against this very model). It says nothing about an attacker of this model.
 robust:   accuracy under white-box attacks run afresh against this very model. This is what withstands an attacker; worst: all of them.
 verdict:  whether the robust accuracy can be believed (docs/evaluation.md). suspect: it may be too high."""
 
@@ -22,12 +23,19 @@ def results(folder: Path, models: Sequence[str]) -> str:
         raise InputError(f"{folder}: no metrics yet; `dvc repro` makes them")
     metrics = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     columns = {kind: list(dict.fromkeys(name for content in metrics.values() for name in content[kind])) for kind in ("transfer", "robust")}
-    heads = [("", "model"), ("", "clean"), *((kind, name) for kind, names in columns.items() for name in names), ("", "verdict")]
+    heads = [
+        ("", "model"),
+        ("", "attacks"),
+        ("", "clean"),
+        *((kind, name) for kind, names in columns.items() for name in names),
+        ("", "verdict"),
+    ]
     rows = [
         [
             model,
+            f"{content['attack_passes'] / 1e6:.2f}M",
             _percent(content["clean"]),
-            *(_percent(content[kind].get(name)) for kind, names in columns.items() for name in names),
+            *(_percent(content[kind].get(name)) for kind, name in attacked),
             content["diagnostics"]["verdict"],
         ]
         for model, content in metrics.items()

@@ -107,9 +107,13 @@ def train(
     architecture: str,
     class_names: Sequence[str],
     provenance: Mapping[str, str | int | float],
+    attack_passes: tuple[int, int] = (0, 0),
     device: torch.device,
 ) -> tuple[networks.Checkpoint, str]:
-    """Train, and write the best epoch's checkpoint, with where it comes from, and the history; returns it and what to say of it."""
+    """Train, and write the best epoch's checkpoint, with where it comes from, and the history; returns it and what to say of it.
+
+    `attack_passes` are the gradients of single images that attacks computed for it, beforehand and in every epoch.
+    """
     origin: dict[str, str | int | float] = {
         **provenance,
         **{f"training.{key}": value if isinstance(value, str | int | float) else _plain(value) for key, value in settings},
@@ -126,7 +130,12 @@ def train(
         architecture=architecture,
         class_names=list(class_names),
         state_dict=fitted.state_dict,
-        provenance={**origin, "best.epoch": fitted.best["epoch"], "best.val_accuracy": fitted.best["val_accuracy"]},
+        provenance={
+            **origin,
+            "best.epoch": fitted.best["epoch"],
+            "best.val_accuracy": fitted.best["val_accuracy"],
+            "attack_passes": attack_passes[0] + attack_passes[1] * len(fitted.history),
+        },
     )
     checkpoint.save(out)
     files.write_csv(history, fitted.history)

@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -222,6 +224,52 @@ def test_mistakes_are_one_line_and_leave_earlier_results_as_they_were(project, t
     apgdt = {"attack": "APGDT", "eps": 0.1, "steps": 2, "n_restarts": 1, "eot_iter": 1, "rho": 0.75, "restarts": 1}
     refused(lambda params: params["evaluate"]["threats"].update(x={**apgdt, "n_restarts": 0}), "n_restarts: expected a whole number")
     refused(lambda params: params["evaluate"].update(seed=-1), "evaluate.seed")
+
+
+def test_a_killed_dvc_repro_goes_on_and_ends_with_the_same_bytes(project, tmp_path):
+    folders = []
+    for name in ("calm", "killed"):
+        copy = Project(shutil.copytree(project.folder, tmp_path / name, symlinks=True))
+        copy.change(lambda params: params["clean"].update(seed=77, epochs=8))
+        folders.append(copy)
+    calm, killed = folders
+    assert calm.run("dvc", "repro", "train_clean").returncode == 0
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PIPELINE_DEVICE": "cpu"}
+    command = [sys.executable, "-m", "dvc", "repro", "train_clean"]
+    with subprocess.Popen(command, cwd=killed.folder, env=environment, start_new_session=True, stdout=subprocess.DEVNULL) as running:
+        while not list((killed.folder / "models").glob(".clean.pt.*.part")):
+            assert running.poll() is None, "it ended before an epoch was saved"
+            time.sleep(0.02)
+        os.killpg(running.pid, signal.SIGKILL)
+    assert not (killed.folder / "models/clean.pt").exists()
+    again = killed.run("dvc", "repro", "train_clean")
+    assert again.returncode == 0, again.stderr
+    assert "going on after batch 0 of epoch" in again.stdout
+    for name in ("models/clean.pt", "plots/clean/history.csv"):
+        assert (killed.folder / name).read_bytes() == (calm.folder / name).read_bytes()
+    assert not list((killed.folder / "models").glob(".*.part"))
+
+
+def test_a_second_repro_is_refused_and_ctrl_c_lets_the_batch_end(project, tmp_path):
+    copy = Project(shutil.copytree(project.folder, tmp_path / "copy", symlinks=True))
+    copy.change(lambda params: params["clean"].update(seed=78, epochs=50))
+    environment = {**os.environ, "PIPELINE_DEVICE": "cpu"}
+    command = [sys.executable, "-m", "pipeline", "repro"]
+    with subprocess.Popen(command, cwd=copy.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        while not list((copy.folder / "models").glob(".clean.pt.*.part")):
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.02)
+        second = copy.run("pipeline", "repro")
+        assert second.returncode == 1
+        assert "error: another `repro` is running in this folder" in second.stderr
+        running.send_signal(signal.SIGTERM)
+        _, errors = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert re.search(r"interrupted \(train the clean model: batch \d+ of epoch \d+ is done\); the same command goes on from here", errors)
+    assert "interrupted (earlier results are as they were)" in errors
+    assert (copy.folder / "models/clean.pt").exists(), "the earlier one is back"
+    left = copy.run("pipeline", "clean-partial").stdout
+    assert re.search(r"models/\.clean\.pt\.[0-9a-f]{16}\.part\n1 deleted", left)
 
 
 def test_a_stage_by_itself_refuses_inputs_that_do_not_belong_together(project):

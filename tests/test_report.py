@@ -15,16 +15,20 @@ def diagnosed(verdict="trustworthy", **failed):
 
 
 def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
-    files.write_json(tmp_path / "older.json", {"clean": result(0.5), "transfer": {}, "robust": {}, "diagnostics": diagnosed()})
+    files.write_json(
+        tmp_path / "older.json", {"attack_passes": 0, "clean": result(0.5), "transfer": {}, "robust": {}, "diagnostics": diagnosed()}
+    )
     own = {"made_against_this_model": True}
+    trained = {"attack_passes": 1_234_567}
     suspect = diagnosed("suspect", black_box_finds_more=0.125)
     files.write_json(
         tmp_path / "robust.json",
-        {"clean": result(0.9), "transfer": {"pgd": result(0.7)}, "robust": {"pgd": result(0.05)}, "diagnostics": suspect},
+        {**trained, "clean": result(0.9), "transfer": {"pgd": result(0.7)}, "robust": {"pgd": result(0.05)}, "diagnostics": suspect},
     )
     files.write_json(
         tmp_path / "clean.json",
         {
+            "attack_passes": 0,
             "clean": result(0.97),
             "transfer": {"pgd": result(0.1, **own)},
             "robust": {"pgd": result(0.1), "other": result(0.2)},
@@ -33,10 +37,10 @@ def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
     )
     head, names, clean, robust, *note = report.results(tmp_path, ["clean", "robust", "not yet"]).splitlines()
     assert head.split() == ["transfer", "robust"]
-    assert names.split() == ["model", "clean", "pgd", "pgd", "other", "verdict"]
-    assert clean.split() == ["clean", "97.0", "±2.0", "10.0*", "±2.0", "10.0", "±2.0", "20.0", "±2.0", "trustworthy"]
-    assert robust.split() == ["robust", "90.0", "±2.0", "70.0", "±2.0", "5.0", "±2.0", "-", "suspect"]
-    assert "says nothing about an attacker" in note[0]
+    assert names.split() == ["model", "attacks", "clean", "pgd", "pgd", "other", "verdict"]
+    assert clean.split() == ["clean", "0.00M", "97.0", "±2.0", "10.0*", "±2.0", "10.0", "±2.0", "20.0", "±2.0", "trustworthy"]
+    assert robust.split() == ["robust", "1.23M", "90.0", "±2.0", "70.0", "±2.0", "5.0", "±2.0", "-", "suspect"]
+    assert "says nothing about an attacker" in note[1]
     assert note[-1] == "robust: suspect: black_box_finds_more (0.125, limit 0.02)"
     assert names.index("pgd") + len("pgd") == robust.index("70.0") + len("70.0 ±2.0")
 

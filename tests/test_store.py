@@ -157,7 +157,7 @@ def test_every_compression_gives_the_same_images_and_the_same_bytes_twice(tmp_pa
         with shards[1].open("r+b") as raw:
             raw.seek(offset + 40)
             raw.write(bytes(64))
-        with pytest.raises(InputError, match=r"00000.h5: (its datasets cannot be read|its content does not match|not a readable HDF5 file)"):
+        with pytest.raises(InputError, match=r"00000.h5: (its (datasets|content)|not a readable HDF5 file)"):
             first.verify()
 
 

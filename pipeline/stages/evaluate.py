@@ -20,7 +20,8 @@ def evaluate() -> str:
     checkpoint = networks.load(args.model, architecture=settings.architecture_of(args.model.stem), class_names=clean.class_names)
     sha256, stored = files.sha256(args.model), [store.ImageSet(path) for path in args.stored]
     found = evaluation.judge(checkpoint.network().to(processor), clean, stored, sha256, settings.evaluate)
-    files.write_json(args.metrics, {"sha256": sha256, "device": device.describe(processor), **found.metrics})
+    about = {"sha256": sha256, "device": device.describe(processor), "attack_passes": checkpoint.provenance["attack_passes"]}
+    files.write_json(args.metrics, {**about, **found.metrics})
     files.write_csv(args.plots / "confusion.csv", found.confusion)
     files.write_csv(args.plots / "grid.csv", found.grid, sweeps.GRID_COLUMNS)
     files.write_csv(args.plots / "curves.csv", found.curves, sweeps.CURVE_COLUMNS)

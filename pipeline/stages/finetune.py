@@ -48,8 +48,11 @@ def finetune() -> str:
             "parent.sha256": parent,
             **{f"{name}.digest": images.digest for name, images in sets.items()},
             "selection": settings.selection.model_dump_json(),
-            "attack_passes.per_epoch": batches.passes if isinstance(batches, adversarial.RefreshedBatches) else 0,
         },
+        attack_passes=(
+            sum(generation.passes(sets[name]) for name in recipe.mix.keys() - {params.CLEAN}),
+            batches.passes if isinstance(batches, adversarial.RefreshedBatches) else 0,
+        ),
         device=processor,
     )
     args.refreshed.mkdir(parents=True, exist_ok=True)

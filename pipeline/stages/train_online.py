@@ -45,8 +45,8 @@ def train_online() -> str:
             "parent.sha256": files.sha256(args.model),
             **({} if isinstance(recipe.start, str) else {"weights": model.weights or "none", "weights.sha256": weights.sha256}),
             "selection": settings.selection.model_dump_json(),
-            "attack_passes.per_epoch": batches.passes,
         },
+        attack_passes=(0, batches.passes),
         device=processor,
     )
     return done
