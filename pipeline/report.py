@@ -23,13 +23,8 @@ def results(folder: Path, models: Sequence[str]) -> str:
         raise InputError(f"{folder}: no metrics yet; `dvc repro` makes them")
     metrics = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     columns = {kind: list(dict.fromkeys(name for content in metrics.values() for name in content[kind])) for kind in ("transfer", "robust")}
-    heads = [
-        ("", "model"),
-        ("", "attacks"),
-        ("", "clean"),
-        *((kind, name) for kind, names in columns.items() for name in names),
-        ("", "verdict"),
-    ]
+    attacked = [(kind, name) for kind, names in columns.items() for name in names]
+    heads = [("", "model"), ("", "attacks"), ("", "clean"), *attacked, ("", "verdict")]
     rows = [
         [
             model,
