@@ -119,7 +119,7 @@ class RefreshedBatches:
             if not np.array_equal(block.ids, streams[CLEAN].ids):
                 raise InputError(f"{name}: its training rows are not those of the clean set; delete it and run `dvc repro`")
         self._batches = mixing.MixedBatches(streams, recipe.counts, recipe.seed, device, balanced=recipe.sampling == "balanced")
-        self._recipe, self._refresh, self._target = recipe, recipe.refresh, target
+        self._recipe, self.refresh, self._target = recipe, recipe.refresh, target
         n, names = len(streams[CLEAN]), list(recipe.counts)
         eps = [np.zeros(n, np.float32) if (own := streams[name].eps) is None else own for name in names]
         self._eps = torch.from_numpy(np.concatenate(eps)).to(device).view(-1, 1, 1, 1)
@@ -141,7 +141,7 @@ class RefreshedBatches:
             move = augmentation.draw(self._recipe.augment, len(rows), generator)
             images, labels = move.apply(self._batches.images[rows] / 255), self._batches.labels[rows]
             is_adversarial = self._eps[rows].flatten() > 0
-            if number % self._refresh.every == 0:
+            if number % self.refresh.every == 0:
                 images[is_adversarial] = self._refreshed(
                     images[is_adversarial], labels[is_adversarial], rows[is_adversarial], move.select(is_adversarial), generator
                 )
@@ -149,7 +149,7 @@ class RefreshedBatches:
 
     def _refreshed(self, start: Tensor, labels: Tensor, rows: Tensor, move: augmentation.Move, generator: torch.Generator) -> Tensor:
         """Attack the moved images once more, put the perturbations back into the working copy, and return what the attack gave."""
-        refresh, eps = self._refresh, self._eps[rows]
+        refresh, eps = self.refresh, self._eps[rows]
         originals = self._batches.images[rows % self._n + self._rows[CLEAN].start]
         images = move.apply(originals / 255)
         if not refresh.warm_start:

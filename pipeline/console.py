@@ -63,6 +63,7 @@ def run(command: Callable[[], str]) -> None:
     touched.
     """
     started = time.perf_counter()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop is a stop, whoever asks for it
     try:
         done = command()
     except InputError as error:

@@ -108,11 +108,13 @@ def train(
     class_names: Sequence[str],
     provenance: Mapping[str, str | int | float],
     attack_passes: tuple[int, int] = (0, 0),
+    also_write: Callable[[networks.Checkpoint], None] = lambda _: None,
     device: torch.device,
-) -> tuple[networks.Checkpoint, str]:
-    """Train, and write the best epoch's checkpoint, with where it comes from, and the history; returns it and what to say of it.
+) -> str:
+    """Train, and write the best epoch's checkpoint, with where it comes from, and the history; returns what to say of it.
 
-    `attack_passes` are the gradients of single images that attacks computed for it, beforehand and in every epoch.
+    `attack_passes` are the gradients of single images that attacks computed for it, beforehand and in every epoch. `also_write` writes
+    whatever else comes of the training, before its unfinished work is given up.
     """
     origin: dict[str, str | int | float] = {
         **provenance,
@@ -139,9 +141,10 @@ def train(
     )
     checkpoint.save(out)
     files.write_csv(history, fitted.history)
+    also_write(checkpoint)
     part.unlink(missing_ok=True)
     kept = f"epoch {fitted.best['epoch']} of {len(fitted.history)} kept, validation accuracy {fitted.best['val_accuracy']:.4f}"
-    return checkpoint, f"{out}: {kept}, on {describe(device)}"
+    return f"{out}: {kept}, on {describe(device)}"
 
 
 class _Run:

@@ -20,12 +20,15 @@ def test_a_users_mistake_is_one_line_and_exit_code_1(capsys):
     assert caught.value.code == "error: x: expected 1, found 2"  # Python prints a string to standard error and exits with 1
 
 
-def test_an_interruption_says_how_to_go_on(capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_says_how_to_go_on(capsys, number):
     def interrupt():
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught:
         console.run(interrupt)
+    signal.signal(signal.SIGTERM, before)
     assert caught.value.code == 130
     assert "the same command goes on from here" in capsys.readouterr().err
 

@@ -175,16 +175,7 @@ def test_changes_rerun_exactly_what_depends_on_them(project):
     assert project.ran(project.repro().stdout) == set(), "an unchanged project runs nothing"
 
     project.change(lambda params: params["attacks"]["pgd"].update(eps="12/255"))
-    assert project.ran(project.repro().stdout) == {
-        "generate@clean-pgd",
-        "finetune@clean",
-        "variant@refreshed",
-        "evaluate@clean",
-        "evaluate@robust",
-        "evaluate@refreshed",
-        "export",
-        "audit",
-    }
+    assert project.ran(project.repro().stdout) == ALL - {"prepare", "train_clean", "generate@clean-fgsm"}
 
     project.change(lambda params: params["attacks"].update(bim={"attack": "BIM", "eps": "8/255", "alpha": "4/255", "steps": 2}))
     assert project.ran(project.repro().stdout) == {"generate@clean-bim", "audit"}, "a new attack is one more entry"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from pipeline import augmentation, console, files, mixing, networks, selection, training
+from pipeline import augmentation, console, files, mixing, selection, training
 from pipeline.errors import InputError
 from tests.conftest import make_block
 
@@ -177,7 +177,8 @@ def test_unfinished_work_that_cannot_be_read_is_said_and_started_again(batches, 
 
 
 def test_train_writes_the_best_epoch_and_leaves_nothing_unfinished(batches, recipe, tmp_path):
-    checkpoint, done = training.train(
+    also = []
+    done = training.train(
         Tiny(),
         batches,
         scores(0.1, 0.5, 0.3, 0.2)[0],
@@ -188,12 +189,17 @@ def test_train_writes_the_best_epoch_and_leaves_nothing_unfinished(batches, reci
         architecture="resnet18",
         class_names=["a", "b", "c"],
         provenance={"clean.digest": "d"},
+        attack_passes=(100, 7),
+        also_write=lambda checkpoint: also.append((checkpoint, len(list(tmp_path.glob(".*.part"))))),
         device=CPU,
     )
     assert done.startswith(f"{tmp_path}/m.pt: epoch 2 of 4 kept, validation accuracy 0.5000")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["h.csv", "m.pt"]
-    assert networks.load(tmp_path / "m.pt", architecture="resnet18", class_names=("a", "b", "c")).provenance == checkpoint.provenance
+    ((checkpoint, n_unfinished),) = also
+    assert n_unfinished == 1, "unfinished work is given up last"
+    assert torch.load(tmp_path / "m.pt", weights_only=True)["provenance"] == checkpoint.provenance
     assert checkpoint.provenance["best.epoch"] == 2
+    assert checkpoint.provenance["attack_passes"] == 100 + 4 * 7
     assert files.sha256(tmp_path / "m.pt")
 
 

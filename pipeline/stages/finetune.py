@@ -3,6 +3,9 @@
 import argparse
 from pathlib import Path
 
+import torch
+from torchvision import models
+
 from pipeline import adversarial, augmentation, console, device, files, generation, mixing, networks, params, selection, store, training
 from pipeline.errors import InputError
 
@@ -27,14 +30,17 @@ def finetune() -> str:
         raise InputError(f"finetune.mix.{min(missing)}: no such set among {', '.join(sets)}; add it to the finetune stage in dvc.yaml")
     first = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
     network, val = first.network(), clean.load("val")
-    batches: augmentation.AugmentedBatches | adversarial.RefreshedBatches
-    if recipe.refresh is None:
-        batches = augmentation.AugmentedBatches(mixing.training_batches(sets, recipe, processor), recipe.augment, recipe.seed)
-    else:
-        target = adversarial.Target(network.to(processor), val.images.shape[2], adversarial.dtype_for(recipe.precision, processor))
-        batches = adversarial.RefreshedBatches({name: sets[name].load("train") for name in recipe.mix}, recipe, target, processor)
+    batches = _batches(recipe, sets, network, processor)
     mixed = val if recipe.best_on == "robust" else store.join([images.load("val") for images in sets.values()])
-    checkpoint, done = training.train(
+
+    def store_refreshed(checkpoint: networks.Checkpoint) -> None:
+        args.refreshed.mkdir(parents=True, exist_ok=True)
+        if isinstance(batches, adversarial.RefreshedBatches):
+            judge, sha256 = checkpoint.network().to(processor), files.sha256(args.out)
+            for name in recipe.mix.keys() - {params.CLEAN}:
+                generation.store_refreshed(sets[name], batches.working_copy(name), judge, sha256, batches.refresh, args.refreshed / name)
+
+    return training.train(
         network,
         batches,
         selection.validation(recipe, mixed, settings, processor),
@@ -53,16 +59,21 @@ def finetune() -> str:
             sum(generation.passes(sets[name]) for name in recipe.mix.keys() - {params.CLEAN}),
             batches.passes if isinstance(batches, adversarial.RefreshedBatches) else 0,
         ),
+        also_write=store_refreshed,
         device=processor,
     )
-    args.refreshed.mkdir(parents=True, exist_ok=True)
-    if isinstance(batches, adversarial.RefreshedBatches) and recipe.refresh is not None:
-        for name in recipe.mix.keys() - {params.CLEAN}:
-            judge = checkpoint.network().to(processor)
-            generation.store_refreshed(
-                sets[name], batches.working_copy(name), judge, files.sha256(args.out), recipe.refresh, args.refreshed / name
-            )
-    return done
+
+
+def _batches(
+    recipe: params.Finetune, sets: dict[str, store.ImageSet], network: models.ResNet, processor: torch.device
+) -> augmentation.AugmentedBatches | adversarial.RefreshedBatches:
+    """The recipe's mixed batches; where it refreshes them, against `network` as it trains."""
+    if recipe.refresh is None:
+        return augmentation.AugmentedBatches(mixing.training_batches(sets, recipe, processor), recipe.augment, recipe.seed)
+    streams = {name: sets[name].load("train") for name in recipe.mix}
+    dtype = adversarial.dtype_for(recipe.precision, processor)
+    target = adversarial.Target(network.to(processor), streams[params.CLEAN].images.shape[2], dtype)
+    return adversarial.RefreshedBatches(streams, recipe, target, processor)
 
 
 def _open_sets(paths: list[Path], clean: store.ImageSet, model_sha256: str, settings: params.Params) -> dict[str, store.ImageSet]:

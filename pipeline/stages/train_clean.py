@@ -18,7 +18,7 @@ def train_clean() -> str:
     val = clean.load("val")
     pretrained = networks.pretrained_weights(settings.model)
     network = networks.build(settings.model, len(clean.class_names), settings.clean.seed, pretrained)
-    _, done = training.train(
+    return training.train(
         network,
         augmentation.AugmentedBatches(
             mixing.training_batches({params.CLEAN: clean}, settings.clean, processor), settings.clean.augment, settings.clean.seed
@@ -33,7 +33,6 @@ def train_clean() -> str:
         provenance={"clean.digest": clean.digest, "weights": settings.model.weights or "none", "weights.sha256": pretrained.sha256},
         device=processor,
     )
-    return done
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def train_online() -> str:
         (first.network() if fixed else network).to(processor), val.images.shape[2], adversarial.dtype_for(recipe.precision, processor)
     )
     batches = adversarial.OnlineBatches(mixing.training_batches({params.CLEAN: clean}, recipe, processor), recipe, target, fixed=fixed)
-    _, done = training.train(
+    return training.train(
         network,
         batches,
         selection.validation(recipe, val, settings, processor),
@@ -49,7 +49,6 @@ def train_online() -> str:
         attack_passes=(0, batches.passes),
         device=processor,
     )
-    return done
 
 
 if __name__ == "__main__":
