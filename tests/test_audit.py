@@ -112,7 +112,7 @@ def spoil(folder, shard, name, edit, *, rehash=False):
         if rehash:
             block = store.Block(**{key: dataset[...] for key, dataset in file.items()})
             attributes = {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
-            file.attrs["content_sha256"] = store._content_sha256(attributes, block)
+            file.attrs["content_sha256"] = store._content_sha256(attributes, block.datasets)
 
 
 def relock(folder, path):
@@ -239,6 +239,37 @@ def test_a_set_that_another_attack_made_is_found_by_running_its_own_again(folder
     assert "generate@clean-pgd: distance" not in found
 
 
+REFRESHED = "data/refreshed/refreshed"
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "row", "text"),
+    [
+        ("images", far, "pgd distance", "eps allows 32/255: 1 of 120 rows, the first is row 57"),
+        ("ids", one_more, "pgd ids", "1 of 120 rows, the first is row 57"),
+        (
+            "images",
+            lambda array: np.bitwise_xor(array, 1, out=array),
+            "pgd validation rows",
+            "of them differ from data/adversarial/clean-pgd",
+        ),
+    ],
+)
+def test_a_refreshed_set_is_held_to_its_clean_and_its_cached_one(folder, name, edit, row, text):
+    spoil(folder, f"{REFRESHED}/pgd/00001.h5", name, edit, rehash=True)
+    relock(folder, REFRESHED)
+    found = failures(folder)
+    assert text in found[f"variant@refreshed: {REFRESHED}/{row}"]
+    assert f"variant@refreshed: output {REFRESHED}" not in found, "dvc.lock agrees"
+
+
+def test_a_refreshed_set_of_another_model_is_found(folder):
+    for shard in ("00000.h5", "00001.h5", "00002.h5"):
+        replace(folder / REFRESHED / "pgd" / shard, lambda path, name=shard: shutil.copy(folder / PGD / name, path))
+    found = failures(folder)
+    assert "no such attribute" in found[f"variant@refreshed: {REFRESHED}"] or "KeyError" in found[f"variant@refreshed: {REFRESHED}"]
+
+
 def test_a_changed_attribute_is_found_also_with_a_new_fingerprint(folder):
     for shard in ("00000.h5", "00001.h5", "00002.h5"):
         with h5py.File(own(folder / PGD / shard), "r+") as file:
@@ -250,7 +281,7 @@ def test_a_changed_attribute_is_found_also_with_a_new_fingerprint(folder):
             plain = {key: value for key, value in attributes.items() if key not in store.PER_SHARD}
             attributes["fingerprint"] = file.attrs["fingerprint"] = store._fingerprint(plain)
             block = store.Block(**{key: dataset[...] for key, dataset in file.items()})
-            file.attrs["content_sha256"] = store._content_sha256(attributes, block)
+            file.attrs["content_sha256"] = store._content_sha256(attributes, block.datasets)
     relock(folder, PGD)
     assert failures(folder, PGD)["generate@clean-pgd: attacks.pgd.steps"] == f"dvc.lock: 2; params.yaml: 2; {PGD}: 40"
 
