@@ -31,7 +31,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """An open file that takes the name of `path` when the block ends without an error, complete and on the disk; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name.removeprefix('.')}.new")
+    part = path.with_name(f".{path.name.removeprefix('.')}.new.part")
     with part.open("wb") as file:
         yield file
         sync(file)

@@ -56,7 +56,7 @@ def generate(
         missing = {start for start, _ in writer.missing()}
         for (start, stop), block in zip(clean.bounds, clean.blocks(), strict=True):
             if start in missing:
-                writer.write_behind(start, _attacked(block, start, attacked, exact, spec, settings, device, bar))
+                writer.write_behind(start, _attacked(block, start, attacked, exact, len(clean.class_names), spec, settings, device, bar))
             else:
                 bar.update(stop - start)
     return store.ImageSet(out)
@@ -144,7 +144,7 @@ def attacked_again(
     fast = images.attributes["precision"] == "bf16"
     attacked = products.Frozen(exact, original.images.shape[2], torch.bfloat16) if fast else exact
     with console.progress(len(original), f"attack again with {images.attributes['attack']}", "images") as bar:
-        return _attacked(original, start, attacked, exact, spec, settings, device, bar)
+        return _attacked(original, start, attacked, exact, len(images.class_names), spec, settings, device, bar)
 
 
 def _fooled(
@@ -161,7 +161,8 @@ def _attacked(
     block: store.Block,
     start: int,
     attacked: nn.Module,
-    exact: models.ResNet,
+    exact: nn.Module,
+    n_classes: int,
     spec: params.Attack,
     settings: params.Generate,
     device: torch.device,
@@ -175,7 +176,7 @@ def _attacked(
         requested = eps_of(spec.eps, len(block.labels[rows]), seed)
         for level in np.unique(requested):
             chosen = rows.start + np.flatnonzero(requested == level)
-            attack = attacks.build(spec.at(float(level)), attacked, exact.fc.out_features)
+            attack = attacks.build(spec.at(float(level)), attacked, n_classes)
             clean, labels = torch.from_numpy(block.images[chosen]).to(device), torch.from_numpy(block.labels[chosen]).to(device)
             try:
                 stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, float(level))

@@ -156,7 +156,7 @@ def test_ascent_from_the_image_takes_the_steps_of_torchattacks_pgd(network):
 
 
 def test_ascent_starts_where_it_is_told_keeps_each_images_bound_and_goes_both_ways():
-    images, start = torch.full((3, 3, 4, 4), 0.5), torch.full((3, 3, 4, 4), 0.52)
+    images, start = torch.full((3, 3, 8, 8), 0.5), torch.full((3, 3, 8, 8), 0.52)
     eps = torch.tensor([0.01, 0.05, 0.3]).view(3, 1, 1, 1)
     away = attacks.ascend(Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=2)
     assert ((away - images).abs().amax((1, 2, 3)) <= eps.flatten() + 1e-7).all()

@@ -505,7 +505,7 @@ def test_a_folder_that_is_no_project_is_refused(tmp_path):
     with pytest.raises(InputError, match="no project folder and not within one"):
         audit.audit(tmp_path, CPU)
     (tmp_path / "dvc.lock").write_text("stages: {a: {cmd: x, deps: [{path: y}]}}")
-    with pytest.raises(InputError, match=r"params.yaml: cannot be read"):
+    with pytest.raises(InputError, match=r"params.yaml: no such file"):
         audit.audit(tmp_path, CPU)
     with pytest.raises(InputError, match="not a lock file of DVC 3"):
         lineage.recorded(tmp_path)

@@ -108,8 +108,8 @@ class Project:
         edit(content)
         YAML().dump(content, path)
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PIPELINE_DEVICE": "cpu"}
+    def run(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, **more, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PIPELINE_DEVICE": "cpu"}
         return subprocess.run(
             [sys.executable, "-m", *arguments], cwd=self.folder, env=environment, capture_output=True, text=True, check=False
         )
@@ -126,6 +126,7 @@ class Project:
         return {str(path): path.read_bytes() for name in OUTPUTS for path in (self.folder / name).rglob("*") if path.is_file()}
 
 
+SAVED = f".clean.pt.{'[0-9a-f]' * 16}.part"  # what is left of an interrupted training
 OUTPUTS = ("data", "models", "metrics", "plots")
 ALL = {
     "prepare",
@@ -228,7 +229,7 @@ def test_a_killed_dvc_repro_goes_on_and_ends_with_the_same_bytes(project, tmp_pa
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PIPELINE_DEVICE": "cpu"}
     command = [sys.executable, "-m", "dvc", "repro", "train_clean"]
     with subprocess.Popen(command, cwd=killed.folder, env=environment, start_new_session=True, stdout=subprocess.DEVNULL) as running:
-        while not list((killed.folder / "models").glob(".clean.pt.*.part")):
+        while not list((killed.folder / "models").glob(SAVED)):
             assert running.poll() is None, "it ended before an epoch was saved"
             time.sleep(0.02)
         os.killpg(running.pid, signal.SIGKILL)
@@ -247,7 +248,7 @@ def test_a_second_repro_is_refused_and_ctrl_c_lets_the_batch_end(project, tmp_pa
     environment = {**os.environ, "PIPELINE_DEVICE": "cpu"}
     command = [sys.executable, "-m", "pipeline", "repro"]
     with subprocess.Popen(command, cwd=copy.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        while not list((copy.folder / "models").glob(".clean.pt.*.part")):
+        while not list((copy.folder / "models").glob(SAVED)):
             assert running.poll() is None, running.communicate()
             time.sleep(0.02)
         second = copy.run("pipeline", "repro")
@@ -266,17 +267,23 @@ def test_a_second_repro_is_refused_and_ctrl_c_lets_the_batch_end(project, tmp_pa
 def test_a_stage_by_itself_refuses_inputs_that_do_not_belong_together(project):
     """Without DVC in between: each stage checks what it is given."""
 
-    def refused(stage, *arguments):
-        done = project.run(f"pipeline.stages.{stage}", *arguments)
+    def refused(stage, *arguments, **environment):
+        done = project.run(f"pipeline.stages.{stage}", *arguments, **environment)
         assert done.returncode == 1, done.stdout
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
         return done.stderr
 
-    finetune = ["--clean", "data/clean", "--out", "x.pt", "--history", "x.csv"]
+    finetune = ["--clean", "data/clean", "--out", "x.pt", "--history", "x.csv", "--refreshed", "x"]
     sets = ["data/adversarial/clean-fgsm", "data/adversarial/clean-pgd"]
     assert "made from another model" in refused("finetune", *finetune, "--model", "models/robust.pt", "--adversarial", *sets)
     assert "add it to the finetune stage" in refused("finetune", *finetune, "--model", "models/clean.pt", "--adversarial", sets[0])
+    variant = [*finetune, "--variant"]
+    sources = ["--model", "models/clean.pt", "--adversarial", *sets]
+    assert "variants.nope: expected one of refreshed, found 'nope'" in refused("finetune", *variant, "nope", *sources)
+    assert "must be held in memory" in refused("finetune", *variant, "refreshed", *sources, PIPELINE_MEMORY="1")
+    online = ["--clean", "data/clean", "--model", "models/clean.pt", "--out", "x.pt", "--history", "x.csv"]
+    assert "online.nope: expected one of none yet, found 'nope'" in refused("train_online", *online, "--name", "nope")
     attack = ["--clean", "data/clean", "--out", "x", "--model", "models/clean.pt", "--attack"]
     assert "attacks.nope: expected one of fgsm, pgd" in refused("generate", *attack, "nope")
     assert not list(project.folder.glob("x*"))

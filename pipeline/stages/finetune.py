@@ -1,12 +1,27 @@
 """Stages `finetune@<model>` and `variant@<name>`: a model, the clean image set and adversarial ones made against it -> another model."""
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
 from torchvision import models
 
-from pipeline import adversarial, augmentation, console, device, files, generation, mixing, networks, params, selection, store, training
+from pipeline import (
+    adversarial,
+    augmentation,
+    console,
+    device,
+    files,
+    generation,
+    memory,
+    mixing,
+    networks,
+    params,
+    selection,
+    store,
+    training,
+)
 from pipeline.errors import InputError
 
 
@@ -70,6 +85,9 @@ def _batches(
     """The recipe's mixed batches; where it refreshes them, against `network` as it trains."""
     if recipe.refresh is None:
         return augmentation.AugmentedBatches(mixing.training_batches(sets, recipe, processor), recipe.augment, recipe.seed)
+    n_bytes = sum(len(sets[name]) * math.prod(sets[name].image_shape) for name in recipe.mix)
+    if obstacle := memory.obstacle(n_bytes, processor):
+        raise InputError(f"refresh: {n_bytes / memory.MIB:,.0f} MiB must be held in memory: {obstacle}; {memory.VARIABLE} changes it")
     streams = {name: sets[name].load("train") for name in recipe.mix}
     dtype = adversarial.dtype_for(recipe.precision, processor)
     target = adversarial.Target(network.to(processor), streams[params.CLEAN].images.shape[2], dtype)
