@@ -89,7 +89,7 @@ class Pipeline:
         for name in self.stages:
             earlier = self.contents()
             for number in range(MOST_ATTEMPTS):
-                kind = self._random.choice(sorted(kinds)) if number < faults_per_stage else None
+                kind = self._drawn(kinds) if number < faults_per_stage else None
                 if kind is None:
                     status = self.attempt(name)
                 else:
@@ -100,6 +100,10 @@ class Pipeline:
                     break
             else:
                 raise AssertionError(f"{name} never came to its end: {(self.folder / 'log').read_text()[-2000:]}")
+
+    def _drawn(self, kinds: dict[str, "Fault"]) -> str:
+        names = sorted(kinds)
+        return self._random.choices(names, [WEIGHTS.get(name, 1) for name in names])[0]
 
     def attempt(self, name: str, before: Callable[[], None] = lambda: None, stop: tuple[int, float] | None = None) -> int:
         """Run a stage as DVC does; `before` runs in the child, `stop` sends it a signal after so many seconds. Gives its exit status."""
@@ -221,6 +225,7 @@ def full(pipeline: Pipeline, name: str, chance: random.Random, seconds: float) -
 
 
 ROOMY = 2**30
+WEIGHTS = {"killed": 3}  # against 1 for every other kind
 ALWAYS: dict[str, Fault] = {"killed": killed, "cut short": cut_short, "unwritable": unwritable, "too large": too_large}
 
 
