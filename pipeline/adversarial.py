@@ -19,6 +19,7 @@ from torchvision import models
 from pipeline import attacks, augmentation, mixing, params, products
 from pipeline.device import multiplies_bfloat16
 from pipeline.errors import InputError
+from pipeline.in_parts import InParts
 from pipeline.params import CLEAN
 from pipeline.store import Block
 
@@ -37,14 +38,16 @@ class Target:
     def __init__(self, network: nn.Module, image_size: int, dtype: torch.dtype) -> None:
         self._network = network
         self._fast = products.Frozen(network, image_size, dtype) if isinstance(network, models.ResNet) else None
+        self._frozen = InParts(self._fast or attacks.frozen_copy(network))
 
-    def now(self) -> nn.Module:
+    def now(self) -> InParts:
         """The network to attack, brought up to date."""
         if self._fast is None:
-            return attacks.frozen_copy(self._network)
-        assert isinstance(self._network, models.ResNet)
-        self._fast.update(self._network)
-        return self._fast
+            self._frozen.network = attacks.frozen_copy(self._network)
+        else:
+            assert isinstance(self._network, models.ResNet)
+            self._fast.update(self._network)
+        return self._frozen
 
 
 class OnlineBatches:

@@ -16,6 +16,7 @@ from torchattacks.attack import Attack
 
 from pipeline import params
 from pipeline.errors import InputError
+from pipeline.in_parts import fitted
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -51,13 +52,17 @@ def perturb(attack: Attack, images: Tensor, labels: Tensor, seed: int) -> Tensor
     """Adversarial images in [0, 1] for one batch.
 
     `images` (B, 3, H, W) in [0, 1], `labels` (B,). Attacks draw from torch's global generator, and some reset it: it is seeded for this
-    batch alone and restored afterwards.
+    batch alone and restored afterwards. An attack that runs out of memory begins again where its model is `InParts`.
     """
     devices = [images.device] if images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+
+    def attacked() -> Tensor:
         torch.manual_seed(seed)
         adv_images: Tensor = attack(images, labels)
-    return adv_images.detach()
+        return adv_images.detach()
+
+    with torch.random.fork_rng(devices=devices):
+        return fitted(attack.model, images, attacked)
 
 
 def ascend(
@@ -78,13 +83,16 @@ def ascend(
     another loss, or go `towards` labels that are wrong. From the images themselves it takes the same steps as torchattacks' PGD.
     """
     sign = -1 if towards else 1
-    adv_images = start
+    adv_images = start.detach()
+
+    def gradient() -> Tensor:
+        at = adv_images.detach().requires_grad_()
+        return torch.autograd.grad(LOSSES[loss](network(at), labels), at)[0]
+
     for _ in range(steps):
-        adv_images = adv_images.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(LOSSES[loss](network(adv_images), labels), adv_images)
-        moved = adv_images.detach() + sign * alpha * gradient.sign()
+        moved = adv_images + sign * alpha * fitted(network, images, gradient).sign()
         adv_images = (images + (moved - images).clamp(-eps, eps)).clamp(0, 1)  # type: ignore[arg-type]
-    return adv_images.detach()
+    return adv_images
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeAlias
 
 from tqdm import tqdm
@@ -56,11 +57,17 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+@cache
+def say_once(text: str) -> None:
+    """Print one line, unless this process has printed it before."""
+    say(text)
+
+
 def run(command: Callable[[], str]) -> None:
     """Run a command to its end: print what it did and how long it took.
 
-    An InputError, a full disk or an interruption becomes one line on standard error and exit code 1, 1 or 130; earlier results are not
-    touched.
+    An InputError, a full disk, a GPU without memory or an interruption becomes one line on standard error and exit code 1, or 130 for the
+    last; earlier results are not touched.
     """
     started = time.perf_counter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop is a stop, whoever asks for it
@@ -72,6 +79,10 @@ def run(command: Callable[[], str]) -> None:
         if not files.is_full_disk(error):
             raise
         sys.exit(f"error: the disk is full ({' '.join(str(error).split())[:150]}); free some space and run it again, it goes on from here")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name alone
+            raise
+        sys.exit("error: the GPU's memory is full; lower this stage's batch_size, or see what else uses the GPU, and run it again")
     except KeyboardInterrupt as interruption:
         where = f" ({interruption})" if str(interruption) else ""
         print(f"interrupted{where}; the same command goes on from here", file=sys.stderr)

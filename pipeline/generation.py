@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from pipeline import attacks, console, files, networks, params, products, store
-from pipeline.device import describe, multiplies_bfloat16, processor
-from pipeline.errors import InputError
+from pipeline.device import multiplies_bfloat16, processor
+from pipeline.in_parts import InParts
 
 SAMPLE = 256  # images on which both precisions are tried before one is chosen
 MOST_LOST = 0.005  # of the attacked images
@@ -34,12 +34,12 @@ def generate(
     """Store adversarial images for all rows of `clean`, train and validation, made against `network`.
 
     Rows, labels, ids and split are those of the clean set. Batches start at every shard's first row and have their own seeds, so an
-    interrupted run goes on with the same images. A shard is written while the next one is attacked. The network is not changed. Raises
-    InputError where a batch does not fit into the device's memory: a part of it would not give the same images.
+    interrupted run goes on with the same images. A shard is written while the next one is attacked. The network is not changed.
     """
     files.require_space(out, len(clean) * (math.prod(clean.image_shape) + store.ROW_BYTES), f"a set of {len(clean)} images")
     exact = attacks.frozen_copy(network).to(device)
-    precision, attacked = choose_target(exact, clean, spec, settings, device)
+    precision, target = choose_target(exact, clean, spec, settings, device)
+    attacked, judge = InParts(target), InParts(exact)
     attributes: store.Attributes = {
         "kind": "adversarial",
         "class_names": clean.attributes["class_names"],
@@ -56,7 +56,7 @@ def generate(
         missing = {start for start, _ in writer.missing()}
         for (start, stop), block in zip(clean.bounds, clean.blocks(), strict=True):
             if start in missing:
-                writer.write_behind(start, _attacked(block, start, attacked, exact, len(clean.class_names), spec, settings, device, bar))
+                writer.write_behind(start, _attacked(block, start, attacked, judge, len(clean.class_names), spec, settings, device, bar))
             else:
                 bar.update(stop - start)
     return store.ImageSet(out)
@@ -142,16 +142,16 @@ def attacked_again(
     """What a stored set should hold from row `start` on, where a batch begins: `original` attacked once more, in the recorded precision."""
     exact = attacks.frozen_copy(network).to(device)
     fast = images.attributes["precision"] == "bf16"
-    attacked = products.Frozen(exact, original.images.shape[2], torch.bfloat16) if fast else exact
+    attacked = InParts(products.Frozen(exact, original.images.shape[2], torch.bfloat16) if fast else exact)
     with console.progress(len(original), f"attack again with {images.attributes['attack']}", "images") as bar:
-        return _attacked(original, start, attacked, exact, len(images.class_names), spec, settings, device, bar)
+        return _attacked(original, start, attacked, InParts(exact), len(images.class_names), spec, settings, device, bar)
 
 
 def _fooled(
     network: nn.Module, exact: models.ResNet, sample: store.Block, spec: params.Attack, settings: params.Generate, device: torch.device
 ) -> int:
     """How many images, attacked through `network` and stored, the exact network gets wrong."""
-    attack = attacks.build(spec, network, exact.fc.out_features)
+    attack = attacks.build(spec, InParts(network), exact.fc.out_features)
     images, labels = torch.from_numpy(sample.images).to(device), torch.from_numpy(sample.labels).to(device)
     adv_images = attacks.quantise(attacks.perturb(attack, images / 255, labels, settings.seed), images, params.greatest(spec.eps))
     return int((~networks.is_right(exact, adv_images / 255, labels)).sum())
@@ -161,7 +161,7 @@ def _attacked(
     block: store.Block,
     start: int,
     attacked: nn.Module,
-    exact: nn.Module,
+    judge: nn.Module,
     n_classes: int,
     spec: params.Attack,
     settings: params.Generate,
@@ -178,13 +178,8 @@ def _attacked(
             chosen = rows.start + np.flatnonzero(requested == level)
             attack = attacks.build(spec.at(float(level)), attacked, n_classes)
             clean, labels = torch.from_numpy(block.images[chosen]).to(device), torch.from_numpy(block.labels[chosen]).to(device)
-            try:
-                stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, float(level))
-            except torch.OutOfMemoryError as error:
-                raise InputError(
-                    f"generate.batch_size: {settings.batch_size} do not fit into the memory of {describe(device)}; lower it"
-                ) from error
-            images[chosen], fooled[chosen] = stored.cpu().numpy(), ~networks.is_right(exact, stored / 255, labels)
+            stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, float(level))
+            images[chosen], fooled[chosen] = stored.cpu().numpy(), ~networks.is_right(judge, stored / 255, labels)
             eps[chosen] = attacks.eps_levels(level) / 255
             bar.update(len(labels))
     return store.Block(images=images, labels=block.labels, ids=block.ids, split=block.split, eps=eps, fooled=fooled)

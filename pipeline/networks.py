@@ -19,6 +19,7 @@ from torchvision import models
 
 from pipeline import files, guards, params, pickles, torch_files
 from pipeline.errors import InputError
+from pipeline.in_parts import fitted
 
 FORMAT = "resnet-checkpoint/1"
 # What torch.load raises for files that are cut short, of another kind, or ask for code.
@@ -195,7 +196,7 @@ def predict(network: nn.Module, images: NDArray[np.uint8], batch_size: int) -> N
     network.eval()
     try:
         with torch.inference_mode():
-            parts = [network(pixels(images[i : i + batch_size], device)).argmax(1).cpu() for i in range(0, len(images), batch_size)]
+            parts = [_predicted(network, pixels(images[i : i + batch_size], device)).cpu() for i in range(0, len(images), batch_size)]
     finally:
         network.train(was_training)
     return torch.cat(parts).numpy()
@@ -214,8 +215,14 @@ def pixels(images: NDArray[np.uint8], device: torch.device) -> Tensor:
 def is_right(network: nn.Module, images: Tensor, labels: Tensor) -> NDArray[np.bool_]:
     """Which images (B, 3, H, W) in [0, 1] the network, in its present mode, gives their labels (B,)."""
     with torch.inference_mode():
-        right: NDArray[np.bool_] = (network(images).argmax(1) == labels).cpu().numpy()
+        right: NDArray[np.bool_] = (_predicted(network, images) == labels).cpu().numpy()
     return right
+
+
+def _predicted(network: nn.Module, images: Tensor) -> Tensor:
+    """The predicted class (B,) of images (B, 3, H, W) in [0, 1]."""
+    predicted: Tensor = fitted(network, images, lambda: network(images).argmax(1))
+    return predicted
 
 
 def _stock(architecture: str, n_classes: int) -> models.ResNet:

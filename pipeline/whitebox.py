@@ -4,6 +4,7 @@ Every robust accuracy of this project is counted here. The attack and the judge 
 adversarial images are not rounded, and are held to the eps ball and to [0, 1] before they are judged.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torchattacks.attack import Attack
 
 from pipeline import attacks, console, networks, params
+from pipeline.in_parts import InParts
 from pipeline.store import Block
 
 Mask = NDArray[np.bool_]
@@ -27,7 +29,7 @@ class Target:
     `batch_size` and `seed` decide which random numbers an image gets.
     """
 
-    network: nn.Module
+    network: InParts
     n_classes: int
     batch_size: int
     seed: int
@@ -35,7 +37,7 @@ class Target:
     @classmethod
     def of(cls, network: nn.Module, n_classes: int, *, batch_size: int, seed: int) -> Self:
         """The network is copied; the caller's own is not touched."""
-        return cls(network=attacks.frozen_copy(network), n_classes=n_classes, batch_size=batch_size, seed=seed)
+        return cls(network=InParts(attacks.frozen_copy(network)), n_classes=n_classes, batch_size=batch_size, seed=seed)
 
     @property
     def device(self) -> torch.device:
@@ -148,16 +150,16 @@ def by_steps(target: Target, block: Block, threat: params.Threat, steps: Sequenc
     return standing
 
 
-def _iterates(attack: Attack, network: nn.Module, images: Tensor, labels: Tensor, steps: Sequence[int], seed: int) -> dict[int, Tensor]:
+def _iterates(attack: Attack, network: InParts, images: Tensor, labels: Tensor, steps: Sequence[int], seed: int) -> dict[int, Tensor]:
     """PGD's images after each number of steps: what the network is shown after `count` steps, and at last what the attack returns."""
     shown: dict[int, Tensor] = {}
-    count = 0
+    counts: Counter[int | None] = Counter()  # an attack that begins again does so with smaller parts
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal count
+        count = counts[network.most]
         if count in steps:
             shown[count] = inputs[0].detach().clone()
-        count += 1
+        counts[network.most] += 1
 
     handle = network.register_forward_pre_hook(keep)
     try:

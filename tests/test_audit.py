@@ -239,6 +239,20 @@ def test_a_set_that_another_attack_made_is_found_by_running_its_own_again(folder
     assert "generate@clean-pgd: distance" not in found
 
 
+@pytest.mark.parametrize(("share", "verdict"), [(1 / 8, "ok"), (1 / 2, "FAILED")])
+def test_on_a_gpu_a_few_values_may_differ_when_an_image_is_attacked_again(folder, monkeypatch, share, verdict):
+    monkeypatch.setitem(recomputation.SAME, "cpu", recomputation.SAME["cuda"])
+
+    def move(images):
+        images[:, :, : int(share * images.shape[2])] ^= 1
+
+    for shard in ("00000.h5", "00001.h5", "00002.h5"):
+        spoil(folder, f"{PGD}/{shard}", "images", move, rehash=True)
+    rows = {row.parameter: row for row in recomputation.adversarial_set(project.Project(folder, CPU), "generate@clean-pgd", PGD)}
+    assert rows["attacked again"].verdict == verdict
+    assert ("12.50% of their values differ" if verdict == "ok" else "rows, the first is row") in rows["attacked again"].value
+
+
 REFRESHED = "data/refreshed/refreshed"
 
 

@@ -1,6 +1,7 @@
 import signal
 
 import pytest
+import torch
 
 from pipeline import console
 from pipeline.errors import InputError
@@ -69,3 +70,14 @@ def test_a_full_disk_is_one_line_and_other_failures_keep_their_traceback(capsys)
     assert str(caught.value.code).startswith("error: the disk is full ([Errno 28] No space left on device); free some space")
     with pytest.raises(OSError, match="Input/output"):
         console.run(lambda: fail(5))
+
+
+def test_a_full_gpu_is_one_line_and_other_failures_keep_their_traceback():
+    def fail(error):
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        console.run(lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")))
+    assert str(caught.value.code).startswith("error: the GPU's memory is full; lower this stage's batch_size")
+    with pytest.raises(RuntimeError, match="shapes do not agree"):
+        console.run(lambda: fail(RuntimeError("shapes do not agree")))
