@@ -40,9 +40,7 @@ def finetune() -> str:
     if args.variant is not None and args.variant not in settings.variants:
         raise InputError(f"variants.{args.variant}: expected one of {', '.join(settings.variants) or 'none yet'}, found {args.variant!r}")
     recipe, clean, parent = settings.recipe(args.variant), store.ImageSet(args.clean), files.sha256(args.model)
-    sets = {params.CLEAN: clean, **_open_sets(args.adversarial, clean, parent, settings)}
-    if missing := recipe.mix.keys() - sets.keys():
-        raise InputError(f"finetune.mix.{min(missing)}: no such set among {', '.join(sets)}; add it to the finetune stage in dvc.yaml")
+    sets = _open_sets(args.adversarial, clean, parent, recipe, settings)
     first = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
     network, val = first.network(), clean.load("val")
     batches = _batches(recipe, sets, network, processor)
@@ -94,9 +92,11 @@ def _batches(
     return adversarial.RefreshedBatches(streams, recipe, target, processor)
 
 
-def _open_sets(paths: list[Path], clean: store.ImageSet, model_sha256: str, settings: params.Params) -> dict[str, store.ImageSet]:
-    """The adversarial sets by attack, each held to this clean set, this model and these params."""
-    sets = {}
+def _open_sets(
+    paths: list[Path], clean: store.ImageSet, model_sha256: str, recipe: params.Finetune, settings: params.Params
+) -> dict[str, store.ImageSet]:
+    """The clean set, and the adversarial ones by attack, each held to the clean set, this model and these params; all of the mix."""
+    sets = {params.CLEAN: clean}
     for path in paths:
         images = store.ImageSet(path)
         name = str(images.attributes.get("attack"))
@@ -107,6 +107,8 @@ def _open_sets(paths: list[Path], clean: store.ImageSet, model_sha256: str, sett
             "made from another model, other params or another clean set",
         )
         sets[name] = images
+    if missing := recipe.mix.keys() - sets.keys():
+        raise InputError(f"finetune.mix.{min(missing)}: no such set among {', '.join(sets)}; add it to the finetune stage in dvc.yaml")
     return sets
 
 
