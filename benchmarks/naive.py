@@ -1,6 +1,11 @@
-"""The recipe as it is usually written, to measure against: torchattacks on the model as it comes, DataLoaders over per-image reads."""
+"""The recipe as it is usually written, to measure against: torchattacks on the model as it comes, DataLoaders over per-image reads.
 
-from collections.abc import Iterator
+`python -m benchmarks.naive FOLDER` carries out both phases, with the images, epochs, batches and learning rates of params.yaml, in FOLDER.
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import h5py
@@ -9,6 +14,9 @@ import torchattacks
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torchvision import models
+
+from pipeline import params, preparation, sources
 
 WORKERS = 2
 
@@ -57,3 +65,53 @@ def training_step(network: nn.Module, optimizer: torch.optim.Optimizer, images: 
     optimizer.zero_grad()
     functional.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
+
+
+def recipe(settings: params.Params, folder: Path) -> None:
+    """From the raw images to the fine-tuned network."""
+    source = sources.open_source(settings.data)
+    rows = preparation.choose_rows(source.labels, settings.data)
+    split = preparation.split_rows(source.labels[rows], settings.data)
+    for number, name in enumerate(("train", "val")):
+        chosen = rows[split == number]
+        with h5py.File(folder / f"clean_{name}.h5", "w") as file:
+            file["images"], file["labels"] = source.read(chosen).astype("float32") / 255, source.labels[chosen]
+    torch.manual_seed(0)
+    network = models.get_model(settings.model.architecture, num_classes=len(source.class_names))
+    clean = Stored(folder / "clean_train.h5")
+    fit(network, lambda: DataLoader(clean, settings.clean.batch_size, True, num_workers=WORKERS), [folder / "clean_val.h5"], settings.clean)
+    for name, attack in (("fgsm", fgsm), ("pgd", pgd)):
+        for side in ("train", "val"):
+            store_attacked(network.eval(), attack, folder / f"clean_{side}.h5", folder / f"{name}_{side}.h5")
+    paths = {side: [folder / f"{name}_{side}.h5" for name in ("clean", "fgsm", "pgd")] for side in ("train", "val")}
+    fit(network, lambda: mixed_batches(*paths["train"]), paths["val"], settings.finetune)
+    torch.save(network.state_dict(), folder / "robust.pt")
+
+
+def fit(network: nn.Module, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]], val: list[Path], settings: params.Training) -> None:
+    """Train, and end with the weights of the epoch that is best on the validation images."""
+    optimizer = torch.optim.SGD(network.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
+    held_out: DataLoader[tuple[Tensor, int]] = DataLoader(ConcatDataset([Stored(path) for path in val]), 128, num_workers=WORKERS)
+    best, best_state = -1, network.state_dict()
+    for _ in range(settings.epochs):
+        network.train()
+        for images, labels in batches():
+            training_step(network, optimizer, images, labels)
+        schedule.step()
+        network.eval()
+        with torch.no_grad():
+            right = sum(int((network(images).argmax(1) == labels).sum()) for images, labels in held_out)
+        if right > best:
+            best, best_state = right, copy.deepcopy(network.state_dict())
+    network.load_state_dict(best_state)
+
+
+def store_attacked(network: nn.Module, attack: Callable[[nn.Module, Tensor, Tensor], Tensor], clean: Path, out: Path) -> None:
+    parts = [(attack(network, images, labels), labels) for images, labels in DataLoader(Stored(clean), 128, num_workers=WORKERS)]
+    with h5py.File(out, "w") as file:
+        file["images"], file["labels"] = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
+
+
+if __name__ == "__main__":
+    recipe(params.load(params.FILE), Path(sys.argv[1]))

@@ -1,0 +1,49 @@
+"""The recipe as a whole, from raw digits to the fine-tuned network, by `dvc repro` and as it is usually written.
+
+`python -m benchmarks.quickstart`: both do the quickstart's work up to `models/robust.pt`, start-ups included, in turns; the medians of
+PAIRS pairs count. Judging, refreshing and auditing are left out: only the pipeline has them. Works in a clone of the last commit.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.tables import markdown
+from pipeline import device, files
+
+RESULT = Path(__file__).parent / "results" / "quickstart.json"
+PAIRS = 3
+
+
+def seconds(*arguments: str, folder: Path) -> float:
+    """How long a Python module takes in a folder."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", *arguments], cwd=folder, env={**os.environ, "PATH": path}, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    taken: dict[str, list[float]] = {"pipeline": [], "usual way": []}
+    with tempfile.TemporaryDirectory() as parent:
+        folder, scratch = Path(parent, "clone"), Path(parent, "scratch")
+        subprocess.run(["git", "clone", "--quiet", ".", str(folder)], check=True)  # noqa: S607
+        scratch.mkdir()
+        for _ in range(PAIRS):
+            taken["pipeline"].append(seconds("dvc", "repro", "--force", "finetune@clean", folder=folder))
+            taken["usual way"].append(seconds("benchmarks.naive", str(scratch), folder=folder))
+    medians = {name: round(statistics.median(times), 1) for name, times in taken.items()}
+    figures = {**medians, "ratio": round(medians["usual way"] / medians["pipeline"], 2)}
+    machine = f"{device.describe(device.choose())}, torch {torch.__version__}"
+    files.write_json(RESULT, {"machine": machine, "pairs": PAIRS, "seconds": figures})
+    print(f"{machine}; medians of {PAIRS} pairs, seconds\n\n{markdown([{'what': 'quickstart up to models/robust.pt', **figures}])}")
+
+
+if __name__ == "__main__":
+    main()
