@@ -70,6 +70,7 @@ def repro() -> str:
             if stop.asked:
                 raise console.Interrupted("earlier results are as they were")
             raise InputError("a stage failed, its reason stands above; earlier results are as they were")
+        partial.forget_recorded()
     return results()
 
 
@@ -153,8 +154,8 @@ def check() -> str:
 
 
 def clean_partial() -> str:
-    """Delete what interrupted runs left behind, name by name; nothing that is finished is touched."""
-    found = partial.left_behind([Path("data"), Path("models")])
+    """Delete what interrupted runs left behind and what is kept of finished ones, name by name; no stage's output is touched."""
+    found = partial.left_behind()
     for path in found:
         console.say(str(path))
     partial.clear(found)

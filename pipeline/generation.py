@@ -51,7 +51,7 @@ def generate(
         "precision": precision,
         **attacks.versions(),
     }
-    writing = store.Writer(out, attributes, bounds=clean.bounds, compression=compression)
+    writing = store.Writer(out, attributes, bounds=clean.bounds, compression=compression, until_recorded=True)
     with writing as writer, console.progress(len(clean), f"attack with {name}", "images") as bar:
         missing = {start for start, _ in writer.missing()}
         for (start, stop), block in zip(clean.bounds, clean.blocks(), strict=True):

@@ -1,11 +1,11 @@
 """The one training loop: optimiser, schedule, the model of the best epoch, and going on after an interruption."""
 
+import functools
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,10 +16,10 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision import models
 
-from pipeline import console, files, networks, params, products
+from pipeline import console, files, networks, params, partial, products
 from pipeline.device import describe, multiplies_bfloat16
 from pipeline.errors import InputError
-from pipeline.partial import path_for
+from pipeline.in_parts import Offload
 
 SAVING = 0.1  # the greatest share of the time that goes into saving unfinished work
 COPIES = 12  # of the weights on the disk at most: unfinished work twice, of up to five copies each, and the checkpoint twice
@@ -90,7 +90,10 @@ def fit(
             bar.set_postfix_str(f"loss {run.history[-1]['train_loss']:.3f}, best {run.best['val_accuracy']:.4f}")
             if warning := collapse(run.history):
                 console.say(f"{text}: {warning}")
-            saved.when_worth_it()
+            if run.is_finished:
+                saved.now()
+            else:
+                saved.when_worth_it()
     state = {name: tensor.cpu() for name, tensor in run.best_state.items()}
     return Fit(state_dict=state, best=run.best, history=run.history)
 
@@ -114,7 +117,7 @@ def train(
     """Train, and write the best epoch's checkpoint, with where it comes from, and the history; returns what to say of it.
 
     `attack_passes` are the gradients of single images that attacks computed for it, beforehand and in every epoch. `also_write` writes
-    whatever else comes of the training, before its unfinished work is given up.
+    whatever else comes of the training. What all this was made from is kept until DVC has recorded the stage.
     """
     origin: dict[str, str | int | float] = {
         **provenance,
@@ -124,9 +127,10 @@ def train(
         "precision": precision_for(settings.precision, device),
         **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},
     }
-    part = path_for(out, {**origin, "architecture": architecture})
+    part = partial.path_for(out, {**origin, "architecture": architecture})
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
     files.require_space(out.parent, COPIES * weights + sum(tensor.nbytes for tensor in batches.state.values()), text)
+    partial.resume(part)
     fitted = fit(network, batches, validate, settings, text=text, device=device, part=part)
     checkpoint = networks.Checkpoint(
         architecture=architecture,
@@ -142,7 +146,7 @@ def train(
     checkpoint.save(out)
     files.write_csv(history, fitted.history)
     also_write(checkpoint)
-    part.unlink(missing_ok=True)
+    part.replace(partial.finished(part))
     kept = f"epoch {fitted.best['epoch']} of {len(fitted.history)} kept, validation accuracy {fitted.best['val_accuracy']:.4f}"
     return f"{out}: {kept}, on {describe(device)}"
 
@@ -156,6 +160,7 @@ class _Run:
         self._forward = _forward(network, settings.precision, device)
         self._optimizer = _optimizer(network, settings)
         self._average = None if settings.ema is None else _average(network, settings.ema)
+        self._memory = Offload(network, device)
         self.epoch, self.batch = 0, 0
         self.totals = torch.zeros(3, device=device)
         self.history: list[Row] = []
@@ -177,17 +182,22 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr(self.batch + 0.5)
         self.network.train()
+        loss, logits = self._memory.fitted(lambda: self._gradients(images, labels, shares))
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.network)
+        right = (logits.argmax(1) == labels).sum()
+        self.totals += torch.stack([loss * len(labels), right, torch.full_like(right, len(labels))])
+        self.batch += 1
+
+    def _gradients(self, images: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the parameters their gradients; the loss and the logits (B, n_classes)."""
         self._optimizer.zero_grad()
         logits = self._forward(images.contiguous(memory_format=torch.channels_last))
         losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=self.settings.label_smoothing)
         loss = (losses * shares).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        if self._average is not None:
-            self._average.update_parameters(self.network)
-        right = (logits.detach().argmax(1) == labels).sum()
-        self.totals += torch.stack([loss.detach() * len(labels), right, torch.full_like(right, len(labels))])
-        self.batch += 1
+        return loss.detach(), logits.detach()
 
     def close_epoch(self, scores: Scores) -> None:
         """Enter the epoch into the history and keep its tensors if it is the best so far."""
@@ -204,8 +214,8 @@ class _Run:
         return self.settings.lr * learning_rate(self.epoch + batch / len(self.batches), self.settings)
 
     def save(self, path: Path) -> None:
-        """Write all that the rest of the run depends on."""
-        content = {name: part.state_dict() for name, part in self._parts().items()}
+        """Write all that the rest of the run depends on, which is little at its end."""
+        content = {} if self.is_finished else {name: part.state_dict() for name, part in self._parts().items()}
         content |= {"batches": self.batches.state, "totals": self.totals, "best_state": self.best_state}
         plain = {"epoch": self.epoch, "batch": self.batch, "history": self.history, "best": self.best}
         with files.replacing(path) as file:
@@ -220,12 +230,14 @@ class _Run:
             path.unlink()
             return
         for name, part in self._parts().items():
-            part.load_state_dict(content[name])
+            if name in content:
+                part.load_state_dict(content[name])
         for name, tensor in self.batches.state.items():
             tensor.copy_(content["batches"][name])
         self.totals, self.best_state = content["totals"], content["best_state"]
         self.epoch, self.batch, self.history, self.best = (content[key] for key in ("epoch", "batch", "history", "best"))
-        console.say(f"going on after batch {self.batch} of epoch {self.epoch + 1}")
+        what = f"going on after batch {self.batch} of epoch {self.epoch + 1}"
+        console.say(f"all {self.epoch} epochs were done before" if self.is_finished else what)
 
     def _parts(self) -> dict[str, Any]:
         parts = {"network": self.network, "optimizer": self._optimizer, "average": self._average}
@@ -292,7 +304,7 @@ def learning_rate(epoch: float, settings: params.Training) -> float:
 def _forward(network: nn.Module, precision: params.Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The network's own forward, or the same function as bfloat16 matrix products."""
     if precision_for(precision, device) == "bf16" and isinstance(network, models.ResNet):
-        return partial(products.training_logits, network, dtype=torch.bfloat16)
+        return functools.partial(products.training_logits, network, dtype=torch.bfloat16)
     return network
 
 

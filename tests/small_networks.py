@@ -91,3 +91,15 @@ class Probabilities(nn.Module):
 
     def forward(self, images):
         return self.inner(images).softmax(1)
+
+
+class FullInBackward(torch.autograd.Function):
+    """Logits whose way back runs out of memory."""
+
+    @staticmethod
+    def forward(ctx, logits):
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise torch.OutOfMemoryError("CUDA out of memory")

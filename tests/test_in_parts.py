@@ -12,16 +12,6 @@ pytestmark = pytest.mark.usefixtures("one_thread", "unsaid")
 N = 8
 
 
-class FullInBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, logits):
-        return logits.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-
 class Narrow(nn.Module):
     """A network whose memory is full with more than `most` images, on the way `forward` or `backward`."""
 
@@ -35,7 +25,7 @@ class Narrow(nn.Module):
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.taken.append(len(images))
         logits = self.network(images)
-        return FullInBackward.apply(logits) if len(images) > self.most and logits.requires_grad else logits
+        return small.FullInBackward.apply(logits) if len(images) > self.most and logits.requires_grad else logits
 
 
 @pytest.fixture

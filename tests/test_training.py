@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torchvision import models
 
-from pipeline import augmentation, console, files, mixing, selection, training
+from pipeline import augmentation, console, files, in_parts, mixing, partial, selection, training
 from pipeline.errors import InputError
 from tests.conftest import make_block
+from tests.small_networks import FullInBackward
 
 CPU = torch.device("cpu")
 
@@ -168,6 +169,46 @@ def test_a_run_that_was_stopped_at_any_batch_gives_the_same_bytes(batches, recip
     assert all(torch.equal(again.state_dict[name], tensor) for name, tensor in whole.state_dict.items())
 
 
+class Greedy(Tiny):
+    """Runs out of memory in its steps number `full`, after BatchNorm has seen the batch, on the way forward or backward."""
+
+    def __init__(self, where, full):
+        super().__init__()
+        self.where, self.full, self.passes = where, full, 0
+
+    def forward(self, images):
+        logits = super().forward(images)
+        self.passes += self.training
+        if not self.training or self.passes not in self.full:
+            return logits
+        if self.where == "forward":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return FullInBackward.apply(logits)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_training_that_does_not_fit_goes_on_with_the_same_bytes(batches, recipe, where, monkeypatch, capsys):
+    console.say_once.cache_clear()
+    moved, validate = [], selection.accuracy_on(make_block(64), 64)
+    monkeypatch.setattr(in_parts, "_to_main_memory", lambda tensor: moved.append(tensor.shape) or tensor.clone())
+    whole = training.fit(Tiny(), batches, validate, recipe, text="t", device=CPU)
+    assert not moved
+    network = Greedy(where, {3})
+    fitted = training.fit(network, batches, validate, recipe, text="t", device=CPU)
+    assert network.passes == 4 * 4 + 1
+    assert fitted.history == whole.history
+    assert all(torch.equal(fitted.state_dict[name], tensor) for name, tensor in whole.state_dict.items())
+    assert len(moved) >= 3 * (4 * 4 - 2), "from then on every batch's activations are moved"
+    said = capsys.readouterr().out
+    assert said.count("training does not fit into the memory of cpu") == 1
+    assert "going on in the same batches, slower, with activations in main memory" in said
+
+
+def test_training_that_does_not_fit_in_any_way_says_so(batches, recipe):
+    with pytest.raises(torch.OutOfMemoryError):
+        training.fit(Greedy("backward", {1, 2}), batches, lambda _: {"val_accuracy": 0.0}, recipe, text="t", device=CPU)
+
+
 def test_unfinished_work_that_cannot_be_read_is_said_and_started_again(batches, recipe, tmp_path, capsys):
     part = tmp_path / ".x.part"
     part.write_bytes(b"damaged")
@@ -176,31 +217,52 @@ def test_unfinished_work_that_cannot_be_read_is_said_and_started_again(batches, 
     assert "cannot be read; starting from the beginning" in capsys.readouterr().out
 
 
-def test_train_writes_the_best_epoch_and_leaves_nothing_unfinished(batches, recipe, tmp_path):
+def test_train_writes_the_best_epoch_and_keeps_what_it_takes_until_dvc_records_it(batches, recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     also = []
-    done = training.train(
-        Tiny(),
-        batches,
-        scores(0.1, 0.5, 0.3, 0.2)[0],
-        recipe,
-        text="t",
-        out=tmp_path / "m.pt",
-        history=tmp_path / "h.csv",
-        architecture="resnet18",
-        class_names=["a", "b", "c"],
-        provenance={"clean.digest": "d"},
-        attack_passes=(100, 7),
-        also_write=lambda checkpoint: also.append((checkpoint, len(list(tmp_path.glob(".*.part"))))),
-        device=CPU,
-    )
+
+    def train(validate):
+        return training.train(
+            Tiny(),
+            batches,
+            validate,
+            recipe,
+            text="t",
+            out=tmp_path / "m.pt",
+            history=tmp_path / "h.csv",
+            architecture="resnet18",
+            class_names=["a", "b", "c"],
+            provenance={"clean.digest": "d"},
+            attack_passes=(100, 7),
+            also_write=lambda checkpoint: also.append((checkpoint, len(list(tmp_path.glob(".*.part"))))),
+            device=CPU,
+        )
+
+    done = train(scores(0.1, 0.5, 0.3, 0.2)[0])
     assert done.startswith(f"{tmp_path}/m.pt: epoch 2 of 4 kept, validation accuracy 0.5000")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["h.csv", "m.pt"]
+    (kept,) = tmp_path.glob(".*.part")
+    assert kept.name.endswith(partial.FINISHED)
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path != kept}
+    assert sorted(written) == ["h.csv", "m.pt"]
     ((checkpoint, n_unfinished),) = also
     assert n_unfinished == 1, "unfinished work is given up last"
     assert torch.load(tmp_path / "m.pt", weights_only=True)["provenance"] == checkpoint.provenance
     assert checkpoint.provenance["best.epoch"] == 2
     assert checkpoint.provenance["attack_passes"] == 100 + 4 * 7
     assert files.sha256(tmp_path / "m.pt")
+
+    def run_again():
+        for name in written:  # as DVC does
+            (tmp_path / name).unlink()
+        validate, seen = scores(0.1, 0.5, 0.3, 0.2)
+        train(validate)
+        assert {name: (tmp_path / name).read_bytes() for name in written} == written
+        return len(seen)
+
+    assert run_again() == 0, "never recorded: nothing is done twice"
+    assert "all 4 epochs were done before" in capsys.readouterr().out
+    partial.RECORD.touch()
+    assert run_again() == 4, "recorded: who asks for it again wants it again"
 
 
 def test_collapse_is_said_once_when_pgd_accuracy_falls_and_fgsm_accuracy_does_not():

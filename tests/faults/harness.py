@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from ruamel.yaml import YAML
 
-from pipeline import attacks, export, files, lineage, training
+from pipeline import attacks, export, files, lineage, partial, training
 from tests.conftest import ROOT
 
 OUTPUTS = ("data", "models", "metrics", "plots")
@@ -100,6 +100,7 @@ class Pipeline:
                     break
             else:
                 raise AssertionError(f"{name} never came to its end: {(self.folder / 'log').read_text()[-2000:]}")
+            partial.clear(sorted(self.folder.rglob(f".*{partial.FINISHED}")))  # DVC has recorded the stage
 
     def _drawn(self, kinds: dict[str, "Fault"]) -> str:
         names = sorted(kinds)

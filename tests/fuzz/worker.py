@@ -49,10 +49,6 @@ def main():
         answers.write(f"{number}\t{seconds:.3f}\t{peak}\t{outcome!a}\n")
         number += 1
 
-    if atheris is None:
-        for current in range(first, last):
-            one(sandbox.example(f"{seed}:{name}:{current}"))
-        return
     import random
 
     from tests.fuzz.mutations import mutate
@@ -90,25 +86,29 @@ def walker_peak():
 
 
 def guide(name):
-    """atheris, with the modules that decide about this reader's files instrumented before anything imports them; None where C does."""
+    """atheris, with the modules that decide about this reader's files instrumented before anything imports them."""
     from importlib import import_module
 
-    modules = GUIDED.get(name)
-    if modules is None:
-        return None
     import atheris
 
-    with atheris.instrument_imports(include=list(modules)):
-        for module in modules:
+    with atheris.instrument_imports(include=list(GUIDED[name])):
+        for module in GUIDED[name]:
             import_module(module)
     return atheris
 
 
 FILES = ("zipfile", "pickle", "pipeline.guards", "pipeline.pickles")
+SHARDS = ("pipeline.guards", "pipeline.hdf5_guard", "pipeline.store")
+PLUGINS = tuple(f"PIL.{kind}ImagePlugin" for kind in ("Bmp", "Jpeg", "Png", "Ppm", "Tiff", "WebP"))
 GUIDED = {
     "params": ("ruamel.yaml", "pipeline.params"),
     "npz": (*FILES, "ast", "numpy.lib._format_impl", "pipeline.sources.arrays"),
     "task_dataset": (*FILES, "pipeline.sources.task_dataset"),
+    "hdf5": ("pipeline.guards", "pipeline.hdf5_guard", "pipeline.sources.arrays"),
+    "shard": SHARDS,
+    "shard_zstd": SHARDS,
+    "shard_blosc2": SHARDS,
+    "image_folder": ("PIL.Image", "PIL.ImageFile", *PLUGINS, "pipeline.sources.image_folder"),
     "checkpoint": (*FILES, "pipeline.torch_files"),
     "weights": (*FILES, "pipeline.torch_files"),
 }
