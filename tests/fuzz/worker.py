@@ -54,8 +54,10 @@ def main():
     from tests.fuzz.mutations import mutate
 
     def changed(content, size, mutator_seed):
+        """What atheris chose, or an example: what reached new code is most often damaged so much that it is refused at once."""
         rng = random.Random(mutator_seed)
-        return mutate(content or rng.choice(sandbox.examples), sandbox.examples, sandbox.reader.kind, rng)[:size]
+        start = content if content and rng.random() < 0.5 else rng.choice(sandbox.examples)
+        return mutate(start, sandbox.examples, sandbox.reader.kind, rng)[:size]
 
     corpus = folder / f"corpus-{first}"
     corpus.mkdir()
