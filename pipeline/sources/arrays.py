@@ -94,8 +94,12 @@ def _array(name: str, archive: ZipFile, member: ZipInfo) -> NDArray[Any]:
     return content.view(dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _names(path: Path, names: NDArray[np.generic]) -> tuple[str, ...]:
-    return tuple(guards.plain_name(f"{path}: class_names", str(name)) for name in names)
+def _names(path: Path, names: NDArray[np.str_]) -> tuple[str, ...]:
+    try:
+        texts = names.tolist()
+    except (SystemError, ValueError) as error:  # which Python raises for numbers beyond Unicode
+        raise InputError(f"{path}: class_names: not text; save it anew with numpy.savez") from error
+    return tuple(guards.plain_name(f"{path}: class_names", text) for text in texts)
 
 
 def read_hdf5(path: Path, image_size: int, names: params.Hdf5) -> Source:
