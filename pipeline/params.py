@@ -99,14 +99,14 @@ def parse_level(value: object) -> float:
 
 def parse_step(value: object) -> float | str:
     """A step size: a level, or a share of eps, "eps/4" or "eps/steps"."""
-    if isinstance(value, str) and value.startswith("eps/"):
+    if isinstance(value, str) and value.startswith("eps"):
         divisor = value.removeprefix("eps/")
         try:
             if divisor == "steps" or float(divisor) > 0:
                 return value
         except ValueError:
             pass
-        raise ValueError(f"expected a level such as 2/255, eps/steps, or eps divided by a number such as eps/4, found {value!r}")
+        raise ValueError(f"expected a level (2/255), eps/steps, or eps divided by a number (eps/4; eps/1 is all of it), found {value!r}")
     return parse_level(value)
 
 
