@@ -50,7 +50,7 @@ def finetune() -> str:
     first = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
     network, val = first.network(), clean.load("val")
     batches = _batches(recipe, sets, network, processor)
-    mixed = val if recipe.best_on == "robust" else store.join([images.load("val") for images in sets.values()])
+    mixed = val if recipe.best_on == "robust" else store.join([sets[name].load("val") for name in recipe.mix])
 
     def store_refreshed(checkpoint: networks.Checkpoint) -> None:
         args.refreshed.mkdir(parents=True, exist_ok=True)
