@@ -154,7 +154,9 @@ def threat_models(project: Project) -> Iterator[Row]:
 def _specs(project: Project, makes: str) -> dict[str, dict[str, Any]]:
     """The attacks among the parameters of the stages that make models (those in the mix) or metrics, by dotted key."""
     specs: dict[str, dict[str, Any]] = {}
-    unmixed = {f"attacks.{name}" for name in project.settings.attacks.keys() - project.settings.finetune.mix.keys()}
+    settings = project.settings
+    mixed = {name.split("-")[-1] for variant in (None, *settings.variants) for name in settings.recipe(variant).mix}
+    unmixed = {f"attacks.{name}" for name in settings.attacks.keys() - mixed}
     for stage in project.stages.values():
         made = project.checkpoints(stage.outs) if makes == "model" else [path for path in stage.outs if path.endswith(".json")]
         for key in stage.params:

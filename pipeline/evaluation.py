@@ -44,12 +44,14 @@ class Stored:
 def judge(network: nn.Module, clean: ImageSet, stored: Sequence[ImageSet], model_sha256: str, settings: params.Evaluate) -> Judgement:
     """Clean, transfer and robust accuracy of a network on the validation images, and whether the robust one can be believed.
 
-    `stored` are adversarial sets of the same clean set; `model_sha256` tells whether they were made against this very network. Raises
-    InputError for sets of another clean set.
+    `stored` are adversarial sets of the same clean set, all made against one model; `model_sha256` tells whether that is this very network.
+    Raises InputError for sets of another clean set, or of several models, which an attack's name would not tell apart.
     """
     val, names = clean.load("val"), clean.class_names
     target = Target.of(network, len(names), batch_size=settings.batch_size, seed=settings.seed)
     predicted = networks.predict(network, val.images, settings.batch_size)
+    for images in stored:
+        images.expect({"model.sha256": stored[0].attributes["model.sha256"]}, f"made from another model than {stored[0].path}")
     sets = {str(images.attributes["attack"]): _opened(images, clean) for images in stored}
     transfer = _transfer(target, val, predicted == val.labels, sets, model_sha256)
     robust = _robust(target, val, settings)

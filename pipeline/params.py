@@ -99,14 +99,14 @@ def parse_level(value: object) -> float:
 
 def parse_step(value: object) -> float | str:
     """A step size: a level, or a share of eps, "eps/4" or "eps/steps"."""
-    if isinstance(value, str) and value.startswith("eps/"):
+    if isinstance(value, str) and value.startswith("eps"):
         divisor = value.removeprefix("eps/")
         try:
             if divisor == "steps" or float(divisor) > 0:
                 return value
         except ValueError:
             pass
-        raise ValueError(f"expected a level such as 2/255, eps/steps, or eps divided by a number such as eps/4, found {value!r}")
+        raise ValueError(f"expected a level (2/255), eps/steps, or eps divided by a number (eps/4; eps/1 is all of it), found {value!r}")
     return parse_level(value)
 
 
@@ -121,6 +121,7 @@ def step_size(step: float | str, eps: float, steps: int) -> float:
 Level = Annotated[float, BeforeValidator(parse_level)]
 Step = Annotated[float | str, BeforeValidator(parse_step)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Part = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(-[a-z][a-z0-9_]*)?$")]  # of a mix: an attack, or <model>-<attack>
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -263,11 +264,14 @@ class Refresh(Section):
 
 
 class Finetune(Training):
-    """A run of the training loop on batches that mix clean and stored adversarial images."""
+    """A run of the training loop on batches that mix clean and stored adversarial images.
+
+    A part of `mix` that an attack names is its set against the model that training starts from; `<model>-<attack>` is one against another.
+    """
 
     best_on: Literal["mixed", "robust"]
     refresh: Refresh | None
-    mix: dict[Name, Annotated[float, Field(gt=0, le=1)]]
+    mix: dict[Part, Annotated[float, Field(gt=0, le=1)]]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -497,6 +501,17 @@ class Params(Section):
         start = self.online[model].start if model in self.online else CLEAN
         return start.architecture if isinstance(start, Model) else self.model.architecture
 
+    def parent_of(self, model: str) -> str:
+        """The model, by name, that another one's training is given to start from."""
+        if model in self.variants:
+            return self.variants[model].of
+        return next((attacked for attacked, follower in self.rounds.items() if follower.next == model), CLEAN)
+
+    @staticmethod
+    def section(variant: str | None) -> str:
+        """Where in `params.yaml` a variant stands; without one, `finetune`."""
+        return "finetune" if variant is None else f"variants.{variant}"
+
     def recipe(self, variant: str | None) -> Finetune:
         """The fine-tuning that a variant asks for; without one, `finetune` itself."""
         if variant is None:
@@ -505,7 +520,7 @@ class Params(Section):
         try:
             return Finetune.model_validate({**self.finetune.model_dump(), **changes})
         except ValidationError as error:
-            raise ValueError("; ".join(f"variants.{variant}.{_explain(detail)}" for detail in error.errors()[:3])) from error
+            raise ValueError("; ".join(f"{self.section(variant)}.{_explain(detail)}" for detail in error.errors()[:3])) from error
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -515,10 +530,18 @@ class Params(Section):
             lowest = attack.eps.bounds[0] if isinstance(attack.eps, Spread) else attack.eps
             if lowest < 1 / 255:
                 raise ValueError(f"attacks.{name}.eps: expected at least 1/255, the step between stored pixels, found {lowest}")
-        for section, recipe in {"finetune": self.finetune, **{f"variants.{name}": self.recipe(name) for name in self.variants}}.items():
-            for name in recipe.mix.keys() - {CLEAN, *self.attacks}:
+        return self
+
+    @model_validator(mode="after")
+    def _check_mixes(self) -> Self:
+        """Only a variant may mix another model's sets: `finetune` is every round's, and the first round's model comes before all others."""
+        for variant in (None, *self.variants):
+            others = [model for model in self.rounds if variant is not None and model != self.variants[variant].of]
+            sets = [f"{model}-{attack}" for model in others for attack in self.attacks]
+            for name in self.recipe(variant).mix.keys() - {CLEAN, *self.attacks, *sets}:
                 raise ValueError(
-                    f"{section}.mix.{name}: expected {CLEAN} or a name from attacks ({', '.join(self.attacks)}), found {name!r}"
+                    f"{self.section(variant)}.mix.{name}: expected {CLEAN}, a name from attacks ({', '.join(self.attacks)}) or, in a"
+                    f" variant, a set of another model of rounds ({', '.join(sets) or 'here none'}), found {name!r}"
                 )
         return self
 

@@ -126,13 +126,32 @@ class Project:
         """Those of the recorded paths that are folders of shards."""
         return [path for path, md5 in paths.items() if md5.endswith(".dir") and any((self.root / path).glob("*.h5"))]
 
-    def adversarial(self, paths: dict[str, str]) -> dict[str, str]:
-        """The adversarial sets among the recorded paths, by the name of their attack."""
-        kinds = {path: self.images(path).attributes for path in self.sets(paths)}
-        return {str(found["attack"]): path for path, found in kinds.items() if found["kind"] == "adversarial"}
+    def adversarial(self, paths: dict[str, str], parent: str) -> dict[str, str]:
+        """The adversarial sets among the recorded paths, by attack; those made against another model than `parent`, by model and attack.
+
+        Raises InputError for two sets of one name.
+        """
+        found: dict[str, str] = {}
+        for path in self.sets(paths):
+            attributes = self.images(path).attributes
+            if attributes["kind"] == "adversarial":
+                model = Path(self.attacked(path)).stem
+                name = f"{'' if model == parent else f'{model}-'}{attributes['attack']}"
+                if name in found:
+                    raise InputError(f"{path}: made by {attributes['attack']}, as {found[name]} is; run `dvc repro`")
+                found[name] = path
+        return found
+
+    def attacked(self, path: str) -> str:
+        """The model that an adversarial set was made against, as the stage that wrote it records."""
+        writers = [stage for stage in self.stages.values() if path in stage.outs]
+        if not writers:
+            raise InputError(f"{path}: no stage in {lineage.RECORDED} wrote it; run `dvc repro`")
+        (model,) = self.checkpoints(writers[0].deps)
+        return model
 
     def refreshed(self, path: str) -> dict[str, str]:
-        """The refreshed sets in a folder of them, by the name of their attack."""
+        """The refreshed sets in a folder of them, by their names in the mix."""
         return {folder.name: f"{path}/{folder.name}" for folder in sorted((self.root / path).iterdir()) if any(folder.glob("*.h5"))}
 
     def checkpoints(self, paths: dict[str, str]) -> list[str]:

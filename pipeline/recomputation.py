@@ -174,10 +174,16 @@ def refreshed_sets(project: Project, stage: str, path: str) -> Iterator[Row]:
     """Refreshed sets are cached ones whose training rows moved on within eps; `fooled` is about the model that came out."""
     entry, clean = project.recorded[stage], project.images(project.clean)
     (model,) = project.checkpoints(entry.outs)
-    cached = project.adversarial(entry.deps)
+    cached = project.adversarial(entry.deps, project.settings.parent_of(Path(model).stem))
     for name, source in project.refreshed(path).items():
-        images, origin, spec = project.images(source), project.images(cached[name]), project.settings.attacks[name]
-        for key, what, value in (("cached.digest", cached[name], origin.digest), ("model.sha256", model, project.sha256(model))):
+        images, origin, attacked = project.images(source), project.images(cached[name]), project.attacked(cached[name])
+        spec = project.settings.attacks[str(origin.attributes["attack"])]
+        made_with = {
+            "cached.digest": (cached[name], origin.digest),
+            "cached.model.sha256": (attacked, project.sha256(attacked)),
+            "model.sha256": (model, project.sha256(model)),
+        }
+        for key, (what, value) in made_with.items():
             other = "" if images.attributes[key] == value else f"recorded {images.attributes[key]}, {what} has {value}"
             yield judged(stage, f"{source} made with {what}", other, f"SHA-256 {value}", source)
         bounds = "" if images.bounds == clean.bounds else f"{len(images)} rows, {project.clean} has {len(clean)}"
@@ -269,10 +275,12 @@ def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
     """A checkpoint came from the sets and the model that its stage read, and never saw a validation image."""
     entry, checkpoint = project.recorded[stage], project.checkpoint(path)
     yield Row(stage=stage, parameter="model", value=f"SHA-256 {project.sha256(path)}", where=path, verdict="ok")
-    sets = {params.CLEAN: project.clean, **project.adversarial(entry.deps)}
+    parent = project.settings.parent_of(Path(path).stem)
+    sets = {params.CLEAN: project.clean, **project.adversarial(entry.deps, parent)}
     origins = {f"{name}.digest": (source, project.images(source).digest) for name, source in sets.items()}
-    for parent in project.checkpoints(entry.deps):
-        origins["parent.sha256"] = (parent, project.sha256(parent))
+    for model in project.checkpoints(entry.deps):
+        name = Path(model).stem
+        origins["parent.sha256" if name == parent else f"source.{name}.sha256"] = (model, project.sha256(model))
     for key, (source, value) in origins.items():
         recorded = checkpoint.provenance.get(key)
         yield judged(
@@ -329,7 +337,7 @@ def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
         stage, f"judges {model}", "" if metrics["sha256"] == sha256 else f"recorded {metrics['sha256']}, is {sha256}", sha256, path
     )
     network = project.network(model)
-    stored = project.adversarial(entry.deps)
+    stored = project.adversarial(entry.deps, project.settings.evaluate.models[Path(model).stem].stored)
     recorded = {params.CLEAN: metrics["clean"], **{name: metrics["transfer"].get(name, {}) for name in stored}}
     pooled: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
     for name, source in {params.CLEAN: project.clean, **stored}.items():

@@ -7,6 +7,7 @@ import runpy
 import shlex
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import dvc.repo
@@ -18,7 +19,7 @@ import torch
 from ruamel.yaml import YAML
 
 from pipeline import __main__ as command
-from pipeline import audit, checks, console, export, files, lineage, networks, project, recomputation, store
+from pipeline import audit, checks, console, export, files, lineage, memory, networks, project, recomputation, store
 from pipeline.errors import InputError
 from tests.conftest import ROOT
 
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 yaml = YAML(typ="safe")
 CPU = torch.device("cpu")
 PGD, FGSM, CLEAN = "data/adversarial/clean-pgd", "data/adversarial/clean-fgsm", "data/clean"
+R_PGD = "data/adversarial/robust-pgd"  # made against another model
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +40,49 @@ def made(tmp_path_factory):
     (folder / "data/raw").mkdir(parents=True)
     (folder / "data/raw/README.md").write_text("raw data")
     change_params(folder, tiny)
+    dvc.repo.Repo.init(str(folder), no_scm=True).close()
+    reproduce(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def joined(made, tmp_path_factory):
+    """The project, gone on with: `robust` is attacked too, and the variant mixes a set made against it."""
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("joined") / "project")
+    change_params(folder, two_sources)
+    text = (folder / "dvc.yaml").read_text()
+    for last, more in (
+        ("--adversarial data/adversarial/${item.of}-fgsm data/adversarial/${item.of}-pgd", f" {R_PGD} --sources models/robust.pt"),
+        ("        - models/${item.of}.pt", f"\n        - {R_PGD}\n        - models/robust.pt"),
+    ):
+        assert text.count(last) == 1
+        text = text.replace(last, last + more)
+    (folder / "dvc.yaml").write_text(text)
+    reproduce(folder)
+    return folder
+
+
+def two_sources(params):
+    params["rounds"]["robust"] = {"next": "robust2"}
+    params["variants"]["refreshed"].update(ema=0.9, mix={"clean": 0.5, "pgd": 0.25, "robust-pgd": 0.25})
+    params["evaluate"]["models"].update(robust2={"stored": "robust"})
+
+
+def reproduce(folder):
+    with here(folder) as patch, dvc.repo.Repo(str(folder)) as repo:
+        patch.setattr(dvc.stage.run, "cmd_run", lambda stage, **_: run_here(stage.cmd))
+        repo.reproduce()
+
+
+@contextmanager
+def here(folder):
+    """Stages that are called run in the project, in this process, and raise what they refuse."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PIPELINE_DEVICE", "cpu")
         patch.setattr(export, "LOWEST_ACCURACY", -1)  # one epoch teaches little
         patch.setattr(console, "run", lambda run: run())
-        patch.setattr(dvc.stage.run, "cmd_run", lambda stage, **_: run_here(stage.cmd))
-        with dvc.repo.Repo.init(str(folder), no_scm=True) as repo:
-            repo.reproduce()
-    return folder
+        yield patch
 
 
 def tiny(params):
@@ -60,8 +96,9 @@ def tiny(params):
     params["export"].update(model="robust")
     params["generate"].update(batch_size=16, precision="fp32")
     params["attacks"]["pgd"].update(steps=2)
-    params["evaluate"].update(n_eval=8)
+    params["evaluate"].update(n_eval=8, grid=None)
     params["evaluate"]["threats"]["pgd"].update(steps=2)
+    params["evaluate"]["curves"].update(n_eval=4, eps=[0.1, 1], steps=[1, 4], restarts=2, queries=4)
     params["audit"].update(sample=50)
 
 
@@ -253,7 +290,7 @@ def test_on_a_gpu_a_few_values_may_differ_when_an_image_is_attacked_again(folder
     assert ("12.50% of their values differ" if verdict == "ok" else "rows, the first is row") in rows["attacked again"].value
 
 
-REFRESHED = "data/refreshed/refreshed"
+VARIANT, REFRESHED = "variant@refreshed", "data/refreshed/refreshed"
 
 
 @pytest.mark.parametrize(
@@ -282,6 +319,100 @@ def test_a_refreshed_set_of_another_model_is_found(folder):
         replace(folder / REFRESHED / "pgd" / shard, lambda path, name=shard: shutil.copy(folder / PGD / name, path))
     found = failures(folder)
     assert "no such attribute" in found[f"variant@refreshed: {REFRESHED}"] or "KeyError" in found[f"variant@refreshed: {REFRESHED}"]
+
+
+def test_sets_of_two_models_are_mixed_refreshed_and_audited_side_by_side(joined):
+    rows = audit.audit(joined, CPU)
+    assert [row for row in rows if row.verdict != "ok"] == []
+    parameters = {row.parameter for row in rows if row.stage == VARIANT}
+    assert {f"made from {path}" for path in (CLEAN, PGD, FGSM, R_PGD, "models/clean.pt", "models/robust.pt")} <= parameters
+    assert {"training rows of pgd", "training rows of robust-pgd", "variants.refreshed.mix.robust-pgd"} <= parameters
+    assert {f"{REFRESHED}/robust-pgd made with {path}" for path in (R_PGD, "models/robust.pt", "models/refreshed.pt")} <= parameters
+    assert {f"{REFRESHED}/pgd made with {path}" for path in (PGD, "models/clean.pt", "models/refreshed.pt")} <= parameters
+    assert sorted(path.name for path in (joined / REFRESHED).iterdir()) == ["pgd", "robust-pgd"]
+    accuracies = [row.parameter for row in rows if row.stage == "evaluate@refreshed" and row.parameter.startswith("accuracy")]
+    assert accuracies == [f"accuracy on {name}" for name in ("clean", "fgsm", "pgd", "mixed")], "its transfer is from one model"
+
+
+@pytest.fixture
+def twice(joined, tmp_path):
+    """The project with sets of two models, for one test to spoil."""
+    return shutil.copytree(joined, tmp_path / "project", copy_function=os.link)
+
+
+def failures_of(folder, stage):
+    """What is FAILED of one stage."""
+    return {row.parameter: row.value for row in audit._stage(project.Project(folder, CPU), stage) if row.verdict == "FAILED"}
+
+
+def test_a_set_of_the_parent_in_the_place_of_another_model_s_is_found(twice):
+    shutil.rmtree(twice / R_PGD)
+    shutil.copytree(twice / PGD, twice / R_PGD)
+    relock(twice, R_PGD)
+    assert failures_of(twice, "generate@robust-pgd")["made from models/robust.pt"].startswith("recorded ")
+    found = failures_of(twice, VARIANT)
+    assert found.keys() == {f"made from {R_PGD}", f"{REFRESHED}/robust-pgd made with {R_PGD}", f"{REFRESHED}/robust-pgd validation rows"}
+    assert found[f"made from {R_PGD}"].startswith("recorded ")
+
+
+def test_another_source_model_is_found(twice):
+    replace(twice / "models/robust.pt", lambda path: shutil.copy(twice / "models/robust2.pt", path))
+    relock(twice, "models/robust.pt")
+    found = failures_of(twice, VARIANT)
+    assert found.keys() == {"made from models/robust.pt", f"{REFRESHED}/robust-pgd made with models/robust.pt"}
+
+
+def test_two_sets_of_one_name_are_a_failure(twice):
+    shutil.rmtree(twice / PGD)
+    shutil.copytree(twice / FGSM, twice / PGD)
+    relock(twice, PGD)
+    assert failures_of(twice, VARIANT)["models/refreshed.pt"] == f"{PGD}: made by fgsm, as {FGSM} is; run `dvc repro`"
+
+
+def test_a_threat_that_only_a_set_of_another_model_trained_on_is_compared(twice):
+    change_params(twice, lambda params: params["finetune"].update(mix={"clean": 0.5, "fgsm": 0.5}))
+    change_params(twice, lambda params: params["variants"]["refreshed"].update(mix={"clean": 0.5, "robust-pgd": 0.5}))
+    assert "attacks.pgd" in {row.parameter for row in checks.threat_models(project.Project(twice, CPU))}
+
+
+AGAIN = "data/adversarial/again"
+FINETUNE = (
+    "python -m pipeline.stages.finetune --variant refreshed --clean data/clean --model models/clean.pt --out models/x.pt"
+    " --history plots/x/history.csv --refreshed data/refreshed/x"
+)
+
+
+@pytest.mark.parametrize(
+    ("sets", "sources", "message"),
+    [
+        (f"{PGD} {R_PGD}", "", f"{R_PGD}: made from another model than those of --model and --sources; "),
+        (f"{PGD} {R_PGD}", "models/robust2.pt", f"{R_PGD}: made from another model than those of --model and --sources; "),
+        (PGD, "models/robust.pt", "variants.refreshed.mix.robust-pgd: no such set among clean, pgd; add it to the variant stage"),
+        (f"{R_PGD} {AGAIN}", "models/robust.pt", f"{AGAIN}: robust-pgd is {R_PGD} already; leave one of them out"),
+        (f"{REFRESHED}/pgd", "models/refreshed.pt", f"{REFRESHED}/pgd: .*: kind: expected adversarial, found refreshed"),
+    ],
+)
+def test_sets_that_the_mix_has_no_name_for_are_refused(twice, sets, sources, message):
+    shutil.copytree(twice / R_PGD, twice / AGAIN)
+    with here(twice), pytest.raises(InputError, match=message) as caught:
+        run_here(f"{FINETUNE} --adversarial {sets} --sources {sources}")
+    assert "\n" not in str(caught.value)
+
+
+def test_sets_of_two_models_are_streamed_too_and_those_not_mixed_change_nothing(twice, capsys):
+    change_params(twice, lambda params: params["variants"]["refreshed"].update(refresh=None, best_on="mixed"))
+    histories = []
+    with here(twice) as patch:
+        patch.setattr(memory, "obstacle", lambda *_: "no room")
+        for more in (PGD, FGSM):
+            run_here(f"{FINETUNE} --adversarial {PGD} {R_PGD} {more} --sources models/robust.pt models/clean.pt")
+            histories.append((twice / "plots/x/history.csv").read_bytes())
+    assert "streamed through" in capsys.readouterr().out
+    assert histories[0] == histories[1]
+    class_names = project.Project(twice, CPU).class_names
+    provenance = networks.load(twice / "models/x.pt", architecture="resnet18", class_names=class_names).provenance
+    assert provenance["source.robust.sha256"] == files.sha256(twice / "models/robust.pt")
+    assert {"clean.digest", "pgd.digest", "fgsm.digest", "robust-pgd.digest", "parent.sha256"} <= provenance.keys()
 
 
 def test_a_changed_attribute_is_found_also_with_a_new_fingerprint(folder):

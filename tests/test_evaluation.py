@@ -17,15 +17,18 @@ def test_a_judgement_keeps_its_words_apart(tmp_path, network, settings):
     grid = params.Grid(n_eval=5, eps=[4 / 255, 8 / 255], alphas=["eps/2", 2 / 255], steps=[1, 2])
     settings = settings.evaluate.model_copy(update={"n_eval": 6, "threats": threats, "curves": curves, "grid": grid})
     spec = params.Attack.model_validate(FGSM)
-    stored = generation.generate(
-        clean,
-        network,
-        "me",
-        spec,
-        params.Generate(batch_size=8, precision="fp32", seed=0),
-        name="fgsm",
-        out=tmp_path / "adv",
-        device=torch.device("cpu"),
+    stored, foreign = (
+        generation.generate(
+            clean,
+            network,
+            sha256,
+            spec,
+            params.Generate(batch_size=8, precision="fp32", seed=0),
+            name="fgsm",
+            out=tmp_path / sha256,
+            device=torch.device("cpu"),
+        )
+        for sha256 in ("me", "another")
     )
     judgement = evaluation.judge(network, clean, [stored], "me", settings)
     metrics, confusion = judgement.metrics, judgement.confusion
@@ -44,6 +47,8 @@ def test_a_judgement_keeps_its_words_apart(tmp_path, network, settings):
     assert not evaluation.judge(network, clean, [stored], "another", settings).metrics["transfer"]["fgsm"]["made_against_this_model"]
     with pytest.raises(InputError, match=r"made from another clean set: clean.digest"):
         evaluation.judge(network, write_set(tmp_path / "other", make_block(40, seed=2)), [stored], "me", settings)
+    with pytest.raises(InputError, match=r"another: made from another model than .*me: model.sha256"):
+        evaluation.judge(network, clean, [stored, foreign], "me", settings)
 
 
 def test_the_worst_case_is_over_the_images_on_which_everything_was_tried():

@@ -91,7 +91,7 @@ CHANGES = [
     ("finetune.mix.clean", 0.6, r"finetune.mix: expected fractions that sum to 1, found 0.6 \+ 0.25 \+ 0.25 = 1.1"),
     ("finetune.mix", {"fgsm": 0.5, "pgd": 0.5}, "finetune.mix: expected a fraction of clean images"),
     ("finetune.mix", {"clean": 0.999, "fgsm": 0.001}, "finetune.mix.fgsm: expected at least one image in a batch of 128"),
-    ("finetune.mix", {"clean": 0.5, "fgsn": 0.5}, "finetune.mix.fgsn: expected clean or a name from attacks"),
+    ("finetune.mix", {"clean": 0.5, "fgsn": 0.5}, r"finetune.mix.fgsn: expected clean, a name .* \(fgsm, pgd\) or, .* \(here none\)"),
     ("model.weights", "IMAGENET1K_V3", "model.weights: expected IMAGENET1K_V1, IMAGENET1K_V2, null or the path of"),
     ("model", {"architecture": "resnet18", "weights": "IMAGENET1K_V2"}, "model.weights: expected IMAGENET1K_V1, null"),
     ("evaluate.threats", {}, "evaluate.threats: expected dictionary should have at least 1 item"),
@@ -102,7 +102,7 @@ CHANGES = [
     ("evaluate.curves.steps", [40, 20], "evaluate.curves.steps: expected rising values"),
     ("evaluate.curves.eps", ["8/255"], "evaluate.curves.eps: expected 1, at which every image must fall, as the last value"),
     ("evaluate.grid.eps", [8], "evaluate.grid.eps.0: expected more than 0 and at most 1"),
-    ("evaluate.grid.alphas", ["eps/x"], "evaluate.grid.alphas.0: expected a level such as 2/255, eps/steps, or eps divided by a number"),
+    ("evaluate.grid.alphas", ["eps/x"], r"evaluate.grid.alphas.0: expected a level \(2/255\), eps/steps, or eps divided by a number"),
     ("evaluate.ensemble", {"eps": 8, "n_eval": 5}, "evaluate.ensemble.eps: expected more than 0 and at most 1"),
     ("export.model", "other", r"export.model: expected a model of rounds, variants or online \(clean, robust, refreshed\), found 'other'"),
     ("rounds.clean.next", "clean", "rounds.clean.next: expected a new name, found 'clean' again"),
@@ -113,10 +113,13 @@ CHANGES = [
     ("variants.x", {"of": "clean", "epochs": 0}, "variants.x.epochs: expected greater than or equal to 1, found 0"),
     ("variants.x", {"of": "clean", "epoch": 1}, "variants.x.epoch: expected no such key, found one"),
     ("variants.x", {"of": "clean", "refresh": {"every": 1}}, "variants.x.refresh.steps: expected a value, found none"),
-    ("variants.x", {"of": "clean", "mix": {"clean": 0.5, "y": 0.5}}, "variants.x.mix.y: expected clean or a name from attacks"),
+    ("variants.x", {"of": "clean", "mix": {"clean": 0.5, "y": 0.5}}, "variants.x.mix.y: expected clean, a name from attacks"),
+    ("variants.x", {"of": "clean", "mix": {"clean": 0.5, "a-b-c": 0.5}}, "variants.x.mix.a-b-c: expected string should match pattern"),
     ("variants.x", {"of": "clean"}, "evaluate.models.x: expected an entry for every model"),
     ("variants.robust", {"of": "clean"}, "variants.robust: expected a name that no other model has"),
     ("finetune.refresh", {"every": 1, "steps": 1, "alpha": "eps/0", "warm_start": True}, "finetune.refresh.alpha: expected a level"),
+    ("finetune.refresh", {"every": 1, "steps": 1, "alpha": "eps", "warm_start": True},
+     r"finetune.refresh.alpha: expected .* \(eps/4; eps/1 is all of it\), found 'eps'"),
     ("finetune.ema", 1.0, "finetune.ema: expected less than 1, found 1.0"),
     ("attacks.pgd.eps", {"uniform": [0.1]}, "attacks.pgd.eps.uniform: expected list should have at least 2 items"),
     ("attacks.pgd.eps", {"normal": [0.1, 0.1]}, r"attacks.pgd.eps: expected \{uniform: \[low, high\]\} or \{normal"),
@@ -170,6 +173,24 @@ def test_more_restarts_are_tried_than_the_threat_has(raw_params):
 
 def test_exponents_are_numbers_as_dvc_reads_them(settings):
     assert settings.clean.weight_decay == 5e-4
+
+
+def test_a_variant_may_mix_the_sets_of_other_attacked_models(raw_params):
+    mix = {"clean": 0.5, "pgd": 0.25, "robust-pgd": 0.25}
+    raw_params["variants"]["x"] = {"of": "clean", "mix": mix}
+    raw_params["rounds"]["robust"] = {"next": "robust2"}
+    raw_params["evaluate"]["models"].update(x={"stored": "clean"}, robust2={"stored": "robust"})
+    settings = params.Params.model_validate(raw_params)
+    assert settings.recipe("x").counts == {"clean": 64, "pgd": 32, "robust-pgd": 32}
+    assert [settings.parent_of(name) for name in settings.models] == ["clean", "clean", "robust", "clean", "clean"]
+
+    raw_params["variants"]["x"]["of"] = "robust"
+    with pytest.raises(ValueError, match=r"variants.x.mix.robust-pgd: expected clean, .* \(clean-fgsm, clean-pgd\), found 'robust-pgd'"):
+        params.Params.model_validate(raw_params)
+    del raw_params["variants"]["x"], raw_params["evaluate"]["models"]["x"]
+    raw_params["finetune"]["mix"] = mix
+    with pytest.raises(ValueError, match=r"finetune.mix.robust-pgd: expected clean, .* in a variant, .* \(here none\), found 'robust-pgd'"):
+        params.Params.model_validate(raw_params)
 
 
 def test_a_variant_is_finetune_with_what_it_changes(raw_params, tmp_path):

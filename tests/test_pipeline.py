@@ -289,7 +289,8 @@ def test_a_stage_by_itself_refuses_inputs_that_do_not_belong_together(project):
     finetune = ["--clean", "data/clean", "--out", "x.pt", "--history", "x.csv", "--refreshed", "x"]
     sets = ["data/adversarial/clean-fgsm", "data/adversarial/clean-pgd"]
     assert "made from another model" in refused("finetune", *finetune, "--model", "models/robust.pt", "--adversarial", *sets)
-    assert "add it to the finetune stage" in refused("finetune", *finetune, "--model", "models/clean.pt", "--adversarial", sets[0])
+    missing = "finetune.mix.pgd: no such set among clean, fgsm; add it to the finetune stage"
+    assert missing in refused("finetune", *finetune, "--model", "models/clean.pt", "--adversarial", sets[0])
     variant = [*finetune, "--variant"]
     sources = ["--model", "models/clean.pt", "--adversarial", *sets]
     assert "variants.nope: expected one of refreshed, found 'nope'" in refused("finetune", *variant, "nope", *sources)

@@ -1,7 +1,11 @@
-"""Stages `finetune@<model>` and `variant@<name>`: a model, the clean image set and adversarial ones made against it -> another model."""
+"""Stages `finetune@<model>` and `variant@<name>`: a model, the clean image set and adversarial ones made against it -> another model.
+
+Adversarial sets of further models may join (Tramèr et al., "Ensemble Adversarial Training", ICLR 2018).
+"""
 
 import argparse
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -29,7 +33,8 @@ def finetune() -> str:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
     parser.add_argument("--model", type=Path, required=True, help="checkpoint of the model to start from")
-    parser.add_argument("--adversarial", type=Path, required=True, nargs="+", help="folders of image sets made against that model")
+    parser.add_argument("--adversarial", type=Path, required=True, nargs="+", help="folders of image sets made against it or a source")
+    parser.add_argument("--sources", type=Path, default=[], nargs="*", help="checkpoints of other models that sets were made against")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint of the next model")
     parser.add_argument("--history", type=Path, required=True, help="CSV with a line for every epoch")
     parser.add_argument("--refreshed", type=Path, required=True, help="folder of the refreshed image sets; empty where none are refreshed")
@@ -39,12 +44,13 @@ def finetune() -> str:
     settings, processor = params.load(params.FILE), device.choose()
     if args.variant is not None and args.variant not in settings.variants:
         raise InputError(f"variants.{args.variant}: expected one of {', '.join(settings.variants) or 'none yet'}, found {args.variant!r}")
-    recipe, clean, parent = settings.recipe(args.variant), store.ImageSet(args.clean), files.sha256(args.model)
-    sets = _open_sets(args.adversarial, clean, parent, recipe, settings)
+    recipe, clean = settings.recipe(args.variant), store.ImageSet(args.clean)
+    attacked = {**{files.sha256(path): path.stem for path in args.sources}, files.sha256(args.model): ""}
+    sets = _open_sets(args.adversarial, clean, attacked, settings, args.variant)
     first = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
     network, val = first.network(), clean.load("val")
     batches = _batches(recipe, sets, network, processor)
-    mixed = val if recipe.best_on == "robust" else store.join([images.load("val") for images in sets.values()])
+    mixed = val if recipe.best_on == "robust" else store.join([sets[name].load("val") for name in recipe.mix])
 
     def store_refreshed(checkpoint: networks.Checkpoint) -> None:
         args.refreshed.mkdir(parents=True, exist_ok=True)
@@ -64,7 +70,7 @@ def finetune() -> str:
         architecture=first.architecture,
         class_names=clean.class_names,
         provenance={
-            "parent.sha256": parent,
+            **{f"source.{name}.sha256" if name else "parent.sha256": sha256 for sha256, name in attacked.items()},
             **{f"{name}.digest": images.digest for name, images in sets.items()},
             "selection": settings.selection.model_dump_json(),
         },
@@ -93,22 +99,31 @@ def _batches(
 
 
 def _open_sets(
-    paths: list[Path], clean: store.ImageSet, model_sha256: str, recipe: params.Finetune, settings: params.Params
+    paths: list[Path], clean: store.ImageSet, attacked: Mapping[str, str], settings: params.Params, variant: str | None
 ) -> dict[str, store.ImageSet]:
-    """The clean set, and the adversarial ones by attack, each held to the clean set, this model and these params; all of the mix."""
+    """The clean set, and the adversarial ones by their names in the mix, each held to the clean set, its model and these params.
+
+    `attacked` names the models by their SHA-256; the parent has no name. Raises InputError for a mix that asks for other sets.
+    """
     sets = {params.CLEAN: clean}
-    for path in paths:
+    for path in dict.fromkeys(paths):  # a set that is listed for all variants is the parent's own for some
         images = store.ImageSet(path)
-        name = str(images.attributes.get("attack"))
-        if name not in settings.attacks:
-            raise InputError(f"{path}: made by an attack {name!r} that is not under attacks in params.yaml ({', '.join(settings.attacks)})")
-        images.expect(
-            generation.identity(clean, model_sha256, name, settings.attacks[name], settings.generate),
-            "made from another model, other params or another clean set",
-        )
+        attack, model = (str(images.attributes.get(key)) for key in ("attack", "model.sha256"))
+        if attack not in settings.attacks:
+            raise InputError(
+                f"{path}: made by an attack {attack!r} that is not under attacks in params.yaml ({', '.join(settings.attacks)})"
+            )
+        if model not in attacked:
+            raise InputError(f"{path}: made from another model than those of --model and --sources; name its own there, or run `dvc repro`")
+        identity = generation.identity(clean, model, attack, settings.attacks[attack], settings.generate)
+        images.expect({"kind": "adversarial", **identity}, "made with other params or from another clean set")
+        name = f"{attacked[model]}-{attack}".removeprefix("-")
+        if name in sets:
+            raise InputError(f"{path}: {name} is {sets[name].path} already; leave one of them out")
         sets[name] = images
-    if missing := recipe.mix.keys() - sets.keys():
-        raise InputError(f"finetune.mix.{min(missing)}: no such set among {', '.join(sets)}; add it to the finetune stage in dvc.yaml")
+    if missing := settings.recipe(variant).mix.keys() - sets.keys():
+        where, stage = f"{settings.section(variant)}.mix.{min(missing)}", "finetune" if variant is None else "variant"
+        raise InputError(f"{where}: no such set among {', '.join(sets)}; add it to the {stage} stage in dvc.yaml")
     return sets
 
 
