@@ -23,7 +23,7 @@ from pipeline.in_parts import fitted
 
 FORMAT = "resnet-checkpoint/1"
 # What torch.load raises for files that are cut short, of another kind, or ask for code.
-UNREADABLE = (OSError, RuntimeError, zipfile.BadZipFile, MemoryError, TypeError, AttributeError, *pickles.UNREADABLE)
+UNREADABLE = (OSError, RuntimeError, zipfile.BadZipFile, MemoryError, TypeError, AttributeError, AssertionError, *pickles.UNREADABLE)
 
 
 @dataclass(frozen=True, kw_only=True)
