@@ -34,12 +34,13 @@ def generate(
     """Store adversarial images for all rows of `clean`, train and validation, made against `network`.
 
     Rows, labels, ids and split are those of the clean set. Batches start at every shard's first row and have their own seeds, so an
-    interrupted run goes on with the same images. A shard is written while the next one is attacked. The network is not changed.
+    interrupted run goes on with the same images. A shard is written while the next one is attacked. The network is not changed. Raises
+    Interrupted after Ctrl-C or SIGTERM, once the current batch is done and saved.
     """
     files.require_space(out, len(clean) * (math.prod(clean.image_shape) + store.ROW_BYTES), f"a set of {len(clean)} images")
     exact = attacks.frozen_copy(network).to(device)
     precision, target = choose_target(exact, clean, spec, settings, device)
-    attacked, judge = InParts(target), InParts(exact)
+    attacker = _Attacker(target, exact, spec, settings, device)
     attributes: store.Attributes = {
         "kind": "adversarial",
         "class_names": clean.attributes["class_names"],
@@ -51,14 +52,8 @@ def generate(
         "precision": precision,
         **attacks.versions(),
     }
-    writing = store.Writer(out, attributes, bounds=clean.bounds, compression=compression, until_recorded=True)
-    with writing as writer, console.progress(len(clean), f"attack with {name}", "images") as bar:
-        missing = {start for start, _ in writer.missing()}
-        for (start, stop), block in zip(clean.bounds, clean.blocks(), strict=True):
-            if start in missing:
-                writer.write_behind(start, _attacked(block, start, attacked, judge, len(clean.class_names), spec, settings, device, bar))
-            else:
-                bar.update(stop - start)
+    with store.Writer(out, attributes, bounds=clean.bounds, compression=compression, until_recorded=True) as writer:
+        _attack_missing(clean, writer, attacker, f"attack with {name}")
     return store.ImageSet(out)
 
 
@@ -121,7 +116,7 @@ def choose_target(
     fast = products.Frozen(exact, block.images.shape[2], torch.bfloat16)
     spec = spec.at(params.greatest(spec.eps))
     if settings.precision == "auto":
-        sample = block.select(np.arange(len(block)) < SAMPLE)
+        sample = block.select(slice(SAMPLE))
         fooled = {name: _fooled(network, exact, sample, spec, settings, device) for name, network in (("fp32", exact), ("bf16", fast))}
         if fooled["fp32"] - fooled["bf16"] > max(1, MOST_LOST * len(sample)):
             console.say(f"bf16 attacks fool {fooled['bf16']} of {len(sample)} images, fp32 ones {fooled['fp32']}: going on with fp32")
@@ -142,9 +137,30 @@ def attacked_again(
     """What a stored set should hold from row `start` on, where a batch begins: `original` attacked once more, in the recorded precision."""
     exact = attacks.frozen_copy(network).to(device)
     fast = images.attributes["precision"] == "bf16"
-    attacked = InParts(products.Frozen(exact, original.images.shape[2], torch.bfloat16) if fast else exact)
+    target = products.Frozen(exact, original.images.shape[2], torch.bfloat16) if fast else exact
+    attacker = _Attacker(target, exact, spec, settings, device)
     with console.progress(len(original), f"attack again with {images.attributes['attack']}", "images") as bar:
-        return _attacked(original, start, attacked, InParts(exact), len(images.class_names), spec, settings, device, bar)
+        return store.join(list(attacker.batches(original, start, bar)))
+
+
+def _attack_missing(clean: store.ImageSet, writer: store.Writer, attacker: "_Attacker", text: str) -> None:
+    """Attack and write the shards that are not there yet."""
+    missing = {start for start, _ in writer.missing()}
+    with console.progress(len(clean), text, "images") as bar, console.stopping() as stop:
+        for (start, end), block in zip(clean.bounds, clean.blocks(), strict=True):
+            if start not in missing:
+                bar.update(end - start)
+                continue
+            begun = writer.begun(start)
+            parts = [] if begun is None else [begun]
+            for part in attacker.batches(block, start, bar, sum(map(len, parts))):
+                parts.append(part)
+                if stop.asked:
+                    break
+            writer.write_behind(start, store.join(parts))
+            if stop.asked:
+                writer.flush()
+                raise console.Interrupted(f"{text}: {start + sum(map(len, parts))} of {len(clean)} images are done")
 
 
 def _fooled(
@@ -157,32 +173,34 @@ def _fooled(
     return int((~networks.is_right(exact, adv_images / 255, labels)).sum())
 
 
-def _attacked(
-    block: store.Block,
-    start: int,
-    attacked: nn.Module,
-    judge: nn.Module,
-    n_classes: int,
-    spec: params.Attack,
-    settings: params.Generate,
-    device: torch.device,
-    bar: console.Bar,
-) -> store.Block:
-    """The adversarial counterpart of one shard's rows."""
-    images, fooled = np.empty_like(block.images), np.empty(len(block), dtype=bool)
-    eps = np.empty(len(block), dtype=np.float32)
-    for rows in batches(len(block), settings.batch_size):
-        seed = attacks.batch_seed(settings.seed, start + rows.start)
-        requested = eps_of(spec.eps, len(block.labels[rows]), seed)
+class _Attacker:
+    """Attacks `target`, and has `exact` tell what is fooled."""
+
+    def __init__(
+        self, target: nn.Module, exact: models.ResNet, spec: params.Attack, settings: params.Generate, device: torch.device
+    ) -> None:
+        self._attacked, self._judge, self._n_classes = InParts(target), InParts(exact), exact.fc.out_features
+        self._spec, self._settings, self._device = spec, settings, device
+
+    def batches(self, block: store.Block, start: int, bar: console.Bar, done: int = 0) -> Iterator[store.Block]:
+        """The adversarial counterparts of the batches of a shard that begins at row `start`, but for the `done` rows of the first ones."""
+        bar.update(done)
+        for rows in batches(len(block), self._settings.batch_size):
+            if rows.start >= done:
+                yield self._batch(block.select(rows), attacks.batch_seed(self._settings.seed, start + rows.start))
+                bar.update(rows.stop - rows.start)
+
+    def _batch(self, block: store.Block, seed: int) -> store.Block:
+        images, eps, fooled = np.empty_like(block.images), np.empty(len(block), dtype=np.float32), np.empty(len(block), dtype=bool)
+        requested = eps_of(self._spec.eps, len(block), seed)
         for level in np.unique(requested):
-            chosen = rows.start + np.flatnonzero(requested == level)
-            attack = attacks.build(spec.at(float(level)), attacked, n_classes)
-            clean, labels = torch.from_numpy(block.images[chosen]).to(device), torch.from_numpy(block.labels[chosen]).to(device)
+            chosen = requested == level
+            attack = attacks.build(self._spec.at(float(level)), self._attacked, self._n_classes)
+            clean, labels = (torch.from_numpy(array[chosen]).to(self._device) for array in (block.images, block.labels))
             stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, float(level))
-            images[chosen], fooled[chosen] = stored.cpu().numpy(), ~networks.is_right(judge, stored / 255, labels)
+            images[chosen], fooled[chosen] = stored.cpu().numpy(), ~networks.is_right(self._judge, stored / 255, labels)
             eps[chosen] = attacks.eps_levels(level) / 255
-            bar.update(len(labels))
-    return store.Block(images=images, labels=block.labels, ids=block.ids, split=block.split, eps=eps, fooled=fooled)
+        return dataclasses.replace(block, images=images, eps=eps, fooled=fooled)
 
 
 def eps_of(eps: float | params.Spread, n_images: int, seed: int) -> NDArray[np.float64]:

@@ -68,8 +68,8 @@ class Block:
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: array for name, array in named.items() if array is not None}
 
-    def select(self, rows: NDArray[np.bool_]) -> "Block":
-        """The rows where a mask (n,) is true."""
+    def select(self, rows: NDArray[np.bool_] | slice) -> "Block":
+        """The rows where a mask (n,) is true, copied, or those of a slice, not copied."""
         return Block(**{name: array[rows] for name, array in self.datasets.items()})  # type: ignore[arg-type]
 
 
@@ -188,6 +188,7 @@ class Writer:
         self.fingerprint = _fingerprint(self.attributes)
         self._bounds, self._until_recorded = bounds, until_recorded
         self._part = partial.path_for(path, {"fingerprint": self.fingerprint})
+        self._begun = self._part / "begun.h5"
         self._behind = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
@@ -200,7 +201,7 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._behind.shutdown()
         if kind is None:
-            self._finish_pending()
+            self.flush()
             self._publish()
 
     def missing(self) -> list[Run]:
@@ -212,21 +213,22 @@ class Writer:
     def write_behind(self, start: int, block: Block) -> None:
         """Have the shard that begins at row `start` written while the caller goes on; its arrays must not change any more.
 
-        One shard at a time: waits for the one before, and raises what went wrong with it. Leaving the context does the same for the last.
+        One shard at a time: waits for the one before, as `flush` does. A clean exit does the same for the last.
         """
-        self._finish_pending()
+        self.flush()
         self._pending = self._behind.submit(self.write, start, block)
 
-    def _finish_pending(self) -> None:
+    def flush(self) -> None:
+        """Wait until what `write_behind` was given is written; raises what went wrong with it."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def write(self, start: int, block: Block) -> None:
-        """Write the shard that begins at row `start`."""
+        """Write the shard that begins at row `start`. If `block` is only its first rows, they are kept for `begun` to give back."""
         index = [first for first, _ in self._bounds].index(start)
-        assert len(block) == self._bounds[index][1] - start
-        final = self._part / shard_name(index)
+        whole = len(block) == self._bounds[index][1] - start
+        final = self._part / shard_name(index) if whole else self._begun
         unfinished = final.with_suffix(".part")
         own: Attributes = {"rows.start": start, "rows.stop": start + len(block), "fingerprint": self.fingerprint}
         with h5py.File(unfinished, "w", libver=("v110", "v110")) as file, ThreadPoolExecutor(1) as pool:
@@ -240,6 +242,13 @@ class Writer:
             files.sync(raw)
         unfinished.replace(final)
 
+    def begun(self, start: int) -> Block | None:
+        """The first rows of the shard that begins at row `start`, where an earlier, interrupted run has left them behind whole."""
+        try:
+            return _read_shard(self._begun) if _read_attributes(self._begun)["rows.start"] == start else None
+        except InputError:
+            return None
+
     def _is_complete(self, index: int) -> bool:
         path = self._part / shard_name(index)
         try:
@@ -251,6 +260,7 @@ class Writer:
     def _publish(self) -> None:
         if missing := self.missing():
             raise RuntimeError(f"{self.path}: rows {missing[0][0]} to {missing[0][1]} were never written")
+        partial.clear([self._begun])
         files.sync_folder(self._part)
         replaced = self.path.with_name(f".{self.path.name}.replaced.part")
         partial.clear([replaced])

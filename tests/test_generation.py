@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 
 import h5py
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 import torch
 import torchattacks
 
-from pipeline import attacks, generation, networks, params, store
+from pipeline import attacks, console, generation, networks, params, store
 from pipeline.errors import InputError
 from tests.conftest import FGSM, PGD, attack_spec, make_block, write_set
 
@@ -110,6 +112,49 @@ def test_a_resumed_set_is_the_uninterrupted_one(sets, network, tmp_path, monkeyp
     assert written == [0, 16, 32], "no shard is made twice"
     for shard in sorted(whole.path.iterdir()):
         assert shard.read_bytes() == (resumed.path / shard.name).read_bytes()
+
+
+def stop_in_batch(n, number, monkeypatch):
+    """Have a signal come in the nth batch; gives a list that grows with every batch that is attacked."""
+    perturb, attacked = attacks.perturb, []
+
+    def stopping(*arguments):
+        attacked.append(1)
+        if len(attacked) == n:
+            signal.raise_signal(number)
+        return perturb(*arguments)
+
+    monkeypatch.setattr(attacks, "perturb", stopping)
+    return attacked
+
+
+@pytest.mark.parametrize(("stop_after", "images_done"), [(1, 8), (2, 16), (3, 24), (5, 40)])  # shards hold 16 rows, batches 8
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_set_that_was_stopped_at_any_batch_is_the_uninterrupted_one(
+    sets, network, tmp_path, monkeypatch, stop_after, images_done, number
+):
+    clean, whole = sets
+    attacked = stop_in_batch(stop_after, number, monkeypatch)
+    with pytest.raises(console.Interrupted, match=f"^attack with pgd: {images_done} of 40 images are done$"):
+        generate(clean, network, tmp_path / "pgd")
+    assert not (tmp_path / "pgd").exists()
+    resumed = generate(clean, network, tmp_path / "pgd")
+    assert len(attacked) == 5, "no batch is attacked twice"
+    assert {path.name: path.read_bytes() for path in resumed.path.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.path.iterdir()
+    }
+
+
+def test_first_rows_of_a_shard_that_were_damaged_are_attacked_again(sets, network, tmp_path, monkeypatch):
+    clean, whole = sets
+    attacked = stop_in_batch(1, signal.SIGTERM, monkeypatch)
+    with pytest.raises(console.Interrupted):
+        generate(clean, network, tmp_path / "pgd")
+    (begun,) = tmp_path.glob(".pgd.*.part/begun.h5")
+    os.truncate(begun, begun.stat().st_size // 2)
+    resumed = generate(clean, network, tmp_path / "pgd")
+    assert len(attacked) == 6
+    assert resumed.digest == whole.digest
 
 
 def test_an_error_of_the_writing_thread_surfaces_and_leaves_no_set(sets, network, tmp_path, monkeypatch):
