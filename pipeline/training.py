@@ -119,14 +119,7 @@ def train(
     `attack_passes` are the gradients of single images that attacks computed for it, beforehand and in every epoch. `also_write` writes
     whatever else comes of the training. What all this was made from is kept until DVC has recorded the stage.
     """
-    origin: dict[str, str | int | float] = {
-        **provenance,
-        **{f"training.{key}": value if isinstance(value, str | int | float) else _plain(value) for key, value in settings},
-        "loading": batches.loading,
-        "device": device.type,
-        "precision": precision_for(settings.precision, device),
-        **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},
-    }
+    origin = _origin(provenance, batches, settings, device)
     part = partial.path_for(out, {**origin, "architecture": architecture})
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
     files.require_space(out.parent, COPIES * weights + sum(tensor.nbytes for tensor in batches.state.values()), text)
@@ -149,6 +142,20 @@ def train(
     part.replace(partial.finished(part))
     kept = f"epoch {fitted.best['epoch']} of {len(fitted.history)} kept, validation accuracy {fitted.best['val_accuracy']:.4f}"
     return f"{out}: {kept}, on {describe(device)}"
+
+
+def _origin(
+    provenance: Mapping[str, str | int | float], batches: Batches, settings: params.Training, device: torch.device
+) -> dict[str, str | int | float]:
+    """All that decides what comes out of a training, as plain values."""
+    return {
+        **provenance,
+        **{f"training.{key}": value if isinstance(value, str | int | float) else _plain(value) for key, value in settings},
+        "loading": batches.loading,
+        "device": device.type,
+        "precision": precision_for(settings.precision, device),
+        **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},
+    }
 
 
 class _Run:

@@ -51,13 +51,7 @@ def finetune() -> str:
     network, val = first.network(), clean.load("val")
     batches = _batches(recipe, sets, network, processor)
     mixed = val if recipe.best_on == "robust" else store.join([sets[name].load("val") for name in recipe.mix])
-
-    def store_refreshed(checkpoint: networks.Checkpoint) -> None:
-        args.refreshed.mkdir(parents=True, exist_ok=True)
-        if isinstance(batches, adversarial.RefreshedBatches):
-            judge, sha256 = checkpoint.network().to(processor), files.sha256(args.out)
-            for name in recipe.mix.keys() - {params.CLEAN}:
-                generation.store_refreshed(sets[name], batches.working_copy(name), judge, sha256, batches.refresh, args.refreshed / name)
+    mixed_in = {name: sets[name] for name in recipe.mix.keys() - {params.CLEAN}}
 
     return training.train(
         network,
@@ -75,10 +69,10 @@ def finetune() -> str:
             "selection": settings.selection.model_dump_json(),
         },
         attack_passes=(
-            sum(generation.passes(sets[name]) for name in recipe.mix.keys() - {params.CLEAN}),
+            sum(generation.passes(images) for images in mixed_in.values()),
             batches.passes if isinstance(batches, adversarial.RefreshedBatches) else 0,
         ),
-        also_write=store_refreshed,
+        also_write=lambda checkpoint: _store_refreshed(args.refreshed, mixed_in, batches, checkpoint.network().to(processor), args.out),
         device=processor,
     )
 
@@ -96,6 +90,21 @@ def _batches(
     dtype = adversarial.dtype_for(recipe.precision, processor)
     target = adversarial.Target(network.to(processor), streams[params.CLEAN].images.shape[2], dtype)
     return adversarial.RefreshedBatches(streams, recipe, target, processor)
+
+
+def _store_refreshed(
+    folder: Path,
+    sets: Mapping[str, store.ImageSet],
+    batches: augmentation.AugmentedBatches | adversarial.RefreshedBatches,
+    network: models.ResNet,
+    checkpoint: Path,
+) -> None:
+    """Store what refreshing has made of the adversarial sets of the mix, if it did; `network` is the model that `checkpoint` holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(batches, adversarial.RefreshedBatches):
+        sha256 = files.sha256(checkpoint)
+        for name, images in sets.items():
+            generation.store_refreshed(images, batches.working_copy(name), network, sha256, batches.refresh, folder / name)
 
 
 def _open_sets(
