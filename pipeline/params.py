@@ -5,6 +5,7 @@ mistake in the file is reported in a fraction of a second.
 """
 
 import json
+import math
 import reprlib
 from fractions import Fraction
 from pathlib import Path
@@ -102,7 +103,7 @@ def parse_step(value: object) -> float | str:
     if isinstance(value, str) and value.startswith("eps"):
         divisor = value.removeprefix("eps/")
         try:
-            if divisor == "steps" or float(divisor) > 0:
+            if divisor == "steps" or 0 < float(divisor) < math.inf:
                 return value
         except ValueError:
             pass
@@ -227,7 +228,7 @@ class Training(Section):
     """One run of the training loop."""
 
     epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
+    batch_size: Annotated[int, Field(ge=2, lt=2**31)]
     optimizer: Literal["sgd", "adamw"]
     lr: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
@@ -427,7 +428,7 @@ class Curves(Section):
     n_eval: Count
     eps: Annotated[list[Level], Field(min_length=1)]
     steps: Annotated[list[Count], Field(min_length=1)]
-    restarts: Annotated[int, Field(ge=2)]
+    restarts: Annotated[int, Field(ge=2, lt=2**31)]
     queries: Count
 
     @model_validator(mode="after")

@@ -387,6 +387,8 @@ FINETUNE = (
     [
         (f"{PGD} {R_PGD}", "", f"{R_PGD}: made from another model than those of --model and --sources; "),
         (f"{PGD} {R_PGD}", "models/robust2.pt", f"{R_PGD}: made from another model than those of --model and --sources; "),
+        (f"{PGD} {R_PGD}", "models/nope.pt", "models/nope.pt: no such model; `dvc repro` trains it"),
+        (f"{PGD} {R_PGD}", "params.yaml", "params.yaml: not a checkpoint of this pipeline"),
         (PGD, "models/robust.pt", "variants.refreshed.mix.robust-pgd: no such set among clean, pgd; add it to the variant stage"),
         (f"{R_PGD} {AGAIN}", "models/robust.pt", f"{AGAIN}: robust-pgd is {R_PGD} already; leave one of them out"),
         (f"{REFRESHED}/pgd", "models/refreshed.pt", f"{REFRESHED}/pgd: .*: kind: expected adversarial, found refreshed"),

@@ -102,6 +102,8 @@ CHANGES = [
     ("evaluate.curves.steps", [40, 20], "evaluate.curves.steps: expected rising values"),
     ("evaluate.curves.eps", ["8/255"], "evaluate.curves.eps: expected 1, at which every image must fall, as the last value"),
     ("evaluate.grid.eps", [8], "evaluate.grid.eps.0: expected more than 0 and at most 1"),
+    ("evaluate.grid.alphas", ["eps/inf"], r"evaluate.grid.alphas.0: expected a level .*found 'eps/inf'"),
+    ("finetune.batch_size", 2**31, "finetune.batch_size: expected less than 2147483648"),
     ("evaluate.grid.alphas", ["eps/x"], r"evaluate.grid.alphas.0: expected a level \(2/255\), eps/steps, or eps divided by a number"),
     ("evaluate.ensemble", {"eps": 8, "n_eval": 5}, "evaluate.ensemble.eps: expected more than 0 and at most 1"),
     ("export.model", "other", r"export.model: expected a model of rounds, variants or online \(clean, robust, refreshed\), found 'other'"),

@@ -289,6 +289,7 @@ def test_a_stage_by_itself_refuses_inputs_that_do_not_belong_together(project):
     finetune = ["--clean", "data/clean", "--out", "x.pt", "--history", "x.csv", "--refreshed", "x"]
     sets = ["data/adversarial/clean-fgsm", "data/adversarial/clean-pgd"]
     assert "made from another model" in refused("finetune", *finetune, "--model", "models/robust.pt", "--adversarial", *sets)
+    assert "nope.pt: no such model" in refused("finetune", *finetune, "--model", "models/nope.pt", "--adversarial", *sets)
     missing = "finetune.mix.pgd: no such set among clean, fgsm; add it to the finetune stage"
     assert missing in refused("finetune", *finetune, "--model", "models/clean.pt", "--adversarial", sets[0])
     variant = [*finetune, "--variant"]

@@ -45,9 +45,11 @@ def finetune() -> str:
     if args.variant is not None and args.variant not in settings.variants:
         raise InputError(f"variants.{args.variant}: expected one of {', '.join(settings.variants) or 'none yet'}, found {args.variant!r}")
     recipe, clean = settings.recipe(args.variant), store.ImageSet(args.clean)
+    first, *_ = [
+        networks.load(path, architecture=settings.model.architecture, class_names=clean.class_names) for path in (args.model, *args.sources)
+    ]
     attacked = {**{files.sha256(path): path.stem for path in args.sources}, files.sha256(args.model): ""}
     sets = _open_sets(args.adversarial, clean, attacked, settings, args.variant)
-    first = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
     network, val = first.network(), clean.load("val")
     batches = _batches(recipe, sets, network, processor)
     mixed = val if recipe.best_on == "robust" else store.join([sets[name].load("val") for name in recipe.mix])
