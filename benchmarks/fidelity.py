@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from torchvision import models
 
-from benchmarks.tables import markdown
+from benchmarks.tables import machine, markdown
 from pipeline import attacks, device, files, mixing, networks, params, products, store
 
 RESULTS = Path(__file__).parent / "results"
@@ -89,8 +89,8 @@ def main() -> None:
     judged, start = {path.stem: loaded(path) for path in args.model}, loaded(args.model[0])
     judged["adversarially trained"] = adversarially_trained(start, train.select(np.arange(len(train)) < TRAINED_ON), processor)
     results = {name: compare(network, val, processor) for name, network in judged.items()}
-    machine = {"machine": device.describe(processor), "architecture": args.architecture, "images": len(val)}
-    files.write_json(RESULTS / f"fidelity_{args.architecture}.json", {**machine, "models": results})
+    about = {"machine": machine(), "architecture": args.architecture, "images": len(val)}
+    files.write_json(RESULTS / f"fidelity_{args.architecture}.json", {**about, "models": results})
     print(markdown([{"model": name, "attack": attack, **row} for name, rows in results.items() for attack, row in rows.items()]))
 
 

@@ -7,7 +7,6 @@ its absence.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import markdown
+from benchmarks.tables import machine, markdown
 
 RESULT = Path(__file__).parent / "results" / "growth.json"
 PLOT = Path("docs/results/growth.png")
@@ -189,8 +188,8 @@ def run(most: int) -> None:
         results["images"] += rows([name for name in TEXTS if n_images <= MOST.get(name, n_images)], n_images, 32)
     for size in SIZES:
         results["size"] += by_size(size)
-    machine = {"cores": os.cpu_count(), "buffer_mib": BUFFER_BYTES // 2**20, "shard_mib": SHARD_BYTES // 2**20}
-    files.write_json(RESULT, {**machine, **results})
+    about = {"machine": machine(), "buffer_mib": BUFFER_BYTES // 2**20, "shard_mib": SHARD_BYTES // 2**20}
+    files.write_json(RESULT, {**about, **results})
     plot(results)
     print(table(results["images"], "images"), table(results["size"], "size"), sep="\n\n")
 

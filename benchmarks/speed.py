@@ -3,7 +3,6 @@
 Both do the same work on the same random 32x32 images, in turns (A B A B …), after a warm-up of each; the medians of PAIRS pairs count.
 """
 
-import os
 import statistics
 import tempfile
 import time
@@ -18,7 +17,7 @@ from torchattacks.attack import Attack
 from torchvision import models
 
 from benchmarks import naive
-from benchmarks.tables import markdown
+from benchmarks.tables import machine, markdown
 from pipeline import attacks, augmentation, device, files, mixing, params, products, store, streaming, training
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
@@ -135,10 +134,8 @@ def main() -> None:
         figures = store_figures(block, Path(folder)) | loading_figures(block, Path(folder), processor)
     for architecture in ("resnet50", "resnet18"):
         figures |= network_figures(architecture, block, processor)
-    has_bf16 = "with" if device.multiplies_bfloat16(processor) else "without"
-    machine = f"{device.describe(processor)} of {os.cpu_count()} cores, {has_bf16} bf16 instructions, torch {torch.__version__}"
-    files.write_json(RESULT, {"machine": machine, "pairs": PAIRS, "images_per_second": figures})
-    print(f"{machine}; medians of {PAIRS} pairs, images/s\n")
+    files.write_json(RESULT, {"machine": machine(), "pairs": PAIRS, "images_per_second": figures})
+    print(f"{machine()}; medians of {PAIRS} pairs, images/s\n")
     columns = {"ours": "pipeline", "naive": "usual way", "ratio": "ratio"}
     print(markdown([{"what": name, **{text: figure[key] for key, text in columns.items()}} for name, figure in figures.items()]))
 

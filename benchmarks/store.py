@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.tables import markdown
+from benchmarks.tables import machine, markdown
 from pipeline import files, store
 
 RESULT = Path(__file__).parent / "results" / "store.json"
@@ -104,7 +104,7 @@ def main() -> None:
         folder = Path(name)
         chunks = [chunk_row(random, rows, folder / "chunks.h5") for rows in CHUNKS]
         compressions = [compression_row(block, name, kind, folder) for name, block in blocks.items() for kind in COMPRESSIONS]
-    files.write_json(RESULT, {"cores": os.cpu_count(), "rows": ROWS, "repeats": REPEATS, "chunks": chunks, "compressions": compressions})
+    files.write_json(RESULT, {"machine": machine(), "rows": ROWS, "repeats": REPEATS, "chunks": chunks, "compressions": compressions})
     print(markdown(chunks), markdown(compressions), sep="\n\n")
 
 

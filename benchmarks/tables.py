@@ -1,6 +1,24 @@
-"""Results as they stand in docs/performance.md."""
+"""How results are told: the machine in words, and tables as they stand in docs/performance.md."""
 
+import os
+import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from pipeline import device
+
+
+def machine() -> str:
+    """What a run computes on, such as "cpu (2 threads), 2 cores of AMD EPYC with AVX512, bf16, no AMX, torch 2.15.0"."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    amx = "AMX" if torch.cpu._is_amx_tile_supported() else "no AMX"
+    bf16 = "bf16" if device.multiplies_bfloat16(torch.device("cpu")) else "no bf16"
+    cpu = f"{os.cpu_count()} cores of {model} with {torch.backends.cpu.get_cpu_capability()}, {bf16}, {amx}"
+    return f"{device.describe(device.choose())}, {cpu}, torch {torch.__version__}"
 
 
 def markdown(rows: Sequence[Mapping[str, object]]) -> str:

@@ -5,7 +5,6 @@ The file has the layout of the real one: a `TaskDataset` pickled under `__main__
 """
 
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
+from benchmarks.tables import machine
 from pipeline import files
 
 RESULT = Path(__file__).parent / "results" / "task_dataset.json"
@@ -63,7 +63,7 @@ def main() -> None:
         seconds = os.times().elapsed - before
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         result = {
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+            "machine": machine(),
             "images": sum(CLASS_SIZES),
             "file_mib": round((folder / "Train.pt").stat().st_size / 2**20),
             "seconds": round(seconds, 1),

@@ -1,0 +1,73 @@
+"""torch.compile against the pipeline's own way of computing, on this machine: `python -m benchmarks.compiled`.
+
+The gradient of an attack and a training step without its optimiser, on one batch of random 32x32 images, in turns after a warm-up of each.
+Mode `reduce-overhead` runs CUDA graphs and is tried on a GPU alone.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision import models
+
+from benchmarks.speed import BATCH, PAIRS, compare
+from benchmarks.tables import machine, markdown
+from pipeline import attacks, device, files, products, training
+
+RESULT = Path(__file__).parent / "results" / "compiled.json"
+Forward = Callable[[Tensor], Tensor]
+
+
+def attacked(network: models.ResNet, processor: torch.device) -> Forward:
+    """The network as attacks see it."""
+    fast = device.multiplies_bfloat16(processor)
+    return products.Frozen(network, 32, torch.bfloat16) if fast else attacks.frozen_copy(network)
+
+
+def trained(network: nn.Module, processor: torch.device) -> Forward:
+    """The network as training sees it."""
+    network.train().to(memory_format=torch.channels_last)
+    if training.precision_for("auto", processor) == "bf16":
+        return functools.partial(products.training_logits, network, dtype=torch.bfloat16)
+    return network
+
+
+def gradient(forward: Forward, images: Tensor, labels: Tensor) -> None:
+    """Of the pixels, and of all parameters that have one."""
+    pixels = images.clone().requires_grad_()
+    functional.cross_entropy(forward(pixels), labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+
+
+def figures(forward: Forward, images: Tensor, labels: Tensor, mode: str) -> dict[str, float]:
+    """Images a second of both ways, their ratio, and the seconds that compiling takes."""
+    compiled = torch.compile(forward, mode=mode, dynamic=False)
+    started = time.perf_counter()
+    gradient(compiled, images, labels)
+    seconds = round(time.perf_counter() - started, 1)
+    found = compare(lambda: gradient(compiled, images, labels), lambda: gradient(forward, images, labels), len(images))
+    return {"compiled": found["ours"], "as it is": found["naive"], "ratio": found["ratio"], "seconds to compile": seconds}
+
+
+def main() -> None:
+    torch._inductor.config.force_disable_caches = True  # else a second run compiles in no time
+    processor = device.choose()
+    torch.manual_seed(0)
+    images, labels = torch.rand(BATCH, 3, 32, 32, device=processor), torch.randint(10, (BATCH,), device=processor)
+    rows = []
+    for architecture in ("resnet50", "resnet18"):
+        for what, prepare in (("attack", attacked), ("training", trained)):
+            for mode in ("default", "reduce-overhead") if processor.type == "cuda" else ("default",):
+                forward = prepare(models.get_model(architecture, num_classes=10).to(processor), processor)
+                rows.append({"what": f"{architecture} {what}", "mode": mode, **figures(forward, images, labels, mode)})
+    files.write_json(RESULT, {"machine": machine(), "pairs": PAIRS, "images_per_second": rows})
+    print(f"{machine()}; medians of {PAIRS} pairs, images/s\n\n{markdown(rows)}")
+
+
+if __name__ == "__main__":
+    main()
