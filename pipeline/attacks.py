@@ -5,18 +5,19 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-import torchattacks
 from torch import Tensor, nn
 from torch.nn import functional
-from torchattacks.attack import Attack
 
 from pipeline import params
 from pipeline.errors import InputError
 from pipeline.in_parts import fitted
+
+if TYPE_CHECKING:
+    from torchattacks.attack import Attack
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -34,11 +35,13 @@ def frozen_copy(network: Network) -> Network:
     return copy.deepcopy(network).eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def build(spec: params.Attack, network: nn.Module, n_classes: int) -> Attack:
+def build(spec: params.Attack, network: nn.Module, n_classes: int) -> "Attack":
     """The torchattacks attack that `spec` describes, against a network that takes images in [0, 1].
 
     Raises InputError for an attack that needs more classes than there are.
     """
+    import torchattacks  # here, since scipy's statistics come with it: 0.7 s that training need not wait for
+
     if spec.attack in MARGIN_OF_FOUR and n_classes < 4:
         raise InputError(f"{spec.attack}: expected at least 4 classes, which its loss compares, found {n_classes}; use another attack")
     constructor = getattr(torchattacks, spec.attack)
@@ -48,7 +51,7 @@ def build(spec: params.Attack, network: nn.Module, n_classes: int) -> Attack:
     return constructor(network, **fixed, **given)
 
 
-def perturb(attack: Attack, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+def perturb(attack: "Attack", images: Tensor, labels: Tensor, seed: int) -> Tensor:
     """Adversarial images in [0, 1] for one batch.
 
     `images` (B, 3, H, W) in [0, 1], `labels` (B,). Attacks draw from torch's global generator, and some reset it: it is seeded for this

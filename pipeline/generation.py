@@ -40,7 +40,7 @@ def generate(
     files.require_space(out, len(clean) * (math.prod(clean.image_shape) + store.ROW_BYTES), f"a set of {len(clean)} images")
     exact = attacks.frozen_copy(network).to(device)
     precision, target = choose_target(exact, clean, spec, settings, device)
-    attacker = _Attacker(target, exact, spec, settings, device)
+    attacker = _Attacker(target, exact, len(clean.class_names), spec, settings, device)
     attributes: store.Attributes = {
         "kind": "adversarial",
         "class_names": clean.attributes["class_names"],
@@ -138,7 +138,7 @@ def attacked_again(
     exact = attacks.frozen_copy(network).to(device)
     fast = images.attributes["precision"] == "bf16"
     target = products.Frozen(exact, original.images.shape[2], torch.bfloat16) if fast else exact
-    attacker = _Attacker(target, exact, spec, settings, device)
+    attacker = _Attacker(target, exact, len(images.class_names), spec, settings, device)
     with console.progress(len(original), f"attack again with {images.attributes['attack']}", "images") as bar:
         return store.join(list(attacker.batches(original, start, bar)))
 
@@ -177,9 +177,9 @@ class _Attacker:
     """Attacks `target`, and has `exact` tell what is fooled."""
 
     def __init__(
-        self, target: nn.Module, exact: models.ResNet, spec: params.Attack, settings: params.Generate, device: torch.device
+        self, target: nn.Module, exact: nn.Module, n_classes: int, spec: params.Attack, settings: params.Generate, device: torch.device
     ) -> None:
-        self._attacked, self._judge, self._n_classes = InParts(target), InParts(exact), exact.fc.out_features
+        self._attacked, self._judge, self._n_classes = InParts(target), InParts(exact), n_classes
         self._spec, self._settings, self._device = spec, settings, device
 
     def batches(self, block: store.Block, start: int, bar: console.Bar, done: int = 0) -> Iterator[store.Block]:

@@ -7,17 +7,19 @@ adversarial images are not rounded, and are held to the eps ball and to [0, 1] b
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchattacks.attack import Attack
 
 from pipeline import attacks, console, networks, params
 from pipeline.in_parts import InParts
 from pipeline.store import Block
+
+if TYPE_CHECKING:
+    from torchattacks.attack import Attack
 
 Mask = NDArray[np.bool_]
 
@@ -116,7 +118,7 @@ def withstands(target: Target, block: Block, threat: params.Threat, text: str, s
     return Outcome(after=after, passes=passes)
 
 
-def perturb(attack: Attack, images: Tensor, labels: Tensor, eps: float, passes: Passes, seed: int) -> Tensor:
+def perturb(attack: "Attack", images: Tensor, labels: Tensor, eps: float, passes: Passes, seed: int) -> Tensor:
     """Adversarial images (B, 3, H, W) of one batch, held to the eps ball and to [0, 1].
 
     APGD, FAB and Square seed themselves: they are given the batch's seed, or every restart would be the same.
@@ -150,7 +152,7 @@ def by_steps(target: Target, block: Block, threat: params.Threat, steps: Sequenc
     return standing
 
 
-def _iterates(attack: Attack, network: InParts, images: Tensor, labels: Tensor, steps: Sequence[int], seed: int) -> dict[int, Tensor]:
+def _iterates(attack: "Attack", network: InParts, images: Tensor, labels: Tensor, steps: Sequence[int], seed: int) -> dict[int, Tensor]:
     """PGD's images after each number of steps: what the network is shown after `count` steps, and at last what the attack returns."""
     shown: dict[int, Tensor] = {}
     counts: Counter[int | None] = Counter()  # an attack that begins again does so with smaller parts

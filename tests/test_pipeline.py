@@ -56,6 +56,12 @@ def test_every_module_a_stage_reaches_is_in_its_deps_and_no_other(name):
     assert stage["desc"]
 
 
+@pytest.mark.parametrize(("stage", "spared"), [("prepare", "torch"), ("train_clean", "torchattacks"), ("finetune", "torchattacks")])
+def test_a_stage_does_not_wait_for_libraries_that_it_does_not_need(stage, spared):
+    program = f"import sys, pipeline.stages.{stage}; sys.exit({spared!r} in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
 def test_nothing_imports_a_stage_and_there_are_no_circles():
     modules = [path for path in (ROOT / "pipeline").rglob("*.py") if path.parent.name != "stages"]
     for path in modules:

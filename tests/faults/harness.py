@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torchattacks  # noqa: F401 - once, before the children are forked
 from ruamel.yaml import YAML
 
 from pipeline import attacks, export, files, lineage, partial, training
