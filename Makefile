@@ -26,8 +26,8 @@ preset: $(READY)  ## make preset NAME=cifar10: copy presets/NAME.yaml over param
 clean-partial: $(READY)  ## list and delete the unfinished work of interrupted runs
 	@$(BIN)/python -m pipeline clean-partial
 
-soak: $(READY)  ## disturb a tiny pipeline 200 times (killed, refused its writes, cut short) and compare every byte
-	@$(BIN)/python -W ignore -m tests.faults --faults 200
+soak: $(READY)  ## kill a tiny pipeline 200 times, refuse its writes, cut its files short, and compare every byte
+	@$(BIN)/python -W ignore -m tests.faults --kills 200
 
 test: $(READY)  ## run every test
 	@$(BIN)/python -m pytest -n 2

@@ -1,4 +1,4 @@
-"""`python -m tests.faults --faults 200`: disturb the pipeline that often and print what came of it."""
+"""`python -m tests.faults --kills 200`: kill the pipeline that often, disturb it in other ways too, and print what came of it."""
 
 import argparse
 import sys
@@ -10,11 +10,11 @@ from tests.faults import harness
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faults", type=int, default=200, help="how many")
-    parser.add_argument("--seed", type=int, default=0, help="of their kinds and moments")
+    parser.add_argument("--kills", type=int, default=200, help="how many, at least")
+    parser.add_argument("--seed", type=int, default=0, help="of the kinds and moments of all faults")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        tally = harness.soak(Path(folder), args.faults, args.seed)
+        tally = harness.soak(Path(folder), args.kills, args.seed)
     print(tally)
     sys.exit(bool(tally.lost or tally.different))
 

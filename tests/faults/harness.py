@@ -46,11 +46,17 @@ class Tally:
     lost: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
 
+    @property
+    def kills(self) -> int:
+        """Those with a signal at a random moment."""
+        return self.faults.get("killed", 0) + self.faults.get("cut short", 0)
+
     def __str__(self) -> str:
         injected = ", ".join(f"{count} {name}" for name, count in sorted(self.faults.items()))
         redone = 100 * (self.done - self.needed) / self.needed
         return (
-            f"faults injected: {sum(self.faults.values())} ({injected})\nwork redone: {redone:.0f} % of one undisturbed run\n"
+            f"faults injected: {sum(self.faults.values())} ({injected}), {self.kills} of them kills\n"
+            f"work redone: {redone:.0f} % of one undisturbed run\n"
             f"files lost: {len(self.lost)} {self.lost[:3] or ''}\ndifferences: {len(self.different)} {self.different[:3] or ''}"
         )
 
@@ -249,8 +255,8 @@ def _remount(folder: Path, size: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True, capture_output=True)
 
 
-def soak(folder: Path, n_faults: int, seed: int) -> Tally:
-    """Run the pipeline undisturbed, then disturbed until so many faults were injected, and compare."""
+def soak(folder: Path, n_kills: int, seed: int) -> Tally:
+    """Run the pipeline undisturbed, then disturbed until it was killed so often, among other faults, and compare."""
     torch.set_num_threads(1)
     (folder / "calm").mkdir(parents=True)
     calm = Pipeline(folder / "calm", seed)
@@ -258,12 +264,12 @@ def soak(folder: Path, n_faults: int, seed: int) -> Tally:
     with small_disk(folder / "disk") as has_disk:
         kinds = {**ALWAYS, "full disk": full} if has_disk else ALWAYS
         round_number = 0
-        while sum(tally.faults.values()) < n_faults:
+        while tally.kills < n_kills:
             place = folder / "disk" / str(round_number)
             place.mkdir(parents=True)
-            remaining = n_faults - sum(tally.faults.values())
             storm = Pipeline(place, seed + round_number)
-            storm.disturbed(min(6, -(-remaining // len(storm.stages))), kinds, tally, calm.seconds)
+            faults_per_stage = min(6, -(-2 * (n_kills - tally.kills) // len(storm.stages)))
+            storm.disturbed(faults_per_stage, kinds, tally, calm.seconds)
             found = storm.contents()
             tally.different += [path for path in sorted(expected.keys() | found.keys()) if expected.get(path) != found.get(path)]
             tally.needed, tally.done = tally.needed + calm.work, tally.done + storm.work
