@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 Network = TypeVar("Network", bound=nn.Module)
 
+MOST_SCALING = 126  # the largest power of two that float32 holds is 2^127
+
 # Parameters that are not the user's to choose: the threat model is fixed, classes come from the data, randomness from our seed.
 FIXED = {"norm": "Linf", "verbose": False, "seed": 0}
 EPS_NAMES = {"PIFGSM": "max_epsilon", "PIFGSMPP": "max_epsilon"}  # where torchattacks calls eps otherwise
+SIGN_ALONE = ("FGSM", "FFGSM", "RFGSM", "BIM", "PGD", "TPGD")  # counts in these, of one gradient a step, so its scale is free
 MARGIN_OF_FOUR = ("APGDT", "AutoAttack")  # their targeted loss divides by a difference to the fourth-largest logit
 
 
@@ -38,6 +41,7 @@ def frozen_copy(network: Network) -> Network:
 def build(spec: params.Attack, network: nn.Module, n_classes: int) -> "Attack":
     """The torchattacks attack that `spec` describes, against a network that takes images in [0, 1].
 
+    Where the sign of a gradient is all that counts, it is scaled so that it does not underflow: torchattacks takes the mean of the loss.
     Raises InputError for an attack that needs more classes than there are.
     """
     import torchattacks  # here, since scipy's statistics come with it: 0.7 s that training need not wait for
@@ -48,7 +52,28 @@ def build(spec: params.Attack, network: nn.Module, n_classes: int) -> "Attack":
     accepted = inspect.signature(constructor).parameters
     fixed = {name: value for name, value in {**FIXED, "n_classes": n_classes}.items() if name in accepted}
     given = {EPS_NAMES.get(spec.attack, name) if name == "eps" else name: value for name, value in spec.parameters.items()}
-    return constructor(network, **fixed, **given)
+    attack = constructor(network, **fixed, **given)
+    if spec.attack in SIGN_ALONE:
+        logits = attack.get_logits
+        attack.get_logits = lambda *inputs: scaled(logits(*inputs))
+    return attack
+
+
+def scaled(logits: Tensor) -> Tensor:
+    """The same logits (B, n_classes); gradients that go back through them are scaled, each image's by a power of two.
+
+    A power of two changes no bit of a gradient but its exponent, so its sign stays, and a gradient that is small because the network is
+    sure of its class does not become zero on its way to the pixels.
+    """
+    if logits.requires_grad:
+        logits.register_hook(_near_one)  # type: ignore[no-untyped-call]
+    return logits
+
+
+def _near_one(gradients: Tensor) -> Tensor:
+    """Gradients (B, n_classes), scaled so that each row's largest is between a half and one, or 2^MOST_SCALING times as large."""
+    _, exponents = torch.frexp(gradients.abs().amax(1, keepdim=True))
+    return torch.ldexp(gradients, (-exponents).clamp(max=MOST_SCALING))
 
 
 def perturb(attack: "Attack", images: Tensor, labels: Tensor, seed: int) -> Tensor:
@@ -90,7 +115,7 @@ def ascend(
 
     def gradient() -> Tensor:
         at = adv_images.detach().requires_grad_()
-        return torch.autograd.grad(LOSSES[loss](network(at), labels), at)[0]
+        return torch.autograd.grad(LOSSES[loss](scaled(network(at)), labels), at)[0]
 
     for _ in range(steps):
         moved = adv_images + sign * alpha * fitted(network, images, gradient).sign()

@@ -46,6 +46,23 @@ def test_pgd_without_random_start_reaches_the_same_corner(images):
     torch.testing.assert_close(adv_images, fgsm, rtol=0, atol=1e-6)
 
 
+class Sure(Linear):
+    """So sure of class 0 that in float32 the gradient of the mean loss is zero at the pixels."""
+
+    def forward(self, images):
+        return 1e-4 * super().forward(images) + torch.tensor([95.0, 0.0])
+
+
+@pytest.mark.parametrize("spec", [FGSM, {**PGD, "random_start": False}, {"attack": "BIM", "eps": "8/255", "alpha": "2/255", "steps": 3}])
+def test_gradients_of_a_sure_network_do_not_underflow(images, spec):
+    network, labels = Sure(), torch.zeros(5, dtype=torch.int64)
+    assert (torchattacks.FGSM(network, eps=8 / 255)(images, labels) == images).all()
+    moved = attacks.perturb(attacks.build(attack_spec(**spec), network, 2), images, labels, seed=0) - images
+    assert (moved.sign() == network.weight[1].sign().view_as(images[0])).all()
+    ascended = attacks.ascend(network, images, images, labels, eps=0.1, alpha=0.01, steps=1) - images
+    assert (ascended.sign() == moved.sign()).all()
+
+
 PARAMETERS = {
     "alpha": "2/255", "steps": 2, "random_start": True, "decay": 1.0, "eot_iter": 1, "loss": "ce", "m": 2, "N": 2, "beta": 1.5, "scale": 10,
     "std": 0.1, "resize_rate": 0.9, "diversity_prob": 0.5, "kernel_name": "gaussian", "len_kernel": 5, "nsig": 3, "n_restarts": 1,
