@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 Network = TypeVar("Network", bound=nn.Module)
 
-MOST_SCALING = 126  # the largest power of two that float32 holds is 2^127
-
 # Parameters that are not the user's to choose: the threat model is fixed, classes come from the data, randomness from our seed.
 FIXED = {"norm": "Linf", "verbose": False, "seed": 0}
 EPS_NAMES = {"PIFGSM": "max_epsilon", "PIFGSMPP": "max_epsilon"}  # where torchattacks calls eps otherwise
@@ -62,8 +60,8 @@ def build(spec: params.Attack, network: nn.Module, n_classes: int) -> "Attack":
 def scaled(logits: Tensor) -> Tensor:
     """The same logits (B, n_classes); gradients that go back through them are scaled, each image's by a power of two.
 
-    A power of two changes no bit of a gradient but its exponent, so its sign stays, and a gradient that is small because the network is
-    sure of its class does not become zero on its way to the pixels.
+    A power of two changes nothing but the exponent, so signs stay, and a gradient that is small because the network is sure of a class
+    reaches the pixels. Where the loss itself has a gradient of zero in float32, for leads of more than 103, there is nothing to scale.
     """
     if logits.requires_grad:
         logits.register_hook(_near_one)  # type: ignore[no-untyped-call]
@@ -71,9 +69,11 @@ def scaled(logits: Tensor) -> Tensor:
 
 
 def _near_one(gradients: Tensor) -> Tensor:
-    """Gradients (B, n_classes), scaled so that each row's largest is between a half and one, or 2^MOST_SCALING times as large."""
+    """Gradients (B, n_classes), scaled so that each row's largest is between a half and one, as far as float32's exponents reach."""
     _, exponents = torch.frexp(gradients.abs().amax(1, keepdim=True))
-    return torch.ldexp(gradients, (-exponents).clamp(max=MOST_SCALING))
+    # From its bits, since torch.ldexp takes a power, which need not be exact on every device.
+    factors = ((127 - exponents).clamp(1, 254) << 23).view(torch.float32)
+    return gradients * factors.to(gradients.dtype)
 
 
 def perturb(attack: "Attack", images: Tensor, labels: Tensor, seed: int) -> Tensor:
@@ -115,7 +115,7 @@ def ascend(
 
     def gradient() -> Tensor:
         at = adv_images.detach().requires_grad_()
-        return torch.autograd.grad(LOSSES[loss](scaled(network(at)), labels), at)[0]
+        return torch.autograd.grad(LOSSES[loss](network(at), labels), at)[0]
 
     for _ in range(steps):
         moved = adv_images + sign * alpha * fitted(network, images, gradient).sign()

@@ -66,8 +66,8 @@ def say_once(text: str) -> None:
 def run(command: Callable[[], str]) -> None:
     """Run a command to its end: print what it did and how long it took.
 
-    An InputError, what the system says of a file or a disk, a GPU without memory or an interruption becomes one line on standard error and
-    exit code 1, or 130 for the last; earlier results are not touched.
+    An InputError, what the system says of a file, a full disk, a GPU without memory or an interruption becomes one line on standard error
+    and exit code 1, or 130 for the last; earlier results are not touched.
     """
     started = time.perf_counter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop is a stop, whoever asks for it
@@ -76,12 +76,12 @@ def run(command: Callable[[], str]) -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        found = " ".join(str(error).split())[:150]
         if files.is_full_disk(error):
+            found = " ".join(str(error).split())[:150]
             sys.exit(f"error: the disk is full ({found}); free some space and run it again, it goes on from here")
-        if error.errno is None:  # a library's, without the system's word for it
+        if not error.filename:
             raise
-        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {found}")
+        sys.exit(f"error: {error.filename2 or error.filename}: {error.strerror}")
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name alone
             raise

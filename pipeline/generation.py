@@ -148,19 +148,15 @@ def _attack_missing(clean: store.ImageSet, writer: store.Writer, attacker: "_Att
     missing = {start for start, _ in writer.missing()}
     with console.progress(len(clean), text, "images") as bar, console.stopping() as stop:
         for (start, end), block in zip(clean.bounds, clean.blocks(), strict=True):
-            if start not in missing:
+            if start in missing:
+                rows = attacker.rows(block, start, writer.begun(start), bar, stop)
+                (writer.write_behind if len(rows) == len(block) else writer.keep)(start, rows)
+                end = start + len(rows)
+            else:
                 bar.update(end - start)
-                continue
-            begun = writer.begun(start)
-            parts = [] if begun is None else [begun]
-            for part in attacker.batches(block, start, bar, sum(map(len, parts))):
-                parts.append(part)
-                if stop.asked:
-                    break
-            writer.write_behind(start, store.join(parts))
             if stop.asked:
                 writer.flush()
-                raise console.Interrupted(f"{text}: {start + sum(map(len, parts))} of {len(clean)} images are done")
+                raise console.Interrupted(f"{text}: {end} of {len(clean)} images are done")
 
 
 def _fooled(
@@ -181,6 +177,18 @@ class _Attacker:
     ) -> None:
         self._attacked, self._judge, self._n_classes = InParts(target), InParts(exact), n_classes
         self._spec, self._settings, self._device = spec, settings, device
+
+    def rows(self, block: store.Block, start: int, begun: store.Block | None, bar: console.Bar, stop: console.Stop) -> store.Block:
+        """The adversarial counterpart of a shard that begins at row `start`, of its first rows alone where a stop is asked for.
+
+        `begun` is what such a stop has left.
+        """
+        parts = [] if begun is None else [begun]
+        for part in self.batches(block, start, bar, sum(map(len, parts))):
+            parts.append(part)
+            if stop.asked:
+                break
+        return store.join(parts)
 
     def batches(self, block: store.Block, start: int, bar: console.Bar, done: int = 0) -> Iterator[store.Block]:
         """The adversarial counterparts of the batches of a shard that begins at row `start`, but for the `done` rows of the first ones."""

@@ -47,7 +47,9 @@ class _Walker:
             if self._process is None:
                 command = [sys.executable, "-I", hdf5_walk.__file__]
                 pipe = subprocess.PIPE
-                self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+                self._process = subprocess.Popen(  # in a group of its own: a Ctrl-C is ours to answer
+                    command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, process_group=0
+                )
             assert self._process.stdin is not None and self._process.stdout is not None
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()

@@ -225,10 +225,14 @@ class Writer:
             pending.result()
 
     def write(self, start: int, block: Block) -> None:
-        """Write the shard that begins at row `start`. If `block` is only its first rows, they are kept for `begun` to give back."""
-        index = [first for first, _ in self._bounds].index(start)
-        whole = len(block) == self._bounds[index][1] - start
-        final = self._part / shard_name(index) if whole else self._begun
+        """Write the shard that begins at row `start`."""
+        self._write(self._part / shard_name(self._bounds.index((start, start + len(block)))), start, block)
+
+    def keep(self, start: int, block: Block) -> None:
+        """Keep the first rows of the shard that begins at row `start`, for `begun` to give back."""
+        self._write(self._begun, start, block)
+
+    def _write(self, final: Path, start: int, block: Block) -> None:
         unfinished = final.with_suffix(".part")
         own: Attributes = {"rows.start": start, "rows.stop": start + len(block), "fingerprint": self.fingerprint}
         with h5py.File(unfinished, "w", libver=("v110", "v110")) as file, ThreadPoolExecutor(1) as pool:
@@ -243,7 +247,7 @@ class Writer:
         unfinished.replace(final)
 
     def begun(self, start: int) -> Block | None:
-        """The first rows of the shard that begins at row `start`, where an earlier, interrupted run has left them behind whole."""
+        """What an earlier, interrupted run has kept of the shard that begins at row `start`, where it is whole and unchanged."""
         try:
             return _read_shard(self._begun) if _read_attributes(self._begun)["rows.start"] == start else None
         except InputError:
@@ -260,7 +264,7 @@ class Writer:
     def _publish(self) -> None:
         if missing := self.missing():
             raise RuntimeError(f"{self.path}: rows {missing[0][0]} to {missing[0][1]} were never written")
-        partial.clear([self._begun])
+        partial.clear([self._begun, self._begun.with_suffix(".part")])
         files.sync_folder(self._part)
         replaced = self.path.with_name(f".{self.path.name}.replaced.part")
         partial.clear([replaced])

@@ -47,7 +47,7 @@ def test_pgd_without_random_start_reaches_the_same_corner(images):
 
 
 class Sure(Linear):
-    """So sure of class 0 that in float32 the gradient of the mean loss is zero at the pixels."""
+    """So sure of class 0 that in float32 the gradient of the mean loss is zero at the pixels, and that of the sure class is before."""
 
     def forward(self, images):
         return 1e-4 * super().forward(images) + torch.tensor([95.0, 0.0])
@@ -59,8 +59,6 @@ def test_gradients_of_a_sure_network_do_not_underflow(images, spec):
     assert (torchattacks.FGSM(network, eps=8 / 255)(images, labels) == images).all()
     moved = attacks.perturb(attacks.build(attack_spec(**spec), network, 2), images, labels, seed=0) - images
     assert (moved.sign() == network.weight[1].sign().view_as(images[0])).all()
-    ascended = attacks.ascend(network, images, images, labels, eps=0.1, alpha=0.01, steps=1) - images
-    assert (ascended.sign() == moved.sign()).all()
 
 
 PARAMETERS = {

@@ -167,6 +167,8 @@ def test_a_crash_or_a_hang_of_libhdf5_is_a_refusal_and_the_next_file_is_read(cle
         assert message.split(" \\")[0] in walker.ask({})
     request = {"path": str(clean.path / "00000.h5"), "memory": 10**9, "filters": [], "datasets": ["images"], "exact": True}
     assert walker.ask(request) is None
+    assert walker._process is not None
+    assert os.getpgid(walker._process.pid) != os.getpgid(0), "a Ctrl-C in a terminal goes to the whole group"
     walker.close()
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 
 import h5py
@@ -145,16 +146,28 @@ def test_a_set_that_was_stopped_at_any_batch_is_the_uninterrupted_one(
     }
 
 
+def test_a_set_that_was_stopped_twice_in_one_shard_is_the_uninterrupted_one(sets, network, tmp_path, monkeypatch):
+    clean, settings = sets[0], SETTINGS.model_copy(update={"batch_size": 4})
+    whole = generate(clean, network, tmp_path / "whole", settings=settings)
+    for images_done in (4, 8):
+        stop_in_batch(1, signal.SIGTERM, monkeypatch)
+        with pytest.raises(console.Interrupted, match=f"{images_done} of 40"):
+            generate(clean, network, tmp_path / "pgd", settings=settings)
+    assert generate(clean, network, tmp_path / "pgd", settings=settings).digest == whole.digest
+
+
 def test_first_rows_of_a_shard_that_were_damaged_are_attacked_again(sets, network, tmp_path, monkeypatch):
     clean, whole = sets
     attacked = stop_in_batch(1, signal.SIGTERM, monkeypatch)
     with pytest.raises(console.Interrupted):
         generate(clean, network, tmp_path / "pgd")
     (begun,) = tmp_path.glob(".pgd.*.part/begun.h5")
+    shutil.copy(begun, begun.with_suffix(".part"))  # as one that was killed while it wrote
     os.truncate(begun, begun.stat().st_size // 2)
     resumed = generate(clean, network, tmp_path / "pgd")
     assert len(attacked) == 6
     assert resumed.digest == whole.digest
+    assert {path.name for path in resumed.path.iterdir()} == {"00000.h5", "00001.h5", "00002.h5"}
 
 
 def test_an_error_of_the_writing_thread_surfaces_and_leaves_no_set(sets, network, tmp_path, monkeypatch):

@@ -45,9 +45,9 @@ def finetune() -> str:
     if args.variant is not None and args.variant not in settings.variants:
         raise InputError(f"variants.{args.variant}: expected one of {', '.join(settings.variants) or 'none yet'}, found {args.variant!r}")
     recipe, clean = settings.recipe(args.variant), store.ImageSet(args.clean)
-    first, *_ = [
-        networks.load(path, architecture=settings.model.architecture, class_names=clean.class_names) for path in (args.model, *args.sources)
-    ]
+    first = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
+    for path in args.sources:  # to refuse what is no model
+        networks.load(path, architecture=settings.model.architecture, class_names=clean.class_names)
     attacked = {**{files.sha256(path): path.stem for path in args.sources}, files.sha256(args.model): ""}
     sets = _open_sets(args.adversarial, clean, attacked, settings, args.variant)
     network, val = first.network(), clean.load("val")
@@ -74,7 +74,7 @@ def finetune() -> str:
             sum(generation.passes(images) for images in mixed_in.values()),
             batches.passes if isinstance(batches, adversarial.RefreshedBatches) else 0,
         ),
-        also_write=lambda checkpoint: _store_refreshed(args.refreshed, mixed_in, batches, checkpoint.network().to(processor), args.out),
+        also_write=lambda checkpoint: _store_refreshed(args.refreshed, mixed_in, batches, checkpoint, args.out, processor),
         device=processor,
     )
 
@@ -98,13 +98,14 @@ def _store_refreshed(
     folder: Path,
     sets: Mapping[str, store.ImageSet],
     batches: augmentation.AugmentedBatches | adversarial.RefreshedBatches,
-    network: models.ResNet,
-    checkpoint: Path,
+    checkpoint: networks.Checkpoint,
+    out: Path,
+    processor: torch.device,
 ) -> None:
-    """Store what refreshing has made of the adversarial sets of the mix, if it did; `network` is the model that `checkpoint` holds."""
+    """Store what refreshing has made of the adversarial sets of the mix, if it did; `out` is the file of `checkpoint`."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(batches, adversarial.RefreshedBatches):
-        sha256 = files.sha256(checkpoint)
+        network, sha256 = checkpoint.network().to(processor), files.sha256(out)
         for name, images in sets.items():
             generation.store_refreshed(images, batches.working_copy(name), network, sha256, batches.refresh, folder / name)
 

@@ -38,24 +38,20 @@ HANGS = 120.0  # seconds
 
 @dataclass
 class Tally:
-    """What a disturbed run came to; work is counted in training steps and attacked batches."""
+    """What a disturbed run came to; work is counted in training steps and attacked batches, kills where they did end a stage."""
 
     faults: dict[str, int] = field(default_factory=dict)
+    kills: int = 0
     needed: int = 0
     done: int = 0
     lost: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
 
-    @property
-    def kills(self) -> int:
-        """Those with a signal at a random moment."""
-        return self.faults.get("killed", 0) + self.faults.get("cut short", 0)
-
     def __str__(self) -> str:
         injected = ", ".join(f"{count} {name}" for name, count in sorted(self.faults.items()))
         redone = 100 * (self.done - self.needed) / self.needed
         return (
-            f"faults injected: {sum(self.faults.values())} ({injected}), {self.kills} of them kills\n"
+            f"faults injected: {sum(self.faults.values())} ({injected}), {self.kills} of them ended a stage by a signal\n"
             f"work redone: {redone:.0f} % of one undisturbed run\n"
             f"files lost: {len(self.lost)} {self.lost[:3] or ''}\ndifferences: {len(self.different)} {self.different[:3] or ''}"
         )
@@ -102,6 +98,7 @@ class Pipeline:
                 else:
                     status = kinds[kind](self, name, self._random, seconds[name])
                     tally.faults[kind] = tally.faults.get(kind, 0) + 1
+                    tally.kills += kind in KILLS and status != 0
                 tally.lost += [path for path, content in earlier.items() if self._read(path) != content]
                 if status == 0 and kind is None:
                     break
@@ -233,6 +230,7 @@ def full(pipeline: Pipeline, name: str, chance: random.Random, seconds: float) -
 
 
 ROOMY = 2**30
+KILLS = ("killed", "cut short")
 WEIGHTS = {"killed": 3}  # against 1 for every other kind
 ALWAYS: dict[str, Fault] = {"killed": killed, "cut short": cut_short, "unwritable": unwritable, "too large": too_large}
 
