@@ -102,6 +102,8 @@ def measure(name: str, folder: Path, n_images: int, size: int) -> dict[str, floa
 
     Importing is not counted in the seconds; its memory is, and told apart as `imports_mib`.
     """
+    import torchattacks  # noqa: F401
+
     import pipeline.generation
     import pipeline.mixing  # noqa: F401
 
