@@ -18,8 +18,16 @@ from pipeline.params import MIXED
 from pipeline.store import Block, ImageSet
 from pipeline.whitebox import Mask, Target, summarise
 
-WORST, ENSEMBLE = "worst", "ensemble"
-Standing = tuple[NDArray[np.int64], Mask]  # rows of the validation images that were attacked, and which of them stand
+WORST = "worst"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """What one attack found: the rows (n,) of the validation images that it was tried on, and which of them stand; eps in [0, 1]."""
+
+    eps: float
+    rows: NDArray[np.int64]
+    standing: Mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +62,10 @@ def judge(network: nn.Module, clean: ImageSet, stored: Sequence[ImageSet], model
         images.expect({"model.sha256": stored[0].attributes["model.sha256"]}, f"made from another model than {stored[0].path}")
     sets = {str(images.attributes["attack"]): _opened(images, clean) for images in stored}
     transfer = _transfer(target, val, predicted == val.labels, sets, model_sha256)
-    robust = _robust(target, val, settings)
+    robust, tried = _robust(target, val, settings)
     grid_rows, grid = _grid(target, val, settings)
-    curves, checks = _checked(target, val, sets, transfer, robust, settings)
-    verdict, failed = diagnostics.verdict(checks)
+    curves, checks = _checked(target, val, sets, transfer, tried, settings)
+    verdict, failed = diagnostics.verdict(checks, _confirmed(settings, len(names)))
     return Judgement(
         metrics={
             "class_names": list(names),
@@ -100,17 +108,17 @@ def _transfer(target: Target, val: Block, clean_right: Mask, sets: Mapping[str, 
     return {**results, MIXED: summarise(np.concatenate(all_right), np.concatenate(all_labels), target.n_classes)}
 
 
-def _robust(target: Target, val: Block, settings: params.Evaluate) -> dict[str, Any]:
-    """Accuracy under every threat and under the ensemble, run afresh against the network, and under all of them together.
+def _robust(target: Target, val: Block, settings: params.Evaluate) -> tuple[dict[str, Any], list[Tried]]:
+    """Return the accuracy under every threat, under the ensemble and under all of them together, and what each of them found.
 
-    The last is the headline: an image counts if it withstands everything that was tried on it, at whatever eps.
+    The accuracy under all is the headline: an image counts if it withstands everything that was tried on it, at whatever eps.
     """
     results: dict[str, Any] = {}
-    all_standing: list[Standing] = []
+    tried: list[Tried] = []
 
     def enter(name: str, rows: NDArray[np.int64], standing: Mask, **about: Any) -> None:
         results[name] = {**summarise(standing, val.labels[rows], target.n_classes), **about}
-        all_standing.append((rows, standing))
+        tried.append(Tried(eps=about["eps"], rows=rows, standing=standing))
 
     rows = whitebox.sample(val, settings.n_eval, settings.seed)
     for name, threat in settings.threats.items():
@@ -119,16 +127,23 @@ def _robust(target: Target, val: Block, settings: params.Evaluate) -> dict[str, 
         enter(name, rows, outcome.standing, **about)
     if settings.ensemble is not None:
         rows = whitebox.sample(val, settings.ensemble.n_eval, settings.seed)
-        standing, about = ensemble.withstands(target, _rows(val, rows), ensemble.threats(settings.ensemble.eps))
-        enter(ENSEMBLE, rows, standing, eps=settings.ensemble.eps, **about)
-    rows, standing = _worst(all_standing)
-    return {**results, WORST: {**summarise(standing, val.labels[rows], target.n_classes), "over": list(results)}}
+        standing, about = ensemble.withstands(target, _rows(val, rows), settings.ensemble)
+        enter(ensemble.name(settings.ensemble), rows, standing, **about)
+    rows, standing = _worst(tried)
+    return {**results, WORST: {**summarise(standing, val.labels[rows], target.n_classes), "over": list(results)}}, tried
 
 
-def _worst(all_standing: Sequence[Standing]) -> Standing:
-    """Which images stand after everything, of those on which everything was tried: the smallest of the nested samples."""
-    smallest = min((rows for rows, _ in all_standing), key=len)
-    return smallest, np.logical_and.reduce([standing[np.isin(rows, smallest)] for rows, standing in all_standing])
+def _worst(tried: Sequence[Tried]) -> tuple[NDArray[np.int64], Mask]:
+    """Return the rows on which everything was tried, the smallest of the nested samples, and which of them stand after everything."""
+    smallest = min((one.rows for one in tried), key=len)
+    return smallest, np.logical_and.reduce([one.standing[np.isin(one.rows, smallest)] for one in tried])
+
+
+def _confirmed(settings: params.Evaluate, n_classes: int) -> bool:
+    """Return whether APGD-CE and targeted APGD, or all of the ensemble, were tried at the eps of the threat that the checks are about."""
+    if settings.ensemble is None or settings.ensemble.eps < settings.threats[settings.curves.threat].eps - 1e-6:
+        return False
+    return settings.ensemble.members == "all" or not ensemble.left_out(settings.ensemble, n_classes)
 
 
 def _grid(target: Target, val: Block, settings: params.Evaluate) -> tuple[list[sweeps.Row], dict[str, Any] | None]:
@@ -143,21 +158,21 @@ def _checked(
     val: Block,
     sets: Mapping[str, Stored],
     transfer: Mapping[str, Any],
-    robust: Mapping[str, Any],
+    tried: Sequence[Tried],
     settings: params.Evaluate,
 ) -> tuple[sweeps.Curves, dict[str, diagnostics.Check]]:
-    """The curves of one threat, and all checks of what was measured by it."""
+    """Return the curves of one threat, and all checks of what was found in its eps ball."""
     threat, rows = settings.threats[settings.curves.threat], whitebox.sample(val, settings.curves.n_eval, settings.seed)
     block = _rows(val, rows)
     curves = sweeps.curves(target, block, threat, settings.curves)
     within = {name: _rows(images.block, rows) for name, images in sets.items() if images.eps <= threat.eps + 1e-6}
-    eps = {name: entry.eps for name, entry in settings.threats.items()}
-    if settings.ensemble is not None:
-        eps[ENSEMBLE] = settings.ensemble.eps
+    judged, found = _worst([one for one in tried if one.eps <= threat.eps + 1e-6])
+    few = whitebox.sample(val, min(diagnostics.ENOUGH, len(judged)), settings.seed)
     return curves, {
         **diagnostics.diagnose(target, block, curves, threat, settings.curves.queries, within),
-        "eps_in_wrong_units": diagnostics.units(eps),
-        diagnostics.FAR_ABOVE: diagnostics.far_above(robust[settings.curves.threat], threat.eps, transfer),
+        **diagnostics.converged(target, _rows(val, few), found[np.isin(judged, few)], threat, settings.curves),
+        "eps_in_wrong_units": diagnostics.units([one.eps for one in tried]),
+        diagnostics.FAR_ABOVE: diagnostics.far_above(whitebox.interval(found), threat.eps, transfer),
     }
 
 

@@ -29,7 +29,7 @@ from pipeline.errors import InputError
 
 FILE = Path("params.yaml")
 CLEAN = "clean"  # the name of the first model and of the stream of unattacked images
-RESERVED_THREATS = {"worst", "ensemble"}  # names of results that are made from several attacks
+RESERVED_THREATS = {"worst", "apgd", "ensemble"}  # names of results that are made from several attacks
 # What ruamel.yaml raises for what is not YAML, or for tags that do not fit their values.
 NOT_YAML = (YAMLError, ValueError, TypeError, AttributeError, OverflowError, LookupError)
 MAX_BYTES, MAX_DEPTH, MAX_LETTERS = 2**18, 20, 1000  # of the file, of its levels, of one value
@@ -403,10 +403,17 @@ class Judged(Section):
 
 
 class Ensemble(Section):
-    """The standard strong ensemble at one eps; its other settings are the standard's."""
+    """AutoAttack's attacks at one eps: the first two (APGD-CE and targeted APGD), or all four.
 
+    `iterations` of each gradient attack, towards each of the `targets` likeliest wrong classes where it is targeted; the standard's are 100
+    and 9.
+    """
+
+    members: Literal["first_two", "all"]
     eps: Level
     n_eval: Count
+    iterations: Count
+    targets: Annotated[int, Field(ge=3, lt=2**31)]  # the loss of targeted APGD compares four classes
 
 
 class Grid(Section):
@@ -468,9 +475,10 @@ class Evaluate(Section):
 
 
 class Export(Section):
-    """Which model is handed in."""
+    """Which model is submitted, and the clean accuracy in [0, 1] that it must exceed to be submitted without a warning."""
 
     model: Name
+    min_clean: Annotated[float, Field(ge=0, lt=1)]
 
 
 class Audit(Section):
@@ -508,6 +516,12 @@ class Params(Section):
             return self.variants[model].of
         return next((attacked for attacked, follower in self.rounds.items() if follower.next == model), CLEAN)
 
+    def mix_of(self, model: str) -> dict[str, float]:
+        """Return the shares of the stored sets that a model is fine-tuned on, by name; none for a model that is not fine-tuned."""
+        if model in self.variants:
+            return self.recipe(model).mix
+        return self.finetune.mix if any(follower.next == model for follower in self.rounds.values()) else {}
+
     @staticmethod
     def section(variant: str | None) -> str:
         """Where in `params.yaml` a variant stands; without one, `finetune`."""
@@ -525,6 +539,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
+        if not self.attacks or not self.rounds:
+            raise ValueError(f"{'rounds' if self.attacks else 'attacks'}: expected at least one entry, found none")
         for name, attack in self.attacks.items():
             if name in (CLEAN, MIXED):
                 raise ValueError(f"attacks.{name}: expected another name, {CLEAN!r} and {MIXED!r} mean other images, found {name!r}")

@@ -5,11 +5,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import diagnostics, evaluation, generation, params, sweeps, whitebox
+from pipeline import diagnostics, evaluation, generation, params, report, sweeps, whitebox
 from tests import small_networks as small
 from tests.conftest import write_set
 from tests.small_networks import EPS
@@ -69,19 +70,41 @@ def bench(tmp_path_factory):
 
 def test_undefended_is_measured_soundly(bench):
     metrics = bench.judge(bench.undefended, "undefended")
-    assert metrics["diagnostics"]["verdict"] == "trustworthy"
+    assert metrics["diagnostics"]["verdict"] == "strong"
     assert metrics["robust"]["worst"]["accuracy"] < 0.4 < 0.9 < metrics["clean"]["accuracy"]
     assert metrics["diagnostics"]["checks"]["transfer_far_above_robust"]["verdict"] == "not run"
     assert metrics == bench.judge(bench.undefended, "undefended"), "a second judgement gives the same numbers"
-    assert metrics["robust"]["worst"]["accuracy"] <= min(metrics["robust"][name]["accuracy"] for name in ("fgsm", "pgd"))
+    assert metrics["robust"]["worst"]["accuracy"] <= min(metrics["robust"][name]["accuracy"] for name in ("fgsm", "pgd", "apgd"))
 
 
-def test_honest_adversarial_training_is_trustworthy(bench):
+def test_honest_adversarial_training_needs_apgd_to_be_strong(bench):
     trained = small.train(small.network(), *bench.training(), 8, small.pgd)
     metrics = bench.judge(trained)
     assert metrics["diagnostics"]["failed"] == []
-    assert metrics["diagnostics"]["verdict"] == "trustworthy"
+    assert metrics["diagnostics"]["verdict"] == "strong"
     assert metrics["robust"]["worst"]["accuracy"] > 0.6
+    assert metrics["robust"]["worst"]["over"] == ["fgsm", "pgd", "apgd"]
+    smaller = bench.settings.ensemble.model_copy(update={"eps": EPS / 2})
+    for ensemble in (None, smaller):
+        assert bench.diagnose(trained, ensemble=ensemble)[0] == "upper bound", "PGD alone shows no more"
+
+
+def test_more_steps_are_compared_with_what_all_attacks_found(bench):
+    weak = params.Threat.model_validate({**PGD, "alpha": EPS / 16, "steps": 2, "restarts": 1})
+    few = {"threats": {"pgd": weak}}
+    verdict, _, checks = bench.diagnose(bench.undefended, "undefended", ensemble=None, **few)
+    assert (verdict, checks["more_steps_find_more"]["verdict"]) == ("suspect", "failed")
+    assert checks["more_steps_find_more"]["value"] > 0.3
+    verdict, _, checks = bench.diagnose(bench.undefended, "undefended", **few)
+    assert checks["more_steps_find_more"] == {"value": 0.0, "limit": 0.01, "verdict": "passed"}, "APGD has found them before"
+
+
+def test_a_loss_of_five_points_is_seen_on_enough_images():
+    loss = np.arange(diagnostics.ENOUGH) < round(0.05 * diagnostics.ENOUGH)
+    assert not diagnostics.share(loss, diagnostics.CONVERGED).passed
+    assert diagnostics.share(np.arange(60) < 3, diagnostics.CONVERGED).passed, "on 60 images it could be chance"
+    fails_at = next(k for k in range(99) if not diagnostics.share(np.arange(diagnostics.ENOUGH) < k, diagnostics.CONVERGED).passed)
+    assert scipy.stats.binom.sf(fails_at - 1, diagnostics.ENOUGH, 0.05) > 0.9
 
 
 def test_fine_tuning_on_stored_images_is_static_only(bench):
@@ -156,9 +179,9 @@ def test_images_that_were_trained_on_are_found(bench):
 
 
 def test_eps_in_other_units_are_found():
-    assert diagnostics.units({"pgd": 8 / 255, "fgsm": 1 / 255}).passed
-    assert diagnostics.units({"pgd": 8 / 255 / 255}) == diagnostics.Check(value=1.0, limit=0.0, passed=False)
-    assert not diagnostics.units({"pgd": 0.6}).passed
+    assert diagnostics.units([8 / 255, 1 / 255]).passed
+    assert diagnostics.units([8 / 255 / 255]) == diagnostics.Check(value=1.0, limit=0.0, passed=False)
+    assert not diagnostics.units([0.6]).passed
 
 
 def test_a_judge_that_loses_or_finds_is_compared_on_the_same_images():
@@ -183,9 +206,15 @@ def test_tolerances_follow_the_number_of_images(n, part):
 
 def test_the_verdict_names_what_failed():
     good, bad = diagnostics.none_of(0), diagnostics.none_of(1)
-    assert diagnostics.verdict({"a": good, "b": diagnostics.NOT_RUN}) == ("trustworthy", [])
-    assert diagnostics.verdict({"a": good, diagnostics.FAR_ABOVE: bad}) == ("static only", [diagnostics.FAR_ABOVE])
-    assert diagnostics.verdict({"a": bad, diagnostics.FAR_ABOVE: bad}) == ("suspect", ["a", diagnostics.FAR_ABOVE])
+    assert diagnostics.verdict({"a": good, "b": diagnostics.NOT_RUN}, True) == ("strong", [])
+    assert diagnostics.verdict({"a": good, "b": diagnostics.NOT_RUN}, False) == ("upper bound", [])
+    assert diagnostics.verdict({"a": bad, diagnostics.FAR_ABOVE: good}, True) == ("suspect", ["a"])
+    for other in (good, bad):
+        verdict, failed = diagnostics.verdict({"a": other, diagnostics.FAR_ABOVE: bad}, True)
+        assert verdict == "static only", "whatever else failed"
+        assert diagnostics.FAR_ABOVE in failed
+    words = {diagnostics.STRONG, diagnostics.UPPER_BOUND, diagnostics.STATIC_ONLY, diagnostics.SUSPECT}
+    assert set(report.WORTH) == words
 
 
 def result(accuracy, **more):
@@ -197,11 +226,19 @@ def result(accuracy, **more):
     [
         (result(0.9, eps=8 / 255, made_against_this_model=False), False),
         (result(0.9, eps=7 / 255, made_against_this_model=False), False),
-        (result(0.5, eps=8 / 255, made_against_this_model=False), True),
+        (result(0.44, eps=8 / 255, made_against_this_model=False), True),
+        (result(0.5, eps=8 / 255, made_against_this_model=False), False),
         (result(0.9, eps=8 / 255, made_against_this_model=True), None),
         (result(0.9, eps=2 / 255, made_against_this_model=False), None),
     ],
-    ids=["far above", "0.03 is stored as 7/255", "not far above", "no transfer", "another eps"],
+    ids=["far above", "0.03 is stored as 7/255", "half within chance", "below half", "no transfer", "another eps"],
 )
 def test_transfer_far_above_robust(transfer, passed):
     assert diagnostics.far_above(result(0.2), 8 / 255, {"pgd": transfer, "mixed": result(0.9)}).passed is passed
+
+
+def test_static_training_at_14_of_40_percent_is_static_only():
+    accuracy = lambda percent: whitebox.interval(np.arange(300) < 3 * percent)  # noqa: E731
+    transfer = {"pgd": {**accuracy(40), "eps": 8 / 255, "made_against_this_model": False}}
+    assert diagnostics.far_above(accuracy(14), 8 / 255, transfer).passed is False
+    assert diagnostics.far_above(accuracy(19), 8 / 255, transfer).passed is True, "19 of 40 on 300 images may be chance"

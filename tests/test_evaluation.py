@@ -15,7 +15,9 @@ def test_a_judgement_keeps_its_words_apart(tmp_path, network, settings):
     threats = {name: params.Threat.model_validate({**entry, "restarts": 1}) for name, entry in (("fgsm", FGSM), ("pgd", PGD))}
     curves = params.Curves(threat="pgd", n_eval=4, eps=[8 / 255, 1.0], steps=[1, 4], restarts=2, queries=3)
     grid = params.Grid(n_eval=5, eps=[4 / 255, 8 / 255], alphas=["eps/2", 2 / 255], steps=[1, 2])
-    settings = settings.evaluate.model_copy(update={"n_eval": 6, "threats": threats, "curves": curves, "grid": grid})
+    ensemble = params.Ensemble(members="all", eps=8 / 255, n_eval=5, iterations=2, targets=3)
+    changes = {"n_eval": 6, "threats": threats, "curves": curves, "grid": grid, "ensemble": ensemble}
+    settings = settings.evaluate.model_copy(update=changes)
     spec = params.Attack.model_validate(FGSM)
     stored, foreign = (
         generation.generate(
@@ -34,8 +36,9 @@ def test_a_judgement_keeps_its_words_apart(tmp_path, network, settings):
     metrics, confusion = judgement.metrics, judgement.confusion
     assert metrics["clean"]["n"] == metrics["transfer"]["fgsm"]["n"] == len(confusion) == 10
     assert metrics["transfer"]["mixed"]["n"] == 20
-    assert metrics["robust"]["fgsm"]["n"] == metrics["robust"]["worst"]["n"] == 6
-    assert metrics["robust"]["worst"]["over"] == ["fgsm", "pgd"]
+    assert metrics["robust"]["fgsm"]["n"] == 6
+    assert metrics["robust"]["ensemble"]["n"] == metrics["robust"]["worst"]["n"] == 5
+    assert metrics["robust"]["worst"]["over"] == ["fgsm", "pgd", "ensemble"]
     assert metrics["grid"]["guesses"] == len(judgement.grid) - 2 == 10
     assert len(judgement.curves) == 3 + 3 + 2
     assert metrics["transfer"]["fgsm"]["made_against_this_model"]
@@ -53,6 +56,7 @@ def test_a_judgement_keeps_its_words_apart(tmp_path, network, settings):
 
 def test_the_worst_case_is_over_the_images_on_which_everything_was_tried():
     large, small = np.array([1, 3, 4, 8]), np.array([3, 8])
-    rows, standing = evaluation._worst([(large, np.array([True, True, True, True])), (small, np.array([True, False]))])
+    tried = [(large, np.array([True, True, True, True])), (small, np.array([True, False]))]
+    rows, standing = evaluation._worst([evaluation.Tried(eps=0.1, rows=rows, standing=standing) for rows, standing in tried])
     assert rows.tolist() == [3, 8]
     assert standing.tolist() == [True, False]

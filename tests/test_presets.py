@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import console, ensemble, export
+from pipeline import console, ensemble
 from tests import samples
 from tests.conftest import ROOT
 
@@ -51,8 +51,7 @@ def test_every_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatc
     params["evaluate"]["curves"].update(n_eval=2, eps=[1], steps=[1, 3], restarts=3, queries=2)
     params["evaluate"]["grid"].update(n_eval=2, eps=["8/255"], steps=[2])
     if params["evaluate"]["ensemble"]:
-        params["evaluate"]["ensemble"].update(n_eval=2)
-    monkeypatch.setattr(ensemble, "ITERATIONS", 2)
+        params["evaluate"]["ensemble"].update(n_eval=2, iterations=2, targets=3)
     monkeypatch.setattr(ensemble, "QUERIES", 2)
     for entry in [*params["attacks"].values(), *params["evaluate"]["threats"].values()]:
         entry.update({"steps": 2} if "steps" in entry else {})
@@ -65,14 +64,13 @@ def test_every_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatc
     shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "data/raw").mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(export, "LOWEST_ACCURACY", -1)  # one epoch on noise teaches nothing
     monkeypatch.setattr(console, "run", lambda command: command())
     for command in commands(tmp_path):
         monkeypatch.setattr(sys, "argv", command[2:])
         runpy.run_module(command[2], run_name="__main__")
     submission = (tmp_path / "models/submission.pt").read_bytes()
     assert len(hashlib.sha256(submission).hexdigest()) == 64
-    assert sorted(path.name for path in (tmp_path / "data/adversarial").glob("clean-*")) == ["clean-fgsm", "clean-pgd"]
+    assert sorted(path.name for path in (tmp_path / "data/adversarial/clean").iterdir()) == ["fgsm", "pgd"]
 
 
 def commands(folder) -> list[list[str]]:

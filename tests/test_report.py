@@ -8,7 +8,7 @@ def result(accuracy, **more):
     return {"accuracy": accuracy, "low95": accuracy - 0.02, "high95": accuracy + 0.02, **more}
 
 
-def diagnosed(verdict="trustworthy", **failed):
+def diagnosed(verdict="strong", **failed):
     checks = {name: {"value": value, "limit": 0.02, "verdict": "failed"} for name, value in failed.items()}
     checks["not_asked"] = {"value": None, "limit": 0.0, "verdict": "not run"}
     return {"verdict": verdict, "failed": list(failed), "threat": "pgd", "n": 48, "checks": checks}
@@ -37,11 +37,13 @@ def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
     )
     head, names, clean, robust, *note = report.results(tmp_path, ["clean", "robust", "not yet"]).splitlines()
     assert head.split() == ["transfer", "robust"]
-    assert names.split() == ["model", "attacks", "clean", "pgd", "pgd", "other", "verdict"]
-    assert clean.split() == ["clean", "0.00M", "97.0", "±2.0", "10.0*", "±2.0", "10.0", "±2.0", "20.0", "±2.0", "trustworthy"]
+    assert names.split() == ["model", "attacks", "clean", "pgd", "pgd", "other", "evidence"]
+    assert clean.split() == ["clean", "0.00M", "97.0", "±2.0", "10.0*", "±2.0", "10.0", "±2.0", "20.0", "±2.0", "strong"]
     assert robust.split() == ["robust", "1.23M", "90.0", "±2.0", "70.0", "±2.0", "5.0", "±2.0", "-", "suspect"]
     assert "says nothing about an attacker" in note[1]
-    assert note[-1] == "robust: suspect: black_box_finds_more (0.125, limit 0.02)"
+    assert note[-2] == "robust: suspect: black_box_finds_more (0.125, limit 0.02)"
+    assert note[-1].startswith("What the numbers are worth: worst of clean was found with APGD-CE and targeted APGD, so ")
+    assert note[-1].endswith("; a check of robust failed, so worst may be far too high.")
     assert names.index("pgd") + len("pgd") == robust.index("70.0") + len("70.0 ±2.0")
 
 
@@ -50,7 +52,7 @@ def test_checks_are_a_line_each():
     assert head == "checks of what pgd measured, on 48 images:"
     assert found.split() == ["black_box_finds_more", "0.125", "(limit", "0.02)", "failed"]
     assert none.split() == ["not_asked", "-", "(limit", "0)", "not", "run"]
-    assert last == "  verdict: suspect"
+    assert last == "  evidence: suspect"
 
 
 def test_no_metrics_yet(tmp_path):
