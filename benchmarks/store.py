@@ -97,7 +97,7 @@ def first_rows(path: Path) -> store.Block:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sets", type=Path, nargs="+", default=[Path("data/clean"), Path("data/adversarial/clean-pgd")])
+    parser.add_argument("--sets", type=Path, nargs="+", default=[Path("data/clean"), Path("data/adversarial/clean/pgd")])
     blocks = {path.name: first_rows(path) for path in parser.parse_args().sets}
     random = np.random.default_rng(0).integers(0, 256, (ROWS, 3, 32, 32), dtype=np.uint8)
     with tempfile.TemporaryDirectory(dir=".") as name:

@@ -18,6 +18,7 @@ from ruamel.yaml.comments import CommentedMap
 from pipeline import console, files, params, partial
 from pipeline.errors import InputError
 
+ADVERSARIAL = Path("data/adversarial")
 PRESETS = Path("presets")
 METRICS = Path("metrics")
 LOCK = Path(".dvc/tmp/repro.lock")
@@ -56,6 +57,7 @@ def repro() -> str:
     with _only_one():
         enter_models()
         check()
+        remove_undeclared_sets(params.load(params.FILE))
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         dvc = [sys.executable, "-m", "dvc"]
         small = {path: path.read_bytes() for folder in UNCACHED for path in folder.rglob("*") if path.is_file()}
@@ -150,7 +152,44 @@ def check() -> str:
         raise InputError(
             f"{params.FILE}: data.path: {settings.data.path}: no such file or folder; put the {settings.data.source} source there"
         )
+    _check_stages(settings)
     return f"{params.FILE} is sound"
+
+
+def _check_stages(settings: params.Params) -> None:
+    """Raise InputError for params that dvc.yaml cannot turn into stages whose inputs all exist or are made by another stage."""
+    from dvc.dependency import ParamsDependency
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            index = repo.index
+            index.check_graph()
+            deps = {stage.addressing: [str(dep) for dep in stage.deps if not isinstance(dep, ParamsDependency)] for stage in index.stages}
+            outs = [Path(str(out)) for out in index.outs]
+    except DvcException as error:
+        reason = " ".join(str(error).split()).partition(" Use `dvc")[0][:300]
+        raise InputError(f"{params.FILE} and dvc.yaml do not go together: {reason}") from error
+    for stage, paths in deps.items():
+        for path in map(Path, paths):
+            if not path.exists() and not any(path == out or path in out.parents or out in path.parents for out in outs):
+                raise InputError(f"dvc.yaml: {stage}: needs {path}, which does not exist and which no stage makes")
+    for variant in settings.variants:
+        for name in settings.recipe(variant).mix:
+            folder = f"{ADVERSARIAL}/{name.split('-')[0]}"
+            if "-" in name and folder not in deps[f"variant@{variant}"]:
+                raise InputError(
+                    f"variants.{variant}.mix.{name}: the stage variant in dvc.yaml does not read {folder}; see docs/robustness.md"
+                )
+
+
+def remove_undeclared_sets(settings: params.Params) -> None:
+    """Delete the adversarial sets of models and attacks that params.yaml no longer names, and say so; DVC's cache keeps them."""
+    for folder in sorted(ADVERSARIAL.glob("*/*/")):
+        if not folder.name.startswith(".") and (folder.parent.name not in settings.rounds or folder.name not in settings.attacks):
+            shutil.rmtree(folder)
+            console.say(f"{folder}: removed, since {params.FILE} no longer asks for it (DVC's cache keeps it)")
 
 
 def clean_partial() -> str:

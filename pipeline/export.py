@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,12 @@ from pipeline import files, networks
 from pipeline.errors import InputError
 from pipeline.store import Block
 
-LOWEST_ACCURACY = 0.5  # a grader takes no model whose clean accuracy is not above this
-
 
 def export(checkpoint: networks.Checkpoint, val: Block, out: Path, *, batch_size: int) -> float:
-    """Write the checkpoint's tensors as `out` and repeat what a grader does with it; returns its clean accuracy on `val`.
+    """Write the checkpoint's tensors as `out`, repeat what a grader does with it, and return its clean accuracy on `val`.
 
     The network takes raw images in [0, 1], so there is nothing to normalise outside. Raises InputError, and writes nothing, for a model
-    that the stock network cannot hold, that holds numbers that are not finite, or whose accuracy is too low.
+    that the stock network cannot hold or that holds numbers that are not finite.
     """
     stock = models.get_model(checkpoint.architecture, weights=None, num_classes=len(checkpoint.class_names)).state_dict()
     for name in sorted(checkpoint.state_dict.keys() ^ stock.keys()):
@@ -30,10 +29,13 @@ def export(checkpoint: networks.Checkpoint, val: Block, out: Path, *, batch_size
     buffer = io.BytesIO()
     torch.save({name: tensor.contiguous() for name, tensor in checkpoint.state_dict.items()}, buffer)
     accuracy = graded(io.BytesIO(buffer.getvalue()), checkpoint.architecture, val, len(checkpoint.class_names), batch_size)
-    if accuracy <= LOWEST_ACCURACY:
-        raise InputError(f"export: expected a clean validation accuracy above {LOWEST_ACCURACY}, found {accuracy:.4f}; train it longer")
     files.write_bytes(out, buffer.getvalue())
     return accuracy
+
+
+def write_classes(class_names: Sequence[str], out: Path) -> None:
+    """Write which class each of the network's outputs stands for, as a CSV with columns `output` and `class_name`."""
+    files.write_csv(out, [{"output": number, "class_name": name} for number, name in enumerate(class_names)])
 
 
 def graded(file: io.BytesIO, architecture: str, val: Block, n_classes: int, batch_size: int) -> float:

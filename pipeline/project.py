@@ -123,8 +123,13 @@ class Project:
         raise InputError(f"{self.root / lineage.RECORDED}: names no clean image set; `dvc repro` makes it")
 
     def sets(self, paths: dict[str, str]) -> list[str]:
-        """Those of the recorded paths that are folders of shards."""
-        return [path for path, md5 in paths.items() if md5.endswith(".dir") and any((self.root / path).glob("*.h5"))]
+        """Return those of the recorded paths that are folders of shards."""
+        return [path for path in paths if path in self._below(path)]
+
+    def _below(self, path: str) -> list[str]:
+        """Return the recorded path if it is an image set, else those of its folders that are."""
+        folder = self.root / path
+        return [path if found == folder else f"{path}/{found.name}" for found in store.paths_below(folder)]
 
     def adversarial(self, paths: dict[str, str], parent: str) -> dict[str, str]:
         """The adversarial sets among the recorded paths, by attack; those made against another model than `parent`, by model and attack.
@@ -132,7 +137,7 @@ class Project:
         Raises InputError for two sets of one name.
         """
         found: dict[str, str] = {}
-        for path in self.sets(paths):
+        for path in (path for folder in paths for path in self._below(folder)):
             attributes = self.images(path).attributes
             if attributes["kind"] == "adversarial":
                 model = Path(self.attacked(path)).stem

@@ -276,7 +276,9 @@ def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
     entry, checkpoint = project.recorded[stage], project.checkpoint(path)
     yield Row(stage=stage, parameter="model", value=f"SHA-256 {project.sha256(path)}", where=path, verdict="ok")
     parent = project.settings.parent_of(Path(path).stem)
-    sets = {params.CLEAN: project.clean, **project.adversarial(entry.deps, parent)}
+    mix = project.settings.mix_of(Path(path).stem)
+    stored = project.adversarial(entry.deps, parent).items()
+    sets = {params.CLEAN: project.clean, **{name: source for name, source in stored if name in mix}}
     origins = {f"{name}.digest": (source, project.images(source).digest) for name, source in sets.items()}
     for model in project.checkpoints(entry.deps):
         name = Path(model).stem

@@ -280,6 +280,12 @@ class Writer:
 _REMEDY = "delete the folder and run `dvc repro`"
 
 
+def paths_below(path: Path) -> list[Path]:
+    """Return the image sets at `path`: itself if it holds shards, else those of its folders that do, in the order of their names."""
+    folders = [path] if any(path.glob("*.h5")) or not path.is_dir() else sorted(path.iterdir())
+    return [folder for folder in folders if any(folder.glob("*.h5")) and not folder.name.startswith(".")]
+
+
 def join(blocks: Sequence[Block]) -> Block:
     """The rows of several blocks, with the datasets that all of them have."""
     shared = set.intersection(*(set(block.datasets) for block in blocks))

@@ -19,15 +19,15 @@ import torch
 from ruamel.yaml import YAML
 
 from pipeline import __main__ as command
-from pipeline import audit, checks, console, export, files, lineage, memory, networks, project, recomputation, store
+from pipeline import audit, checks, console, files, lineage, memory, networks, project, recomputation, store
 from pipeline.errors import InputError
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
 yaml = YAML(typ="safe")
 CPU = torch.device("cpu")
-PGD, FGSM, CLEAN = "data/adversarial/clean-pgd", "data/adversarial/clean-fgsm", "data/clean"
-R_PGD = "data/adversarial/robust-pgd"  # made against another model
+PGD, FGSM, CLEAN = "data/adversarial/clean/pgd", "data/adversarial/clean/fgsm", "data/clean"
+R_PGD = "data/adversarial/robust/pgd"  # made against another model
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def joined(made, tmp_path_factory):
     change_params(folder, two_sources)
     text = (folder / "dvc.yaml").read_text()
     for last, more in (
-        ("--adversarial data/adversarial/${item.of}-fgsm data/adversarial/${item.of}-pgd", f" {R_PGD} --sources models/robust.pt"),
-        ("        - models/${item.of}.pt", f"\n        - {R_PGD}\n        - models/robust.pt"),
+        ("--adversarial data/adversarial/${item.of}", " data/adversarial/robust --sources models/robust.pt"),
+        ("        - models/${item.of}.pt", "\n        - data/adversarial/robust\n        - models/robust.pt"),
     ):
         assert text.count(last) == 1
         text = text.replace(last, last + more)
@@ -80,7 +80,6 @@ def here(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PIPELINE_DEVICE", "cpu")
-        patch.setattr(export, "LOWEST_ACCURACY", -1)  # one epoch teaches little
         patch.setattr(console, "run", lambda run: run())
         yield patch
 
@@ -97,6 +96,7 @@ def tiny(params):
     params["generate"].update(batch_size=16, precision="fp32")
     params["attacks"]["pgd"].update(steps=2)
     params["evaluate"].update(n_eval=8, grid=None)
+    params["evaluate"]["ensemble"].update(n_eval=6, iterations=2, targets=3)
     params["evaluate"]["threats"]["pgd"].update(steps=2)
     params["evaluate"]["curves"].update(n_eval=4, eps=[0.1, 1], steps=[1, 4], restarts=2, queries=4)
     params["audit"].update(sample=50)
@@ -302,7 +302,7 @@ VARIANT, REFRESHED = "variant@refreshed", "data/refreshed/refreshed"
             "images",
             lambda array: np.bitwise_xor(array, 1, out=array),
             "pgd validation rows",
-            "of them differ from data/adversarial/clean-pgd",
+            "of them differ from data/adversarial/clean/pgd",
         ),
     ],
 )
@@ -389,7 +389,11 @@ FINETUNE = (
         (f"{PGD} {R_PGD}", "models/robust2.pt", f"{R_PGD}: made from another model than those of --model and --sources; "),
         (f"{PGD} {R_PGD}", "models/nope.pt", "models/nope.pt: no such model; `dvc repro` trains it"),
         (f"{PGD} {R_PGD}", "params.yaml", "params.yaml: not a checkpoint of this pipeline"),
-        (PGD, "models/robust.pt", "variants.refreshed.mix.robust-pgd: no such set among clean, pgd; add it to the variant stage"),
+        (
+            PGD,
+            "models/robust.pt",
+            "variants.refreshed.mix.robust-pgd: no such set in data/adversarial/clean/pgd \\(expected one of clean, pgd\\)",
+        ),
         (f"{R_PGD} {AGAIN}", "models/robust.pt", f"{AGAIN}: robust-pgd is {R_PGD} already; leave one of them out"),
         (f"{REFRESHED}/pgd", "models/refreshed.pt", f"{REFRESHED}/pgd: .*: kind: expected adversarial, found refreshed"),
     ],
@@ -414,7 +418,7 @@ def test_sets_of_two_models_are_streamed_too_and_those_not_mixed_change_nothing(
     class_names = project.Project(twice, CPU).class_names
     provenance = networks.load(twice / "models/x.pt", architecture="resnet18", class_names=class_names).provenance
     assert provenance["source.robust.sha256"] == files.sha256(twice / "models/robust.pt")
-    assert {"clean.digest", "pgd.digest", "fgsm.digest", "robust-pgd.digest", "parent.sha256"} <= provenance.keys()
+    assert {"clean.digest", "pgd.digest", "robust-pgd.digest", "parent.sha256"} <= provenance.keys()
 
 
 def test_a_changed_attribute_is_found_also_with_a_new_fingerprint(folder):

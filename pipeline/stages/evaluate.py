@@ -10,7 +10,7 @@ def evaluate() -> str:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
     parser.add_argument("--model", type=Path, required=True, help="checkpoint of the model to judge")
-    parser.add_argument("--stored", type=Path, required=True, nargs="+", help="folders of stored adversarial image sets")
+    parser.add_argument("--stored", type=Path, required=True, help="folder of the adversarial image sets made against one model")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON with the accuracies and the checks")
     parser.add_argument("--plots", type=Path, required=True, help="folder for confusion.csv, grid.csv, curves.csv and pictures of them")
     args = parser.parse_args()
@@ -18,7 +18,7 @@ def evaluate() -> str:
     settings, processor = params.load(params.FILE), device.choose()
     clean = store.ImageSet(args.clean)
     checkpoint = networks.load(args.model, architecture=settings.architecture_of(args.model.stem), class_names=clean.class_names)
-    sha256, stored = files.sha256(args.model), [store.ImageSet(path) for path in args.stored]
+    sha256, stored = files.sha256(args.model), [store.ImageSet(path) for path in store.paths_below(args.stored)]
     found = evaluation.judge(checkpoint.network().to(processor), clean, stored, sha256, settings.evaluate)
     about = {"sha256": sha256, "device": device.describe(processor), "attack_passes": checkpoint.provenance["attack_passes"]}
     files.write_json(args.metrics, {**about, **found.metrics})

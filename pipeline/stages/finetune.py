@@ -33,7 +33,9 @@ def finetune() -> str:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
     parser.add_argument("--model", type=Path, required=True, help="checkpoint of the model to start from")
-    parser.add_argument("--adversarial", type=Path, required=True, nargs="+", help="folders of image sets made against it or a source")
+    parser.add_argument(
+        "--adversarial", type=Path, required=True, nargs="+", help="folders of image sets, those made against one model in each"
+    )
     parser.add_argument("--sources", type=Path, default=[], nargs="*", help="checkpoints of other models that sets were made against")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint of the next model")
     parser.add_argument("--history", type=Path, required=True, help="CSV with a line for every epoch")
@@ -53,7 +55,7 @@ def finetune() -> str:
     network, val = first.network(), clean.load("val")
     batches = _batches(recipe, sets, network, processor)
     mixed = val if recipe.best_on == "robust" else store.join([sets[name].load("val") for name in recipe.mix])
-    mixed_in = {name: sets[name] for name in recipe.mix.keys() - {params.CLEAN}}
+    mixed_in = {name: images for name, images in sets.items() if name != params.CLEAN}
 
     return training.train(
         network,
@@ -111,31 +113,33 @@ def _store_refreshed(
 
 
 def _open_sets(
-    paths: list[Path], clean: store.ImageSet, attacked: Mapping[str, str], settings: params.Params, variant: str | None
+    folders: list[Path], clean: store.ImageSet, attacked: Mapping[str, str], settings: params.Params, variant: str | None
 ) -> dict[str, store.ImageSet]:
-    """The clean set, and the adversarial ones by their names in the mix, each held to the clean set, its model and these params.
+    """Return the clean set and the mixed adversarial ones by their names in the mix, each checked against its model and these params.
 
     `attacked` names the models by their SHA-256; the parent has no name. Raises InputError for a mix that asks for other sets.
     """
-    sets = {params.CLEAN: clean}
-    for path in dict.fromkeys(paths):  # a set that is listed for all variants is the parent's own for some
+    sets, mix = {params.CLEAN: clean}, settings.recipe(variant).mix
+    mixed_attacks = {name.split("-")[-1] for name in mix}
+    # A folder that is listed for all variants is the parent's own for some.
+    for path in dict.fromkeys(path for folder in folders for path in store.paths_below(folder)):
         images = store.ImageSet(path)
         attack, model = (str(images.attributes.get(key)) for key in ("attack", "model.sha256"))
-        if attack not in settings.attacks:
-            raise InputError(
-                f"{path}: made by an attack {attack!r} that is not under attacks in params.yaml ({', '.join(settings.attacks)})"
-            )
+        if attack not in mixed_attacks:
+            continue
         if model not in attacked:
             raise InputError(f"{path}: made from another model than those of --model and --sources; name its own there, or run `dvc repro`")
         identity = generation.identity(clean, model, attack, settings.attacks[attack], settings.generate)
         images.expect({"kind": "adversarial", **identity}, "made with other params or from another clean set")
         name = f"{attacked[model]}-{attack}".removeprefix("-")
+        if name not in mix:
+            continue
         if name in sets:
             raise InputError(f"{path}: {name} is {sets[name].path} already; leave one of them out")
         sets[name] = images
-    if missing := settings.recipe(variant).mix.keys() - sets.keys():
-        where, stage = f"{settings.section(variant)}.mix.{min(missing)}", "finetune" if variant is None else "variant"
-        raise InputError(f"{where}: no such set among {', '.join(sets)}; add it to the {stage} stage in dvc.yaml")
+    if missing := mix.keys() - sets.keys():
+        where = f"{settings.section(variant)}.mix.{min(missing)}"
+        raise InputError(f"{where}: no such set in {', '.join(map(str, folders))} (expected one of {', '.join(sets)})")
     return sets
 
 
