@@ -47,7 +47,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow scales such pixels of a PNG, but not their transparent level
-SAMPLE_FORMAT, PHOTOMETRIC, BITS, COLORMAP, STATED_MAXIMA = 339, 262, 258, 320, (341, 281)  # tags of TIFF
+# Tags of TIFF.
+SAMPLE_FORMAT, PHOTOMETRIC, BITS, COLORMAP, PLANES, CHANNELS, STATED_MAXIMA = 339, 262, 258, 320, 284, 277, (341, 281)
 _one_at_a_time = threading.Lock()
 
 
@@ -127,7 +128,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of every kind for damaged images
-        raise InputError(f"{path}: not an image that can be read ({' '.join(str(error).split())[:200]}); repair or remove it") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not an image that can be read ({reason}); repair, convert or remove it") from error
 
 
 @contextmanager
@@ -155,7 +157,8 @@ def _depth(image: Image.Image) -> Depth:
         return "integers"
     if image.mode.startswith("I"):
         return "16-bit grey"
-    return "16-bit colour" if ";16" in str(_layout(image)) or _maxval(image) > 255 else "8 bits"
+    deep = ";16" in str(_layout(image)) or _maxval(image) > 255 or (_tag(image, BITS) or 0) > 8
+    return "16-bit colour" if deep else "8 bits"
 
 
 def _maxval(image: Image.Image) -> int:
@@ -206,6 +209,8 @@ def _obstacle(image: Image.Image, depth: Depth) -> str | None:
         return "expected levels from 0 to 255, found signed ones; save it as unsigned 8 bits"
     if _tag(image, PHOTOMETRIC) == 0 and depth != "8 bits":
         return "a TIFF of more than 8 bits in which 0 is white is not read here; save it with 0 as black"
+    if _tag(image, PLANES) == 2 and depth == "16-bit colour":
+        return "16-bit colour in separate planes is not read here; save it with 8 bits a channel"
     if image.mode in ("P", "PA") and max(image.tag_v2[COLORMAP]) < 256:  # type: ignore[attr-defined]
         return "expected a palette of 16-bit colours, as TIFF has them, found none above 255; save it as RGB"
     return None
@@ -246,6 +251,8 @@ def _notes(image: Image.Image, image_size: int, orientation: int) -> Iterator[st
         yield "images turned upright as their EXIF says"
     if image.format == "MPO":
         yield "images with further pictures in the file, of which the first is taken"
+    if (_tag(image, CHANNELS) or 0) > len(image.getbands()):
+        yield "images with more channels than these, which are left out"
     if image.width != image.height:
         yield "images cut to the largest square in the middle"
     if min(image.size) != image_size:

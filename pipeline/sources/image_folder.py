@@ -1,6 +1,7 @@
 """`image_folder`: a folder for each class, images of any size and of the formats that `image_files` reads."""
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ SYSTEM = frozenset(
     ]
 )
 PARTS = {
-    "train": {"train", "training", "trn"},
+    "train": {"train", "training", "trn", "trainval"},
     "val": {"val", "valid", "validate", "validation", "dev", "devel", "development", "holdout"},
     "test": {"test", "testing", "tst", "eval", "evaluation"},
     "images": {"images", "image", "imgs", "img", "jpegimages"},
@@ -85,7 +86,7 @@ class _Found:
             return False
         if path.is_symlink() and not path.resolve().is_relative_to(self.root.resolve()):
             raise InputError(f"{path}: refused: a link out of {self.root}; put the image itself there")
-        if guards.regular(path, "repair or remove it") > MAX_BYTES:
+        if guards.regular(path, "repair, convert or remove it") > MAX_BYTES:
             raise InputError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {path.stat().st_size:,}; make it smaller")
         return True
 
@@ -239,10 +240,10 @@ def _white(root: Path, pictures: list[Picture], notes: Counter[str]) -> float:
         lows, highs = np.array(list(pool.map(image_files.levels, pictures))).T
     depth, low, high = pictures[0].depth, lows.min(), highs.max()
     white = image_files.WHITES[depth]
-    least = 0 if depth == "floats" else white / 2
-    if not (low >= 0 and least < high <= white):  # NaN is neither
+    least = 0 if depth == "floats" else math.ceil(white / 2)
+    if not (low >= 0 and least <= high <= white):  # NaN is neither
         where = f"{root}: {len(pictures)} images of {depth}, the first is {pictures[0].path}"
-        above = f", the brightest above {least:,.0f}" if least else ""
+        above = f", the brightest {least:,} or more" if least else ""
         remedy = "divide by the level of white, multiply by 255, round, and save as 8 bits"
         raise InputError(f"{where}: expected levels from 0 to {white:,.0f}{above}, found {low:,g} to {high:,g}; {remedy}")
     if depth.startswith("16"):

@@ -84,9 +84,9 @@ def test_levels_of_more_bits_become_eight(read, name, content, note):
         (
             "a_png",
             array(RAMP * 4095, "u2", "PNG"),
-            "1 images of 16-bit grey, the first is .*a.png: .* 32,768, found 0 to 4,095",
+            "1 images of 16-bit grey, the first is .*a.png: .* 32,768 or more, found 0 to 4,095",
         ),
-        ("a_tif", array(RAMP * 4095, "u2", "TIFF"), "expected levels from 0 to 65,535, the brightest above 32,768, found 0 to 4,095"),
+        ("a_tif", array(RAMP * 4095, "u2", "TIFF"), "expected levels from 0 to 65,535, the brightest 32,768 or more, found 0 to 4,095"),
         ("a_tif", array(RAMP * 4095, "u2", "TIFF", tiffinfo={281: 3900}), "found 0 to 4,095; divide by the level of white"),
         ("a_tif", array(RAMP * 4095, "u2", "TIFF", tiffinfo={281: 1023}), "a.tif: expected levels from 0 to 1,023, found 0 to 4,095"),
         ("a_pgm", pgm(RAMP * 4095, 65535), "found 0 to 4,095"),
@@ -133,8 +133,66 @@ def test_colour_of_16_bits_keeps_its_upper_8(read):
 def test_colour_of_12_bits_in_16_is_refused(read, name):
     values = (RAMP * 4095).astype(">u2")
     content = colour_png(values) if name == "a_png" else b"P6 8 8 65535\n" + np.repeat(values, 3).tobytes()
-    with pytest.raises(InputError, match="16-bit colour, .*: expected levels from 0 to 255, the brightest above 128, found 0 to 1[56];"):
+    with pytest.raises(InputError, match="16-bit colour, .*: expected levels from 0 to 255, the brightest 128 or more, found 0 to 1[56];"):
         read(**{name: content})
+
+
+def tiff(values, *, order="<", photometric=2, planes=1, bits=8, kind=1, extra=()):
+    """A TIFF of (8, 8, channels), uncompressed, of the kinds that Pillow does not write."""
+    values = np.asarray(values)
+    data = values.transpose(2, 0, 1).tobytes() if planes == 2 else values.tobytes()
+    channels, n_strips = values.shape[2], values.shape[2] if planes == 2 else 1
+    tags = {256: [SIZE], 257: [SIZE], 258: [bits] * channels, 259: [1], 262: [photometric], 277: [channels], 278: [SIZE], 284: [planes]}
+    size = len(data) // n_strips
+    tags |= {273: [8 + strip * size for strip in range(n_strips)], 279: [size] * n_strips, 338: extra, 339: [kind] * channels}
+    tags = {tag: struct.pack(f"{order}{len(held)}I", *held) for tag, held in sorted(tags.items()) if held}
+    place, entries, long = 8 + len(data) + 6 + 12 * len(tags), b"", b""
+    for tag, held in tags.items():
+        entries += struct.pack(f"{order}HHI", tag, 4, len(held) // 4)
+        entries += held if len(held) == 4 else struct.pack(f"{order}I", place + len(long))
+        long += b"" if len(held) == 4 else held
+    start = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8 + len(data))
+    return start + data + struct.pack(f"{order}H", len(tags)) + entries + struct.pack(f"{order}I", 0) + long
+
+
+FLAT = np.broadcast_to([65535, 30000, 0], (SIZE, SIZE, 3))
+FOUR = np.broadcast_to(np.uint8([9, 200, 30, 77]), (SIZE, SIZE, 4))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected", "note"),
+    [
+        (tiff(FLAT.astype("<u2"), bits=16), [255, 117, 0], "images of 16-bit colour reduced to 8 bits"),
+        (tiff(FLAT.astype(">u2"), bits=16, order=">"), [255, 117, 0], "images of 16-bit colour reduced to 8 bits"),
+        (tiff(FOUR, extra=(0,)), [9, 200, 30], "images with more channels than these, which are left out"),
+        (tiff(FOUR[..., :2], photometric=1, extra=(1,)), [9 + 255 - 200] * 3, "images with transparency put on white"),
+        (tiff(FOUR[..., :1], photometric=0), [246, 246, 246], "images made RGB from grey"),
+    ],
+)
+def test_tiffs_of_other_programs_are_read(read, content, expected, note):
+    source, images = read(a_tif=content)
+    assert images[0, :, 4, 4].tolist() == expected
+    assert source.notes[note] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tiff(FLAT.astype("<u2"), bits=16, planes=2), "16-bit colour in separate planes is not read here; save it with 8 bits a channel"),
+        (
+            tiff(FLAT[..., :1].astype("<u2"), bits=16, photometric=0),
+            "more than 8 bits in which 0 is white is not read here; save it with 0",
+        ),
+        (tiff(FLAT[..., :1].astype("<i2"), bits=16, photometric=1, kind=2), "images of integers, .*, found -1 to -1; divide"),
+        (
+            tiff(FLAT[..., :1].astype("f8"), bits=64, photometric=1, kind=3),
+            "not an image that can be read .*; repair, convert or remove it",
+        ),
+    ],
+)
+def test_tiffs_that_pillow_would_read_wrongly_are_refused(read, content, message):
+    with pytest.raises(InputError, match=message):
+        read(a_tif=content)
 
 
 def plain(mode):
@@ -294,10 +352,10 @@ def test_cut_and_resized_images_are_counted(read):
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", packed(plain("RGB"), "PNG")[:50]])
 def test_corrupt_images_are_named_with_their_path(read, content):
-    with pytest.raises(InputError, match=r"cat/a.png: not an image that can be read \(.+\); repair or remove it"):
+    with pytest.raises(InputError, match=r"cat/a.png: not an image that can be read \(.+\); repair, convert or remove it"):
         read(a_png=content)
 
 
 def test_refused_images_are_counted(read):
-    with pytest.raises(InputError, match=r"cat/a.png: .*; repair or remove it \(and 2 more files are refused\)"):
+    with pytest.raises(InputError, match=r"cat/a.png: .*; repair, convert or remove it \(and 2 more files are refused\)"):
         read(a_png=b"", b_png=b"x", c_png=b"y")
