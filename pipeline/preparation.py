@@ -25,6 +25,7 @@ def prepare(source: sources.Source, data: params.Data, stored: params.Store, out
         "kind": "clean",
         "source": data.source,
         "source.sha256": source.sha256,
+        "source.notes": json.dumps(source.notes, ensure_ascii=False),
         "class_names": json.dumps(source.class_names, ensure_ascii=False),
         "split.n_val": data.n_val,
         "seed": data.seed,

@@ -1,10 +1,16 @@
+import json
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from PIL import Image
+from ruamel.yaml import YAML
 
-from pipeline import params, preparation, sources
+from pipeline import params, preparation, sources, store
 from pipeline.errors import InputError
+from pipeline.stages import prepare
 from tests.conftest import ROOT
 
 DATA = params.load(ROOT / "params.yaml").data
@@ -61,3 +67,41 @@ def test_prepared_digits_are_the_source_row_by_row(tmp_path):
         assert (block.labels == source.labels[block.ids]).all()
     assert len(clean.load("val")) == 40
     assert not set(clean.load("train").ids) & set(clean.load("val").ids)
+
+
+def test_what_was_done_to_images_is_said_and_recorded(tmp_path, monkeypatch, capsys, raw_params):
+    for name in ("10", "9"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (16, 16), 200 + number).save(tmp_path / "images" / name / f"{number}.png")
+    (tmp_path / "images" / "9" / "a.heic").write_bytes(b"x")
+    raw_params["data"].update(source="image_folder", path="images", image_size=16, n_val=2)
+    YAML().dump(raw_params, tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["prepare", "--out", "clean"])
+    prepare.prepare()
+    assert capsys.readouterr().out.splitlines() == [
+        "images: 1 files left out (.heic)",
+        "images: 8 images made RGB from grey",
+        "images: 4 images that are copies of others, so that training and validation images may be the same",
+        "images: 4 images that are in several classes",
+        "images: classes 0 = 9, 1 = 10",
+    ]
+    clean = store.ImageSet(tmp_path / "clean")
+    assert json.loads(clean.attributes["source.notes"])["images made RGB from grey"] == 8
+    assert clean.class_names == ("9", "10")
+    assert clean.load("train").images[0, 0, 0, 0] in (200, 201, 202, 203)
+
+
+def test_many_class_names_are_shortened():
+    source = sources.Source(
+        labels=np.arange(300), ids=np.arange(300), read=lambda rows: rows, class_names=tuple(f"n{n}" * 90 for n in range(300)), sha256=""
+    )
+    (line,) = prepare.told(source)
+    assert line.startswith("classes 0 = n0n0")
+    assert ", …, 299 = n299" in line
+    assert len(line) < 1000
+
+
+def test_digits_have_nothing_to_tell():
+    assert list(prepare.told(sources.open_source(DATA))) == []

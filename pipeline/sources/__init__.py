@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline import params
-from pipeline.sources.common import Source
+from pipeline.sources.common import Source, check_levels
 
 __all__ = ["Source", "open_source"]
 
@@ -13,6 +13,10 @@ def open_source(data: params.Data) -> Source:
 
     Raises InputError for a source that is missing or unreadable, or whose images or labels have another type, shape or range.
     """
+    return check_levels(Path(data.path), _opened(data))
+
+
+def _opened(data: params.Data) -> Source:
     path, size = Path(data.path), data.image_size
     match data.source:
         case "digits":

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline import files, guards, hdf5_guard, params
 from pipeline.errors import InputError
-from pipeline.sources.common import Images, Source, check_labels, check_shape, numbered
+from pipeline.sources.common import Images, Source, check_labels, check_shape, check_type, numbered
 
 NPZ_ARRAYS = ("images", "labels", "class_names")
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -36,6 +36,7 @@ NPZ_ERRORS = (
     zlib.error,
 )
 SPAN_ROWS = 1024
+TYPE_ROWS = 64  # tell the range of images that are not uint8
 
 
 def read_npz(path: Path, image_size: int) -> Source:
@@ -53,9 +54,7 @@ def read_npz(path: Path, image_size: int) -> Source:
         if name not in found:
             raise InputError(f"{path}: expected an array named {name!r}, found {', '.join(found) or 'none'}")
     images = found["images"]
-    if images.dtype != np.uint8:
-        nan = " with NaN" if np.issubdtype(images.dtype, np.floating) and np.isnan(images).any() else ""
-        raise InputError(f"{path}: images: expected uint8, 0 to 255, found {images.dtype}{nan}; scale, round and convert them first")
+    check_type(f"{path}: images", images)
     channels_last = check_shape(path, images.shape, image_size)
     labels = check_labels(path, found["labels"], len(images))
     class_names = found.get("class_names")
@@ -113,11 +112,8 @@ def read_hdf5(path: Path, image_size: int, names: params.Hdf5) -> Source:
                     there = ", ".join(str(other) for other, _ in zip(file, range(20), strict=False))  # names that are no text come as bytes
                     raise InputError(f"{path}: expected a dataset named {name!r}, found {there or 'none'}; set data.hdf5")
             dataset = file[names.images]
-            if dataset.dtype != np.uint8:
-                raise InputError(
-                    f"{path}: {names.images}: expected uint8, 0 to 255, found {dataset.dtype}; scale, round and convert it first"
-                )
             channels_last = check_shape(path, dataset.shape, image_size)
+            check_type(f"{path}: {names.images}[:{TYPE_ROWS}]", dataset[:TYPE_ROWS])
             labels = check_labels(path, file[names.labels][...], len(dataset))
     except (OSError, RuntimeError) as error:
         raise InputError(f"{path}: not a readable HDF5 file; is it whole?") from error

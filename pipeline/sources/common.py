@@ -1,7 +1,8 @@
 """What every source gives, and the checks that all of them share."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from pipeline.errors import InputError
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+SPAN_ROWS = 64  # are looked at together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,8 @@ class Source:
     """Labelled images, read piece by piece.
 
     `labels` int64 (N,), 0 to n_classes - 1, each present. `ids` int64 (N,), the source's own name of each image, each once. `read(rows)`
-    gives the images of those rows as uint8 (n, 3, H, W). `class_names` has one name a class. `sha256` is that of the raw data.
+    gives the images of those rows as uint8 (n, 3, H, W). `class_names` has one name a class. `sha256` is that of the raw data. `notes` says
+    what was converted or left out, in words that follow their number.
     """
 
     labels: Labels
@@ -26,11 +29,49 @@ class Source:
     read: Callable[[NDArray[np.int64]], Images]
     class_names: tuple[str, ...]
     sha256: str
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 def numbered(n_classes: int) -> tuple[str, ...]:
     """Names for classes that have none."""
     return tuple(str(number) for number in range(n_classes))
+
+
+def check_levels(where: Path, source: Source) -> Source:
+    """`source`, with a note where all its images are dark; raises InputError where no level is above 1, as in images stored as 0 and 1.
+
+    Reads images up to the first that is bright.
+    """
+    brightest, rows = 0, np.arange(len(source.labels))
+    for start in range(0, len(rows), SPAN_ROWS):
+        brightest = max(brightest, int(source.read(rows[start : start + SPAN_ROWS]).max()))
+        if brightest >= 128:
+            return source
+    if brightest <= 1:
+        raise InputError(f"{where}: images: expected levels from 0 to 255, found none above {brightest}; scale them so that white is 255")
+    return replace(source, notes={**source.notes, f"images with no level above {brightest} of 255, taken as they are": len(rows)})
+
+
+def check_type(where: str, images: NDArray[np.generic]) -> None:
+    """Raise InputError, with the range that was found and how to store them, for images that are not uint8; a few of them suffice."""
+    if images.dtype == np.uint8:
+        return
+    found, remedy = str(images.dtype), "map black to 0 and white to 255, round, and save as uint8"
+    if images.dtype.kind in "biuf" and images.size:
+        low, high = images.min().item(), images.max().item()
+        found, remedy = f"{found} from {low:g} to {high:g}", _as_bytes(images.dtype.kind, low, high) or remedy
+    raise InputError(f"{where}: expected uint8, 0 to 255, found {found}; {remedy}")
+
+
+def _as_bytes(kind: str, low: float, high: float) -> str | None:
+    """How levels of that range become uint8, where it tells."""
+    if math.isnan(low):
+        return "replace NaN, map black to 0 and white to 255, round, and save as uint8"
+    if low < 0 or high > 255:
+        return None
+    if high <= 1:
+        return "save numpy.rint(images * 255.0).astype(numpy.uint8)"
+    return f"save {'numpy.rint(images)' if kind == 'f' else 'images'}.astype(numpy.uint8)"
 
 
 def check_shape(where: Path, shape: tuple[int, ...], image_size: int) -> bool:

@@ -8,6 +8,8 @@ set of images does not need is refused.
 import io
 import reprlib
 import zipfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +23,8 @@ DATASET = "__main__.TaskDataset"
 IMAGE_MODULES = "PIL."  # PIL.Image.Image and the classes of opened files, such as PIL.PngImagePlugin.PngImageFile
 TRANSFORM_MODULES = "torchvision.transforms."
 CHANNELS = {"RGB": 3, "L": 1}
+_SCALE, _ALPHA = "scale it to 0 to 255 and save it as mode L", "paste it on a background of mode RGB, which it then takes"
+REMEDIES = {**dict.fromkeys(("I", "F", "I;16", "I;16L", "I;16B", "I;16N"), _SCALE), **dict.fromkeys(("RGBA", "LA", "PA"), _ALPHA)}
 MAX_OPCODES = 20_000_000  # an image takes about 30: enough for 600,000; what a hostile file can allocate stays below 2 GiB
 # Plain values: containers, and bytes, which older pickles write as text to encode.
 PLAIN_GLOBALS = {"collections.OrderedDict", "builtins.set", "__builtin__.set", "_codecs.encode"}
@@ -43,13 +47,15 @@ def read(path: Path, image_size: int) -> Source:
     if len(np.unique(ids)) != len(ids):
         raise InputError(f"{path}: ids: expected every id once, found {len(ids) - len(np.unique(ids))} repetitions")
 
+    notes = Counter(words for image in lists["imgs"] or [] for words in _notes(image))
+
     def decode(rows: np.ndarray[Any, np.dtype[np.int64]]) -> Images:
         images = np.empty((len(rows), image_size, image_size, 3), dtype=np.uint8)
         for place, row in enumerate(rows):
             images[place] = np.frombuffer(pixels[row], dtype=np.uint8).reshape(image_size, image_size, -1)
         return images.transpose(0, 3, 1, 2)
 
-    return Source(labels=labels, ids=ids, read=decode, class_names=numbered(int(labels.max()) + 1), sha256=files.sha256(path))
+    return Source(labels=labels, ids=ids, read=decode, class_names=numbered(int(labels.max()) + 1), sha256=files.sha256(path), notes=notes)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -86,7 +92,8 @@ def _checked_pixels(path: Path, row: int, image: Any, image_size: int) -> bytes:
         raise InputError(f"{path}: imgs[{row}]: expected a PIL image, found {_kind(image)}")
     _, mode, size, _, data = state[:5]
     if not isinstance(mode, str) or mode not in CHANNELS:
-        raise InputError(f"{path}: imgs[{row}]: expected mode RGB or L, found {reprlib.repr(mode)}; convert it first")
+        remedy = REMEDIES.get(mode, "save it with .convert('RGB')") if isinstance(mode, str) else "is the file whole?"
+        raise InputError(f"{path}: imgs[{row}]: expected mode RGB or L, found {reprlib.repr(mode)}; {remedy}")
     if size not in ((image_size, image_size), [image_size, image_size]):
         raise InputError(
             f"{path}: imgs[{row}]: expected {image_size} x {image_size} pixels, found {reprlib.repr(size)}; data.image_size is {image_size}"
@@ -96,7 +103,22 @@ def _checked_pixels(path: Path, row: int, image: Any, image_size: int) -> bytes:
     return data
 
 
+def _notes(image: pickles.Call) -> Iterator[str]:
+    """What is done to an image that was checked, or left undone: a dataset's own transform gets the pixels as they are stored, too."""
+    info, mode = image.state[:2]
+    if mode == "L":
+        yield "images made RGB from grey"
+    for key, words in (("exif", "EXIF"), ("transparency", "a transparent colour")):
+        if isinstance(info, dict) and key in info:
+            yield f"images with {words}, which is ignored: they are taken as stored"
+
+
 def _whole_numbers(path: Path, name: str, values: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-    if not all(type(value) is int and abs(value) < 2**63 for value in values):
-        raise InputError(f"{path}: {name}: expected whole numbers only")
+    if not all(_is_whole(value) for value in values):
+        found = next(value for value in values if not _is_whole(value))
+        raise InputError(f"{path}: {name}: expected whole numbers of Python only, found {reprlib.repr(found)}; number them from 0")
     return np.array(values, dtype=np.int64)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**63

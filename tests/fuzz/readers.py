@@ -138,10 +138,23 @@ def shards(**filters):
 
 
 def images():
-    picture, formats = Image.fromarray(RNG.integers(0, 256, (12, 16, 3), dtype=np.uint8)), ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM")
+    picture = Image.fromarray(RNG.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    formats = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "AVIF")
     modes = [written(lambda file, mode=mode: picture.convert(mode).save(file, "PNG")) for mode in ("P", "L", "1", "RGBA", "LA")]
     tiffs = [written(lambda file, kind=kind: picture.save(file, "TIFF", compression=kind)) for kind in ("tiff_lzw", "jpeg", "packbits")]
-    return [*(written(lambda file, kind=kind: picture.save(file, kind)) for kind in formats), *modes, *tiffs]
+    return [*(written(lambda file, kind=kind: picture.save(file, kind)) for kind in formats), *modes, *tiffs, *deep_images(picture)]
+
+
+def deep_images(picture):
+    """More than 8 bits, a transparent level and EXIF, each of which is looked at before the pixels."""
+    exif, ramp = Image.Exif(), np.linspace(0, 1, 192).reshape(12, 16)
+    exif[0x0112] = 6
+    levels, floats = Image.fromarray((ramp * 65535).astype("u2")), Image.fromarray(ramp.astype("f4"))
+    deep = [written(lambda file, kind=kind: levels.save(file, kind)) for kind in ("PNG", "TIFF", "PPM")]
+    turned = [written(lambda file, kind=kind: picture.save(file, kind, exif=exif)) for kind in ("JPEG", "PNG", "TIFF")]
+    keyed = written(lambda file: picture.convert("L").save(file, "PNG", transparency=9))
+    stated = written(lambda file: levels.save(file, "TIFF", tiffinfo={281: 65535}))
+    return [*deep, *turned, keyed, stated, written(lambda file: floats.save(file, "TIFF"))]
 
 
 def checkpoint_files():

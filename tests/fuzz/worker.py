@@ -101,7 +101,7 @@ def guide(name):
 
 FILES = ("zipfile", "pickle", "pipeline.guards", "pipeline.pickles")
 SHARDS = ("pipeline.guards", "pipeline.hdf5_guard", "pipeline.store")
-PLUGINS = tuple(f"PIL.{kind}ImagePlugin" for kind in ("Bmp", "Jpeg", "Png", "Ppm", "Tiff", "WebP"))
+PLUGINS = tuple(f"PIL.{kind}ImagePlugin" for kind in ("Avif", "Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP"))
 GUIDED = {
     "params": ("ruamel.yaml", "pipeline.params"),
     "npz": (*FILES, "ast", "numpy.lib._format_impl", "pipeline.sources.arrays"),
@@ -110,7 +110,7 @@ GUIDED = {
     "shard": SHARDS,
     "shard_zstd": SHARDS,
     "shard_blosc2": SHARDS,
-    "image_folder": ("PIL.Image", "PIL.ImageFile", *PLUGINS, "pipeline.sources.image_folder"),
+    "image_folder": ("PIL.Image", "PIL.ImageFile", *PLUGINS, "pipeline.sources.image_files", "pipeline.sources.image_folder"),
     "checkpoint": (*FILES, "pipeline.torch_files"),
     "weights": (*FILES, "pipeline.torch_files"),
 }

@@ -51,7 +51,10 @@ def test_nine_classes_are_nine(data, tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": IMAGES / 255, "labels": LABELS}, "images: expected uint8, 0 to 255, found float64; scale"),
+        (
+            {"images": IMAGES / 255, "labels": LABELS},
+            "images.*: expected uint8, 0 to 255, found float64 from 0 to 1; save numpy.rint",
+        ),
         ({"images": IMAGES[:, :1], "labels": LABELS}, r"images: expected shape \(N, 3, 8, 8\) or \(N, 8, 8, 3\), found \(6, 1, 8, 8\)"),
         ({"images": IMAGES[..., :4], "labels": LABELS}, "data.image_size is 8"),
         ({"images": IMAGES, "labels": LABELS[:5]}, "labels: expected one for each of 6 images, found shape"),
@@ -71,7 +74,7 @@ def test_arrays_of_another_kind_are_refused(data, tmp_path, write, arrays, messa
     ("arrays", "message"),
     [
         ({"images": IMAGES}, "expected an array named 'labels', found images"),
-        ({"images": IMAGES * np.nan, "labels": LABELS}, "found float64 with NaN"),
+        ({"images": IMAGES * np.nan, "labels": LABELS}, "found float64 from nan to nan; replace NaN, map black to 0"),
         ({"images": IMAGES, "labels": LABELS, "class_names": np.array(["a"])}, "class_names: expected one name for each of 3 classes"),
         ({"images": np.array([None]), "labels": LABELS}, "images: refused: an array of object, which is no array of numbers or text"),
     ],
@@ -98,3 +101,50 @@ def test_missing_and_broken_files(data, tmp_path, write, name, message):
         path.write_bytes(content)
         with pytest.raises(InputError, match=message):
             sources.open_source(of_file)
+
+
+@pytest.mark.parametrize("write", [npz, hdf5])
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (IMAGES / 255, r"found float64 from 0 to 1; save numpy.rint\(images \* 255.0\).astype\(numpy.uint8\)$"),
+        (IMAGES.astype("f4"), r"found float32 from 0 to 255; save numpy.rint\(images\).astype\(numpy.uint8\)$"),
+        (IMAGES.astype(">i8"), r"found >i8 from 0 to 255; save images.astype\(numpy.uint8\)$"),
+        (IMAGES > 127, r"found bool from 0 to 1; save numpy.rint\(images \* 255.0\).astype\(numpy.uint8\)$"),
+        (IMAGES.astype("u2") * 257, "found uint16 from 0 to 65535; map black to 0 and white to 255, round, and save as uint8$"),
+        (IMAGES / 127.5 - 1, "found float64 from -1 to 1; map black to 0 and white to 255, round, and save as uint8$"),
+        (np.where(IMAGES > 9, np.nan, 0.5), "found float64 from nan to nan; replace NaN, map black to 0"),
+    ],
+)
+def test_other_types_are_refused_with_their_remedy(data, tmp_path, write, images, message):
+    with pytest.raises(InputError, match=message):
+        write(data, tmp_path, images=images, labels=LABELS)
+
+
+@pytest.mark.parametrize("write", [npz, hdf5])
+@pytest.mark.parametrize("kind", [">i8", "<i2", ">u4", "u8", "i1"])
+def test_labels_of_every_whole_type_are_read(data, tmp_path, write, kind):
+    assert write(data, tmp_path, images=IMAGES, labels=LABELS.astype(kind)).labels.tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize("write", [npz, hdf5])
+def test_images_in_fortran_order_are_read(data, tmp_path, write):
+    images = np.asfortranarray(IMAGES.transpose(0, 2, 3, 1))
+    assert (write(data, tmp_path, images=images, labels=LABELS).read(ROWS) == IMAGES[ROWS]).all()
+
+
+@pytest.mark.parametrize("write", [npz, hdf5])
+def test_labels_beyond_63_bits_are_refused(data, tmp_path, write):
+    with pytest.raises(InputError, match="without gaps, found 0, 1, 2, 18446744073709551615"):
+        write(data, tmp_path, images=IMAGES, labels=np.array([0, 1, 2, 0, 1, 2**64 - 1], dtype="u8"))
+
+
+@pytest.mark.parametrize("write", [npz, hdf5])
+def test_images_stored_as_0_and_1_are_refused(data, tmp_path, write):
+    with pytest.raises(InputError, match="images: expected levels from 0 to 255, found none above 1; scale them so that white is 255"):
+        write(data, tmp_path, images=IMAGES // 128, labels=LABELS)
+
+
+def test_dark_images_are_said(data, tmp_path):
+    assert npz(data, tmp_path, images=IMAGES // 16, labels=LABELS).notes == {"images with no level above 15 of 255, taken as they are": 6}
+    assert npz(data, tmp_path, images=IMAGES, labels=LABELS).notes == {}

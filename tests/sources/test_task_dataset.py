@@ -94,6 +94,16 @@ def test_a_harmful_reduce_inside_an_image_list_is_refused_too(settings, save, tm
     assert not (tmp_path / "harmed").exists()
 
 
+def test_grey_images_and_unused_information_are_said(settings, save):
+    images = [Image.fromarray(image) for image in (*COLOUR, *GREY)]
+    images[0].info["exif"], images[1].info["transparency"] = b"Exif", (0, 0, 0)
+    assert read(settings, save(imgs=images)).notes == {
+        "images made RGB from grey": 2,
+        "images with EXIF, which is ignored: they are taken as stored": 1,
+        "images with a transparent colour, which is ignored: they are taken as stored": 1,
+    }
+
+
 def rewritten(path, pickled, compression=zipfile.ZIP_STORED):
     """The same file around another pickle."""
     with zipfile.ZipFile(path) as archive:
@@ -142,11 +152,15 @@ def test_a_pickle_of_too_many_steps_is_refused(settings, save, monkeypatch):
     [
         ({"labels": LABELS[:8]}, "labels: expected lists ids, imgs and labels of one length, found 8 entries"),
         ({"imgs": "none"}, "expected lists ids, imgs and labels"),
-        ({"labels": [0.0, *LABELS[1:]]}, "labels: expected whole numbers only"),
-        ({"labels": [2**70, *LABELS[1:]]}, "labels: expected whole numbers only"),
+        ({"labels": [0.0, *LABELS[1:]]}, "labels: expected whole numbers of Python only, found"),
+        ({"labels": [2**70, *LABELS[1:]]}, "labels: expected whole numbers of Python only, found"),
         ({"labels": [5, *LABELS[1:]]}, "without gaps, found 0, 1, 2, 5"),
         ({"ids": [1] * 9}, "ids: expected every id once, found 8 repetitions"),
-        ({"imgs": [Image.new("P", (32, 32))] * 9}, r"imgs\[0\]: expected mode RGB or L, found 'P'; convert it first"),
+        ({"imgs": [Image.new("P", (32, 32))] * 9}, r"imgs\[0\]: expected mode RGB or L, found 'P'; save it with .convert"),
+        ({"imgs": [Image.new("1", (32, 32))] * 9}, r"found '1'; save it with .convert\('RGB'\)"),
+        ({"imgs": [Image.new("I;16", (32, 32))] * 9}, "found 'I;16'; scale it to 0 to 255 and save it as mode L"),
+        ({"imgs": [Image.new("LA", (32, 32))] * 9}, "found 'LA'; paste it on a background of mode RGB"),
+        ({"ids": list("abcdefghi")}, "ids: expected whole numbers of Python only, found 'a'; number them from 0"),
         ({"imgs": [Image.new("L", (32, 31))] * 9}, r"imgs\[0\]: expected 32 x 32 pixels, found \(32, 31\)"),
         ({"imgs": [torch.zeros(3, 32, 32)] * 9}, "(refused: it asks for|expected a PIL image)"),
         ({"imgs": [7] * 9}, r"imgs\[0\]: expected a PIL image, found int"),
