@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from pipeline import params, whitebox
-from pipeline.attacks import MARGIN_OF_FOUR
 from pipeline.store import Block
 from pipeline.whitebox import Mask, Passes, Target
 
@@ -44,8 +43,8 @@ def withstands(target: Target, block: Block, members: dict[str, params.Threat]) 
     details: dict[str, Any] = {}
     passes = Passes(target.network)
     for name, threat in members.items():
-        if threat.attack in MARGIN_OF_FOUR and target.n_classes < 4:
-            details["left_out"] = f"{name}: its loss compares four classes, there are {target.n_classes}"
+        if threat.fewest_classes > target.n_classes:
+            details["left_out"] = f"{name}: its loss compares {threat.fewest_classes} classes, there are {target.n_classes}"
             continue
         # torchattacks aims at all classes but one; the standard, at the likeliest nine.
         aimed = replace(target, n_classes=min(target.n_classes, TARGETS + 1))
