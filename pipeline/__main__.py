@@ -150,6 +150,11 @@ def check() -> str:
         raise InputError(
             f"{params.FILE}: data.path: {settings.data.path}: no such file or folder; put the {settings.data.source} source there"
         )
+    for where, model in settings.starts.items():
+        if model.weights is not None:
+            from pipeline import networks
+
+            networks.expect_weights(model, f"{params.FILE}: {where}")
     return f"{params.FILE} is sound"
 
 

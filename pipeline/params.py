@@ -6,10 +6,12 @@ mistake in the file is reported in a fraction of a second.
 
 import json
 import math
+import posixpath
 import reprlib
+import shlex
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from statistics import NormalDist
 from typing import Annotated, Any, Literal, Self
 
@@ -30,6 +32,9 @@ from pipeline.errors import InputError
 
 FILE = Path("params.yaml")
 CLEAN = "clean"  # the name of the first model and of the stream of unattacked images
+# The folder of starting weights. DVC watches all of it: dvc.yaml cannot name a file that `weights: null` leaves out.
+PRETRAINED = PurePosixPath("models/pretrained")
+ENDINGS = (".pth", ".pt")
 RESERVED_THREATS = {"worst", "ensemble"}  # names of results that are made from several attacks
 # What ruamel.yaml raises for what is not YAML, or for tags that do not fit their values.
 NOT_YAML = (YAMLError, ValueError, TypeError, AttributeError, OverflowError, LookupError)
@@ -273,12 +278,23 @@ class Model(Section):
     architecture: Literal["resnet18", "resnet34", "resnet50"]
     weights: str | None
 
+    @property
+    def file(self) -> Path | None:
+        """The file in PRETRAINED that holds the weights; None for torchvision's, and for a start from scratch."""
+        return Path(self.weights) if self.weights is not None and "/" in self.weights else None
+
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
         names = ("IMAGENET1K_V1", "IMAGENET1K_V2") if self.architecture == "resnet50" else ("IMAGENET1K_V1",)
-        if self.weights is not None and self.weights not in names and not self.weights.endswith((".pth", ".pt")):
+        if self.weights is None or self.weights in names:
+            return self
+        path = PurePosixPath(posixpath.normpath(self.weights))
+        inside = PRETRAINED in path.parents and path.suffix in ENDINGS
+        if not inside or str(path) != self.weights:
+            remedy = f"write {path}" if inside else f"mv {shlex.quote(self.weights)} {PRETRAINED}/"
             raise ValueError(
-                f"weights: expected {', '.join(names)}, null or the path of a .pth file for {self.architecture}, found {self.weights!r}"
+                f"weights: expected {', '.join(names)}, null or, for {self.architecture}, a .pth or .pt file in {PRETRAINED}/, which DVC"
+                f" watches, found {self.weights!r}{f' ({remedy})' if PurePosixPath(self.weights).suffix in ENDINGS else ''}"
             )
         return self
 
@@ -575,6 +591,12 @@ class Params(Section):
         """The architecture of a model by its name: that of `model`, but for online training that starts from another one."""
         start = self.online[model].start if model in self.online else CLEAN
         return start.architecture if isinstance(start, Model) else self.model.architecture
+
+    @property
+    def starts(self) -> dict[str, Model]:
+        """Every network that a training may begin with, by its dotted key."""
+        own = {f"online.{name}.start": recipe.start for name, recipe in self.online.items()}
+        return {"model": self.model, **{key: start for key, start in own.items() if isinstance(start, Model)}}
 
     @property
     def all_attacks(self) -> dict[str, Attack]:

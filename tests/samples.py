@@ -72,11 +72,17 @@ def write_cifar(root: Path, monkeypatch, name, pixels, labels):
     monkeypatch.setattr(constructor, "meta", {"filename": "names", "key": names_key, "md5": md5["names"]})
 
 
-def state_dict_bytes(architecture: str) -> bytes:
-    """Random tensors for a stock network of 1,000 classes, as torchvision's files hold them."""
+def state_dict(architecture: str) -> dict[str, torch.Tensor]:
+    """Random tensors for a stock network of 1,000 classes under the names in torchvision's files, which count no batches."""
     torch.manual_seed(9)
+    tensors = models.get_model(architecture).state_dict()
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+
+
+def state_dict_bytes(architecture: str) -> bytes:
+    """A file of such tensors."""
     buffer = io.BytesIO()
-    torch.save(models.get_model(architecture).state_dict(), buffer)
+    torch.save(state_dict(architecture), buffer)
     return buffer.getvalue()
 
 

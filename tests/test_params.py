@@ -162,8 +162,15 @@ CHANGES = [
     ("finetune.mix", {"fgsm": 0.5, "pgd": 0.5}, "finetune.mix: expected a fraction of clean images"),
     ("finetune.mix", {"clean": 0.999, "fgsm": 0.001}, "finetune.mix.fgsm: expected at least one image in a batch of 128"),
     ("finetune.mix", {"clean": 0.5, "fgsn": 0.5}, r"finetune.mix.fgsn: expected clean, a name .* \(fgsm, pgd\) or, .* \(here none\)"),
-    ("model.weights", "IMAGENET1K_V3", "model.weights: expected IMAGENET1K_V1, IMAGENET1K_V2, null or the path of"),
+    ("model.weights", "IMAGENET1K_V3", r"model.weights: expected IMAGENET1K_V1, IMAGENET1K_V2, null or, .*, found 'IMAGENET1K_V3'$"),
     ("model", {"architecture": "resnet18", "weights": "IMAGENET1K_V2"}, "model.weights: expected IMAGENET1K_V1, null"),
+    ("model.weights", "own.pth", r"model.weights: expected .*, for resnet50, a .pth or .pt file in models/pretrained/, which DVC watches,"
+     r" found 'own.pth' \(mv own.pth models/pretrained/\)$"),
+    ("model.weights", "/a b/own.pt", r"model.weights: .* found '/a b/own.pt' \(mv '/a b/own.pt' models/pretrained/\)$"),
+    ("model.weights", "models/pretrained/../own.pt", r"model.weights: .* \(mv models/pretrained/../own.pt models/pretrained/\)$"),
+    ("model.weights", "./models/pretrained//own.pt", r"model.weights: .* \(write models/pretrained/own.pt\)$"),
+    ("model.weights", "models/pretrained/own.bin", r"model.weights: .* found 'models/pretrained/own.bin'$"),
+    ("model.weights", "models/pretrained/.pth", r"model.weights: .* found 'models/pretrained/.pth'"),
     ("evaluate.threats", {}, "evaluate.threats: expected dictionary should have at least 1 item"),
     ("evaluate.threats.worst", {"attack": "FGSM", "eps": 0.1, "restarts": 1}, "evaluate.threats.worst: expected another name"),
     ("evaluate.curves.threat", "fgsm", r"evaluate.curves.threat: expected a threat whose attack is PGD \(pgd\), found 'fgsm'"),
@@ -285,6 +292,14 @@ def test_a_variant_is_finetune_with_what_it_changes(raw_params, tmp_path):
             {"architecture": "vgg", "weights": None},
             "online.x.start.architecture: expected 'resnet18', 'resnet34' or 'resnet50', found 'vgg'",
         ),
+        (
+            {"architecture": "resnet18", "weights": "IMAGENET1K_V2"},
+            r"online.x.start.weights: expected IMAGENET1K_V1, null or, .*, found 'IMAGENET1K_V2'$",
+        ),
+        (
+            {"architecture": "resnet18", "weights": "../own.pth"},
+            r"online.x.start.weights: expected .* found '../own.pth' \(mv ../own.pth models/pretrained/\)$",
+        ),
     ],
 )
 def test_online_training_starts_from_the_clean_model_or_a_fresh_one(raw_params, tmp_path, start, message):
@@ -294,7 +309,9 @@ def test_online_training_starts_from_the_clean_model_or_a_fresh_one(raw_params, 
     for value in ("clean", {"architecture": "resnet18", "weights": None}):
         raw_params["online"] = {"x": {**raw_params["clean"], "start": value, **weights}}
         YAML().dump(raw_params, tmp_path / "params.yaml")
-        assert params.load(tmp_path / "params.yaml").models == ["clean", "robust", "refreshed", "x"]
+        settings = params.load(tmp_path / "params.yaml")
+        assert settings.models == ["clean", "robust", "refreshed", "x"]
+        assert list(settings.starts) == (["model"] if value == "clean" else ["model", "online.x.start"])
     raw_params["online"]["x"]["start"] = start
     YAML().dump(raw_params, tmp_path / "params.yaml")
     with pytest.raises(InputError, match=message):
