@@ -153,6 +153,11 @@ def check() -> str:
             f"{params.FILE}: data.path: {settings.data.path}: no such file or folder; put the {settings.data.source} source there"
         )
     _check_stages(settings)
+    for where, model in settings.starts.items():
+        if model.weights is not None:
+            from pipeline import networks
+
+            networks.expect_weights(model, f"{params.FILE}: {where}")
     return f"{params.FILE} is sound"
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, TypeVar
@@ -25,7 +25,7 @@ Network = TypeVar("Network", bound=nn.Module)
 FIXED = {"norm": "Linf", "verbose": False, "seed": 0}
 EPS_NAMES = {"PIFGSM": "max_epsilon", "PIFGSMPP": "max_epsilon"}  # where torchattacks calls eps otherwise
 SIGN_ALONE = ("FGSM", "FFGSM", "RFGSM", "BIM", "PGD", "TPGD")  # counts in these, of one gradient a step, so its scale is free
-MARGIN_OF_FOUR = ("APGDT", "AutoAttack")  # their targeted loss divides by a difference to the fourth-largest logit
+SPELLINGS = {"gaussian": "guassian"}  # of PGDRS's noise_type, as torchattacks spells it
 
 
 def frozen_copy(network: Network) -> Network:
@@ -44,17 +44,30 @@ def build(spec: params.Attack, network: nn.Module, n_classes: int) -> "Attack":
     """
     import torchattacks  # here, since scipy's statistics come with it: 0.7 s that training need not wait for
 
-    if spec.attack in MARGIN_OF_FOUR and n_classes < 4:
-        raise InputError(f"{spec.attack}: expected at least 4 classes, which its loss compares, found {n_classes}; use another attack")
+    expect_classes({spec.attack: spec}, n_classes)
     constructor = getattr(torchattacks, spec.attack)
     accepted = inspect.signature(constructor).parameters
     fixed = {name: value for name, value in {**FIXED, "n_classes": n_classes}.items() if name in accepted}
     given = {EPS_NAMES.get(spec.attack, name) if name == "eps" else name: value for name, value in spec.parameters.items()}
+    if spec.attack == "PGDRS":
+        given["noise_type"] = SPELLINGS.get(given["noise_type"], given["noise_type"])
     attack = constructor(network, **fixed, **given)
+    if spec.attack == "UPGD" and given["loss"] == "margin":  # torchattacks' own runs on the CPU only
+        attack.loss = lambda images, labels, _: margin(attack.get_logits(images), labels)
     if spec.attack in SIGN_ALONE:
         logits = attack.get_logits
         attack.get_logits = lambda *inputs: scaled(logits(*inputs))
     return attack
+
+
+def expect_classes(specs: Mapping[str, params.Attack], n_classes: int) -> None:
+    """Check that each attack's loss finds the classes that it compares. Raises InputError with the attack's key in `specs`."""
+    for where, spec in specs.items():
+        if spec.fewest_classes > n_classes:
+            raise InputError(
+                f"{where}: expected at least {spec.fewest_classes} classes, which the loss of {spec.attack} compares, found {n_classes};"
+                " use another loss or attack"
+            )
 
 
 def scaled(logits: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from pipeline import params, whitebox
-from pipeline.attacks import MARGIN_OF_FOUR
 from pipeline.store import Block
 from pipeline.whitebox import Mask, Passes, Target
 
@@ -46,7 +45,7 @@ def threats(settings: params.Ensemble) -> dict[str, params.Threat]:
 
 def left_out(settings: params.Ensemble, n_classes: int) -> list[str]:
     """Return the members that cannot attack a network of so few classes: targeted APGD compares four logits."""
-    return [name for name, threat in threats(settings).items() if threat.attack in MARGIN_OF_FOUR and n_classes < 4]
+    return [name for name, threat in threats(settings).items() if threat.fewest_classes > n_classes]
 
 
 def withstands(target: Target, block: Block, settings: params.Ensemble) -> tuple[Mask, dict[str, Any]]:

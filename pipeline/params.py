@@ -6,9 +6,12 @@ mistake in the file is reported in a fraction of a second.
 
 import json
 import math
+import posixpath
 import reprlib
+import shlex
+from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from statistics import NormalDist
 from typing import Annotated, Any, Literal, Self
 
@@ -30,6 +33,9 @@ from pipeline.errors import InputError
 FILE = Path("params.yaml")
 CLEAN = "clean"  # the name of the first model and of the stream of unattacked images
 RESERVED_THREATS = {"worst", "apgd", "ensemble"}  # names of results that are made from several attacks
+# The folder of starting weights. DVC watches all of it: dvc.yaml cannot name a file that `weights: null` leaves out.
+PRETRAINED = PurePosixPath("models/pretrained")
+ENDINGS = (".pth", ".pt")
 # What ruamel.yaml raises for what is not YAML, or for tags that do not fit their values.
 NOT_YAML = (YAMLError, ValueError, TypeError, AttributeError, OverflowError, LookupError)
 MAX_BYTES, MAX_DEPTH, MAX_LETTERS = 2**18, 20, 1000  # of the file, of its levels, of one value
@@ -65,23 +71,84 @@ ATTACK_PARAMETERS: dict[str, tuple[str, ...]] = {
     "PIFGSMPP": ("num_iter_set", "momentum", "amplification", "prob", "project_factor"),
     "SPSA": ("delta", "lr", "nb_iter", "nb_sample", "max_batch_size"),
 }
-COUNTS = {
-    "steps",
-    "n_restarts",
-    "n_queries",
-    "eot_iter",
-    "m",
-    "N",
-    "len_kernel",
-    "nb_iter",
-    "nb_sample",
-    "max_batch_size",
-    "num_iter_set",
-    "noise_batch_size",
-    "batch_max",
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """The numbers that a parameter of an attack may be; a bound that is infinite is none."""
+
+    least: float = -math.inf
+    above: float = -math.inf
+    most: float = math.inf
+    below: float = math.inf
+    kind: Literal["a number", "a whole number", "an odd number"] = "a number"
+
+    def hold(self, value: object) -> bool:
+        """Whether a value is one of these numbers."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**31:
+            return False
+        if self.kind != "a number" and not isinstance(value, int):
+            return False
+        return self.least <= value <= self.most and self.above < value < self.below and (self.kind != "an odd number" or value % 2 == 1)
+
+    def __str__(self) -> str:
+        bounds = {"of at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        named = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+        return f"{self.kind} {named}"
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words that a parameter of an attack may be."""
+
+    words: tuple[str, ...]
+
+    def hold(self, value: object) -> bool:
+        """Whether a value is one of these words."""
+        return value in self.words
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.words[:-1])} or {self.words[-1]}"
+
+
+class Flag:
+    """True or false."""
+
+    def hold(self, value: object) -> bool:
+        """Whether a value is a truth value."""
+        return isinstance(value, bool)
+
+    def __str__(self) -> str:
+        return "true or false"
+
+
+COUNT, SHARE, POSITIVE = Numbers(least=1, kind="a whole number"), Numbers(least=0, most=1), Numbers(above=0)
+# What each parameter may be for torchattacks 3.5.1 to run and to do what its paper says; by attack and name where attacks differ.
+# A step size, `alpha`, is read by `parse_step`.
+VALUES: dict[str | tuple[str, str], Numbers | Words | Flag] = {
+    **dict.fromkeys(("steps", "n_restarts", "n_queries", "eot_iter", "N", "nb_iter", "nb_sample", "max_batch_size"), COUNT),
+    **dict.fromkeys(("num_iter_set", "noise_batch_size", "batch_max"), COUNT),
+    **dict.fromkeys(("random_start", "multi_targeted", "resc_schedule"), Flag()),
+    **dict.fromkeys(("decay", "momentum", "diversity_prob", "prob", "alpha_max"), SHARE),
+    **dict.fromkeys(("scale", "amplification", "lr"), POSITIVE),
+    **dict.fromkeys(("std", "noise_sd", "project_factor"), Numbers(least=0)),
+    **dict.fromkeys(("rho", "p_init"), Numbers(above=0, most=1)),
+    "m": Numbers(least=1, most=62, kind="a whole number"),  # images are divided by powers of two, as 64-bit integers
+    "len_kernel": Numbers(least=1, most=255, kind="an odd number"),  # an even kernel shifts the gradient
+    "nsig": Numbers(above=0, most=10),
+    "resize_rate": Numbers(least=0.125, below=1),  # at least one of 8 pixels; networks take no image larger than the data's
+    "eta": Numbers(least=1),
+    "delta": Numbers(least=1e-6, most=1),  # less is lost in float32
+    "kernel_name": Words(("gaussian", "linear", "uniform")),
+    "noise_type": Words(("gaussian", "guassian", "uniform")),  # the second is torchattacks' spelling of the first
+    "version": Words(("standard", "plus", "rand")),
+    ("APGD", "loss"): Words(("ce", "dlr")),
+    ("UPGD", "loss"): Words(("ce", "dlr", "margin")),
+    ("Square", "loss"): Words(("ce", "margin")),
+    ("FAB", "beta"): Numbers(above=0, most=1),
+    ("VMIFGSM", "beta"): Numbers(least=0),
+    ("VNIFGSM", "beta"): Numbers(least=0),
 }
-FLAGS = {"random_start", "multi_targeted", "resc_schedule"}
-WORDS = {"loss", "kernel_name", "version", "noise_type"}
 
 
 def parse_level(value: object) -> float:
@@ -211,12 +278,23 @@ class Model(Section):
     architecture: Literal["resnet18", "resnet34", "resnet50"]
     weights: str | None
 
+    @property
+    def file(self) -> Path | None:
+        """The file in PRETRAINED that holds the weights; None for torchvision's, and for a start from scratch."""
+        return Path(self.weights) if self.weights is not None and "/" in self.weights else None
+
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
         names = ("IMAGENET1K_V1", "IMAGENET1K_V2") if self.architecture == "resnet50" else ("IMAGENET1K_V1",)
-        if self.weights is not None and self.weights not in names and not self.weights.endswith((".pth", ".pt")):
+        if self.weights is None or self.weights in names:
+            return self
+        path = PurePosixPath(posixpath.normpath(self.weights))
+        inside = PRETRAINED in path.parents and path.suffix in ENDINGS
+        if not inside or str(path) != self.weights:
+            remedy = f"write {path}" if inside else f"mv {shlex.quote(self.weights)} {PRETRAINED}/"
             raise ValueError(
-                f"weights: expected {', '.join(names)}, null or the path of a .pth file for {self.architecture}, found {self.weights!r}"
+                f"weights: expected {', '.join(names)}, null or, for {self.architecture}, a .pth or .pt file in {PRETRAINED}/, which DVC"
+                f" watches, found {self.weights!r}{f' ({remedy})' if PurePosixPath(self.weights).suffix in ENDINGS else ''}"
             )
         return self
 
@@ -355,6 +433,14 @@ class Attack(Section):
         return self.model_copy(update={"eps": eps})
 
     @property
+    def fewest_classes(self) -> int:
+        """How many classes the loss compares: the DLR loss divides by a difference to the third-largest logit, targeted to the fourth."""
+        extra = self.model_extra or {}
+        if self.attack == "APGDT" or extra.get("version") in ("standard", "plus"):
+            return 4
+        return 3 if extra.get("loss") == "dlr" or extra.get("version") == "rand" else 2
+
+    @property
     def described(self) -> dict[str, str | int | float | bool]:
         """The parameters as plain values, to be kept with what the attack gives."""
         eps = json.dumps(self.eps.model_dump(exclude_none=True)) if isinstance(self.eps, Spread) else self.eps
@@ -374,7 +460,11 @@ class Attack(Section):
         for key in wanted:
             if key not in entry:
                 raise ValueError(f"{key}: expected a value, {entry['attack']} takes {', '.join(('eps', *wanted))}; found none")
-        return {**entry, **{key: _attack_value(key, entry[key]) for key in wanted}}
+        values = {key: _attack_value(entry["attack"], key, entry[key]) for key in wanted}
+        if entry["attack"] == "PGDRS" and entry["batch_max"] < entry["noise_batch_size"]:
+            least, found = entry["noise_batch_size"], entry["batch_max"]
+            raise ValueError(f"batch_max: expected at least noise_batch_size ({least}), the noisy copies of one image, found {found}")
+        return {**entry, **values}
 
 
 class Threat(Attack):
@@ -509,6 +599,18 @@ class Params(Section):
         """The architecture of a model by its name: that of `model`, but for online training that starts from another one."""
         start = self.online[model].start if model in self.online else CLEAN
         return start.architecture if isinstance(start, Model) else self.model.architecture
+
+    @property
+    def starts(self) -> dict[str, Model]:
+        """Every network that a training may begin with, by its dotted key."""
+        own = {f"online.{name}.start": recipe.start for name, recipe in self.online.items()}
+        return {"model": self.model, **{key: start for key, start in own.items() if isinstance(start, Model)}}
+
+    @property
+    def all_attacks(self) -> dict[str, Attack]:
+        """Every attack and every threat, by its dotted key."""
+        stored = {f"attacks.{name}": attack for name, attack in self.attacks.items()}
+        return {**stored, **{f"evaluate.threats.{name}": threat for name, threat in self.evaluate.threats.items()}}
 
     def parent_of(self, model: str) -> str:
         """The model, by name, that another one's training is given to start from."""
@@ -668,25 +770,16 @@ def bounded_text(path: Path) -> str:
     return text
 
 
-def _attack_value(key: str, value: object) -> object:
+def _attack_value(attack: str, key: str, value: object) -> object:
     """One parameter of an attack, checked; a `Level` if it is a step size."""
     if key == "alpha":
         try:
             return parse_step(value)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
-    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**31
-    fits, expected = (
-        (isinstance(value, bool), "true or false")
-        if key in FLAGS
-        else (isinstance(value, str), "a word")
-        if key in WORDS
-        else (number and isinstance(value, int) and value >= 1, "a whole number of at least 1")
-        if key in COUNTS
-        else (number, "a number")
-    )
-    if not fits:
-        raise ValueError(f"{key}: expected {expected}, found {value!r}")
+    allowed = VALUES.get((attack, key)) or VALUES[key]
+    if not allowed.hold(value):
+        raise ValueError(f"{key}: expected {allowed}, found {value!r}")
     return value
 
 

@@ -11,6 +11,23 @@ from PIL import Image
 from torchvision import datasets, models
 from torchvision.models import Weights
 
+from pipeline import params
+
+# For every parameter of torchattacks' attacks a value that makes it quick.
+PARAMETERS = {
+    "alpha": "2/255", "steps": 2, "random_start": True, "decay": 1.0, "eot_iter": 1, "loss": "ce", "m": 2, "N": 2, "beta": 0.9, "scale": 10,
+    "std": 0.1, "resize_rate": 0.9, "diversity_prob": 0.5, "kernel_name": "gaussian", "len_kernel": 5, "nsig": 3, "n_restarts": 1,
+    "rho": 0.75, "alpha_max": 0.1, "eta": 1.05, "multi_targeted": False, "n_queries": 5, "p_init": 0.8, "resc_schedule": True,
+    "version": "rand", "num_iter_set": 2, "momentum": 1.0, "amplification": 2.0, "prob": 0.7, "project_factor": 0.8,
+    "noise_type": "gaussian", "noise_sd": 0.1, "noise_batch_size": 2, "batch_max": 8,
+    "delta": 0.01, "lr": 0.01, "nb_iter": 1, "nb_sample": 4, "max_batch_size": 4,
+}  # fmt: skip
+
+
+def attack_entry(name: str) -> dict[str, object]:
+    """An entry of `attacks` with all its parameters."""
+    return {"attack": name, "eps": "8/255", **{key: PARAMETERS[key] for key in params.ATTACK_PARAMETERS[name]}}
+
 
 class TaskDataset(torch.utils.data.Dataset):
     """The class as its authors have it; it is saved under `__main__`, as their script does."""
@@ -55,11 +72,17 @@ def write_cifar(root: Path, monkeypatch, name, pixels, labels):
     monkeypatch.setattr(constructor, "meta", {"filename": "names", "key": names_key, "md5": md5["names"]})
 
 
-def state_dict_bytes(architecture: str) -> bytes:
-    """Random tensors for a stock network of 1,000 classes, as torchvision's files hold them."""
+def state_dict(architecture: str) -> dict[str, torch.Tensor]:
+    """Random tensors for a stock network of 1,000 classes under the names in torchvision's files, which count no batches."""
     torch.manual_seed(9)
+    tensors = models.get_model(architecture).state_dict()
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+
+
+def state_dict_bytes(architecture: str) -> bytes:
+    """A file of such tensors."""
     buffer = io.BytesIO()
-    torch.save(models.get_model(architecture).state_dict(), buffer)
+    torch.save(state_dict(architecture), buffer)
     return buffer.getvalue()
 
 

@@ -1,3 +1,6 @@
+import importlib
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -5,11 +8,14 @@ import torchattacks
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from ruamel.yaml import YAML
 from torch import nn
 
-from pipeline import attacks, params
+from pipeline import attacks, params, products
 from pipeline.errors import InputError
-from tests.conftest import FGSM, PGD, attack_spec
+from pipeline.in_parts import InParts
+from tests import samples
+from tests.conftest import FGSM, PGD, attack_spec, make_block, write_set
 
 
 class Linear(nn.Module):
@@ -61,34 +67,115 @@ def test_gradients_of_a_sure_network_do_not_underflow(images, spec):
     assert (moved.sign() == network.weight[1].sign().view_as(images[0])).all()
 
 
-PARAMETERS = {
-    "alpha": "2/255", "steps": 2, "random_start": True, "decay": 1.0, "eot_iter": 1, "loss": "ce", "m": 2, "N": 2, "beta": 1.5, "scale": 10,
-    "std": 0.1, "resize_rate": 0.9, "diversity_prob": 0.5, "kernel_name": "gaussian", "len_kernel": 5, "nsig": 3, "n_restarts": 1,
-    "rho": 0.75, "alpha_max": 0.1, "eta": 1.05, "multi_targeted": False, "n_queries": 5, "p_init": 0.8, "resc_schedule": True,
-    "version": "rand", "num_iter_set": 2, "momentum": 1.0, "amplification": 2.0, "prob": 0.7, "project_factor": 0.8,
-    "noise_type": "guassian", "noise_sd": 0.1, "noise_batch_size": 2, "batch_max": 8,
-    "delta": 0.01, "lr": 0.01, "nb_iter": 1, "nb_sample": 4, "max_batch_size": 4,
-}  # fmt: skip
-SLOW = ("AutoAttack",)
+def ends(numbers):
+    """The first and the last of a range of numbers, unless it has no end."""
+    bounds = (numbers.least, numbers.most, np.nextafter(numbers.above, 1), np.nextafter(numbers.below, 0))
+    return [float(bound) if numbers.kind == "a number" else int(bound) for bound in bounds if abs(bound) < 1000]
 
 
-@pytest.mark.parametrize("name", [name for name in params.ATTACK_PARAMETERS if name not in SLOW])
+def variants(name):
+    """An entry for every word, truth value and end of a range that a parameter of the attack may be."""
+    entry = samples.attack_entry(name)
+    yield entry
+    for key in params.ATTACK_PARAMETERS[name]:
+        match params.VALUES.get((name, key)) or params.VALUES.get(key):
+            case params.Words(values):
+                pass
+            case params.Numbers() as numbers:
+                values = ends(numbers)
+            case params.Flag():
+                values = [True, False]
+            case None:
+                values = []
+        alone = {"noise_batch_size": 1} if key == "batch_max" else {}
+        yield from ({**entry, **alone, key: value} for value in values)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 10])
+@pytest.mark.parametrize("name", params.ATTACK_PARAMETERS)
 @pytest.mark.filterwarnings("ignore")
-def test_every_attack_of_the_table_runs_and_its_stored_images_keep_the_bound(name, images):
-    special = {"loss": "margin"} if name == "Square" else {}
-    wanted = {key: {**PARAMETERS, **special}[key] for key in params.ATTACK_PARAMETERS[name]}
-    spec = attack_spec(attack=name, eps="8/255", **wanted)
-    adv_images = attacks.perturb(attacks.build(spec, attacks.frozen_copy(Linear(4)), 4), images, LABELS, seed=0)
+def test_every_accepted_value_runs_and_stored_images_keep_the_bound(name, n_classes, images):
+    network, labels = attacks.frozen_copy(Linear(n_classes)), torch.arange(5) % n_classes
     clean = (images * 255).round().to(torch.uint8)
-    stored = attacks.quantise(adv_images, clean, spec.eps)
-    assert (stored.int() - clean.int()).abs().max() <= 8
+    for entry in variants(name):
+        spec = attack_spec(**entry)
+        if spec.fewest_classes > n_classes:
+            with pytest.raises(InputError, match=f"{name}: expected at least [34] classes, .* found {n_classes}"):
+                attacks.build(spec, network, n_classes)
+            continue
+        adv_images = attacks.perturb(attacks.build(spec, network, n_classes), images, labels, seed=0)
+        assert adv_images.isfinite().all(), entry
+        stored = attacks.quantise(adv_images, clean, spec.eps)
+        assert (stored.int() - clean.int()).abs().max() <= 8
 
 
-def test_attacks_that_compare_four_classes_are_refused_for_fewer():
-    with pytest.raises(InputError, match="APGDT: expected at least 4 classes, .* found 3"):
-        attacks.build(
-            attack_spec(attack="APGDT", eps=0.1, **{key: PARAMETERS[key] for key in params.ATTACK_PARAMETERS["APGDT"]}), Linear(3), 3
-        )
+@pytest.mark.parametrize("name", ["DIFGSM", "TIFGSM"])
+@pytest.mark.filterwarnings("ignore")
+def test_resized_images_fit_a_network_made_for_one_size(name, network):
+    images, labels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)), torch.tensor([0])
+    spec = attack_spec(**{**samples.attack_entry(name), "diversity_prob": 1, "steps": 1})
+    target = products.Frozen(network, 32, torch.bfloat16)
+    assert attacks.perturb(attacks.build(spec, InParts(target), 3), images, labels, seed=0).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "fewest"),
+    [
+        ("PGD", {}, 2),
+        ("APGD", {"loss": "ce"}, 2),
+        ("APGD", {"loss": "dlr"}, 3),
+        ("UPGD", {"loss": "dlr"}, 3),
+        ("UPGD", {"loss": "margin"}, 2),
+        ("Square", {"loss": "margin"}, 2),
+        ("APGDT", {}, 4),
+        ("AutoAttack", {"version": "rand"}, 3),
+        ("AutoAttack", {"version": "standard"}, 4),
+        ("AutoAttack", {"version": "plus"}, 4),
+    ],
+)
+def test_losses_that_compare_more_classes_than_there_are_are_refused(name, values, fewest):
+    spec = attack_spec(**{**samples.attack_entry(name), **values})
+    attacks.expect_classes({"attacks.x": spec}, fewest)
+    message = f"^attacks.x: expected at least {fewest} classes, which the loss of {name} compares, found {fewest - 1}; use another loss"
+    with pytest.raises(InputError, match=message):
+        attacks.expect_classes({"attacks.x": spec}, fewest - 1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "arguments"),
+    [
+        ("train_clean", "--out o --history h"),
+        ("generate", "--model m --attack pgd --out o"),
+        ("evaluate", "--model m --stored s --metrics o --plots p"),
+    ],
+)
+@pytest.mark.parametrize("section", ["attacks", "evaluate.threats"])
+def test_stages_refuse_too_few_classes_before_any_work(stage, arguments, section, raw_params, tmp_path, monkeypatch):
+    write_set(tmp_path / "clean", make_block(20, n_classes=2), class_names='["a", "b"]')
+    parent = raw_params["attacks"] if section == "attacks" else raw_params["evaluate"]["threats"]
+    parent["x"] = {**samples.attack_entry("APGD"), "loss": "dlr", **({} if section == "attacks" else {"restarts": 1})}
+    YAML().dump(raw_params, tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [stage, "--clean", "clean", *arguments.split()])
+    with pytest.raises(InputError, match=f"^{section}.x: expected at least 3 classes, which the loss of APGD compares, found 2"):
+        getattr(importlib.import_module(f"pipeline.stages.{stage}"), stage)()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "params.yaml"]
+
+
+@pytest.mark.parametrize(("word", "theirs"), [("gaussian", "guassian"), ("guassian", "guassian"), ("uniform", "uniform")])
+def test_gaussian_noise_may_be_spelt_both_ways(word, theirs):
+    spec = attack_spec(**{**samples.attack_entry("PGDRS"), "noise_type": word})
+    assert attacks.build(spec, Linear(), 2).noise_func.noise_type == theirs
+
+
+def test_the_margin_loss_of_upgd_is_torchattacks_until_an_image_is_lost(images):
+    network = Linear(3)
+    right = network(images).argmax(1)
+    spec = attack_spec(**{**samples.attack_entry("UPGD"), "loss": "margin", "random_start": False})
+    theirs = torchattacks.UPGD(network, loss="margin")
+    torch.testing.assert_close(attacks.build(spec, network, 3).get_loss(images, right), theirs.get_loss(images, right))
+    wrong = (right + 1) % 3
+    assert theirs.get_loss(images, wrong) == 0 < attacks.build(spec, network, 3).get_loss(images, wrong)
 
 
 @given(hnp.arrays(np.uint8, (2, 3, 4, 4)), hnp.arrays(np.float32, (2, 3, 4, 4), elements=st.floats(-2, 3, width=32)), st.floats(0.0001, 1))

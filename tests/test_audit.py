@@ -628,6 +628,8 @@ def test_what_cannot_be_read_is_a_failure_that_says_why(folder):
 
 
 def test_pretrained_weights_are_held_to_their_file(folder):
+    own_weights = "models/pretrained/own.pth"
+
     def row(**provenance):
         opened = project.Project(folder, CPU)
         checkpoint = opened.checkpoint("models/clean.pt")
@@ -637,13 +639,14 @@ def test_pretrained_weights_are_held_to_their_file(folder):
 
     assert row() == ("ok", "none, from scratch")
     assert row(**{"weights.sha256": "1"}) == ("FAILED", "recorded SHA-256 1, params.yaml: none")
-    assert row(weights="own.pth") == ("FAILED", "recorded own.pth, params.yaml: none")
-    change_params(folder, lambda params: params["model"].update(weights="own.pth"))
-    assert row(weights="own.pth") == ("not comparable", "own.pth is not here")
-    (folder / "own.pth").write_bytes(b"tensors")
-    sha256 = files.sha256(folder / "own.pth")
-    assert row(weights="own.pth", **{"weights.sha256": sha256}) == ("ok", f"SHA-256 {sha256}")
-    assert row(weights="own.pth", **{"weights.sha256": "1"}) == ("FAILED", f"recorded 1, own.pth has {sha256}")
+    assert row(weights=own_weights) == ("FAILED", f"recorded {own_weights}, params.yaml: none")
+    change_params(folder, lambda params: params["model"].update(weights=own_weights))
+    assert row(weights=own_weights) == ("not comparable", "own.pth is not here")
+    (folder / own_weights).parent.mkdir(exist_ok=True)
+    (folder / own_weights).write_bytes(b"tensors")
+    sha256 = files.sha256(folder / own_weights)
+    assert row(weights=own_weights, **{"weights.sha256": sha256}) == ("ok", f"SHA-256 {sha256}")
+    assert row(weights=own_weights, **{"weights.sha256": "1"}) == ("FAILED", f"recorded 1, own.pth has {sha256}")
 
 
 def test_an_image_on_both_sides_of_the_split_is_a_warning(folder):

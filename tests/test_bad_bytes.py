@@ -370,7 +370,7 @@ class Rebuilt:
 
 def save(path, content):
     torch.save(content, path)
-    return networks.pretrained_weights(params.Model(architecture="resnet18", weights=str(path)))
+    return networks.read_state_dict(path, "model.weights")
 
 
 @pytest.mark.parametrize(
@@ -394,32 +394,32 @@ def test_tensors_that_are_not_what_they_claim(tmp_path, content, message):
 
 
 def test_storages_that_are_smaller_than_they_claim(tmp_path):
-    path, model = tmp_path / "own.pth", params.Model(architecture="resnet18", weights=str(tmp_path / "own.pth"))
+    path = tmp_path / "own.pth"
     save(path, {"a": torch.zeros(100)})
     rewrite(path, "own/data/0", b"\0" * 10)
     with pytest.raises(InputError, match="storage '0' claims 400 bytes, the file holds 10"):
-        networks.pretrained_weights(model)
+        networks.read_state_dict(path, "model.weights")
     rewrite(path, "own/data.pkl", b"\0" * (2**24 + 1))
     with pytest.raises(InputError, match="its pickle takes 16,777,217 bytes, more than 16,777,216"):
-        networks.pretrained_weights(model)
+        networks.read_state_dict(path, "model.weights")
 
 
 def test_older_files_are_read_and_held_to_their_sizes(tmp_path):
-    path, model = tmp_path / "own.pth", params.Model(architecture="resnet18", weights=str(tmp_path / "own.pth"))
+    path = tmp_path / "own.pth"
     torch.save({"a": torch.arange(3.0)}, path, _use_new_zipfile_serialization=False)
-    assert networks.pretrained_weights(model).state_dict["a"].tolist() == [0, 1, 2]
+    assert networks.read_state_dict(path, "model.weights")["a"].tolist() == [0, 1, 2]
     whole = path.read_bytes()
     key = max(re.findall(rb"\d{9,}", whole))
     before, after = whole.rsplit(key, 1)
     path.write_bytes(before + b"7" * len(key) + after)
     with pytest.raises(InputError, match="the storages that it lists are not those of its tensors"):
-        networks.pretrained_weights(model)
+        networks.read_state_dict(path, "model.weights")
     path.write_bytes(whole[:-1])
     with pytest.raises(InputError, match="its storages claim 12 bytes, the file holds 11"):
-        networks.pretrained_weights(model)
+        networks.read_state_dict(path, "model.weights")
     path.write_bytes(path.read_bytes().replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_v3"))
     with pytest.raises(InputError, match="it asks for torch._utils._rebuild_tensor_v3"):
-        networks.pretrained_weights(model)
+        networks.read_state_dict(path, "model.weights")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,29 @@ def test_check_finds_a_missing_source_before_anything_runs(folder, monkeypatch):
         call(monkeypatch, "check")
 
 
+def test_check_reads_the_starting_weights_that_are_here(folder, monkeypatch, capsys):
+    path = folder / "params.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("weights: null", "weights: models/pretrained/own.pth"))
+    with pytest.raises(InputError, match=r"^params.yaml: model.weights: models/pretrained/own.pth: no such file; put it there$"):
+        call(monkeypatch, "check")
+    path.write_text(text.replace("weights: null", "weights: IMAGENET1K_V2"))
+    monkeypatch.setenv("TORCH_HOME", str(folder))
+    assert call(monkeypatch, "check") == "params.yaml is sound"
+    place = f"resnet50-11ad3fa6.pth (its SHA-256 begins with 11ad3fa6) is not in {folder}/hub/checkpoints"
+    line = f"params.yaml: model.weights: IMAGENET1K_V2: {place}; the training downloads it, or put it there\n"
+    assert capsys.readouterr().out == line
+
+
+def test_check_names_the_words_of_an_attack(folder, monkeypatch):
+    path = folder / "params.yaml"
+    tifgsm = "{attack: TIFGSM, eps: 8/255, alpha: 2/255, steps: 2, decay: 1, kernel_name: gaus, len_kernel: 5, nsig: 3,"
+    tifgsm += " resize_rate: 0.9, diversity_prob: 0.5, random_start: true}"
+    path.write_text(path.read_text().replace("\nattacks:", f"\nattacks:\n  ti: {tifgsm}\n#"))
+    with pytest.raises(InputError, match="^params.yaml: attacks.ti.kernel_name: expected gaussian, linear or uniform, found 'gaus'$"):
+        call(monkeypatch, "check")
+
+
 def test_a_new_round_is_one_line_and_nothing_else_of_the_file_changes(folder, capsys):
     path = folder / "params.yaml"
     before = path.read_text()

@@ -7,8 +7,10 @@ import threading
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torchvision import models
 
-from pipeline import networks, params
+from pipeline import console, networks, params
 from pipeline.errors import InputError
 from tests import samples
 
@@ -103,23 +105,143 @@ def test_a_failed_download_names_file_hash_and_folder_and_leaves_nothing(hub, mo
     assert not hub.file.exists()
 
 
-def test_weights_from_a_file(tmp_path, network):
-    path = tmp_path / "own.pth"
-    model = params.Model(architecture="resnet18", weights=str(path))
-    with pytest.raises(InputError, match=r"own.pth: no such file"):
-        networks.pretrained_weights(model)
-    torch.save(network.state_dict(), path)
-    built = networks.build(model, 5, 0, networks.pretrained_weights(model))
-    assert (built.conv1.weight == network.conv1.weight).all()
-    other = model.model_copy(update={"architecture": "resnet34"})
-    with pytest.raises(InputError, match="its tensors are not those of a resnet34"):
-        networks.build(other, 5, 0, networks.pretrained_weights(other))
-    torch.save({"state_dict": network.state_dict()}, path)
-    with pytest.raises(InputError, match="expected a state_dict, tensors by name"):
-        networks.pretrained_weights(model)
-    torch.save(Harmful(), path)
-    with pytest.raises(InputError, match="not a file of tensors that can be read safely"):
-        networks.pretrained_weights(model)
+OWN = "models/pretrained/own.pth"
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Where a project's own file of starting weights is kept; not there yet."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / OWN).parent.mkdir(parents=True)
+    return tmp_path / OWN
+
+
+def started(architecture="resnet18"):
+    model = params.Model(architecture=architecture, weights=OWN)
+    return networks.build(model, 5, 0, networks.pretrained_weights(model))
+
+
+def refused(own, content, message, architecture="resnet18"):
+    torch.save(content, own)
+    with pytest.raises(InputError, match=f"^model.weights: {OWN}: {message}") as caught:
+        started(architecture)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_from_a_file(own, network):
+    with pytest.raises(InputError, match=r"^model.weights: models/pretrained/own.pth: no such file; put it there$"):
+        started()
+    torch.save(network.state_dict(), own)
+    assert (started().conv1.weight == network.conv1.weight).all()
+    refused(own, Harmful(), "not a file of tensors that can be read safely")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "old", "new"), [("resnet18", 102, 122), ("resnet34", 182, 218), ("resnet50", 267, 320)], ids=lambda value: str(value)
+)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_official_files_fill_all_but_the_last_layer(own, architecture, old, new, legacy):
+    """As torchvision has them: IMAGENET1K_V1 counts no batches, and is in the format of before PyTorch 1.6."""
+    official = samples.state_dict(architecture)
+    assert len(official) == old
+    torch.save(official, own, _use_new_zipfile_serialization=not legacy)
+    counted = models.get_model(architecture).state_dict()
+    assert len(counted) == new
+    network = started(architecture)
+    for name, tensor in network.state_dict().items():
+        if not name.startswith("fc."):
+            assert torch.equal(tensor, official[name]) if name in official else tensor == 0
+    assert network.fc.out_features == 5
+    torch.save({**counted, "bn1.num_batches_tracked": torch.tensor(7)}, own)
+    assert started(architecture).bn1.num_batches_tracked == 7
+
+
+def test_counts_may_be_missing_whatever_metadata_says(own):
+    tensors = models.resnet18().state_dict()
+    for name in [name for name in tensors if name.endswith("num_batches_tracked")]:
+        del tensors[name]
+    assert tensors._metadata["bn1"] == {"version": 2}, "torch itself would refuse these"
+    torch.save(tensors, own)
+    assert started().bn1.num_batches_tracked == 0
+    torch.save({name: nn.Parameter(tensor) for name, tensor in tensors.items()}, own)
+    assert started().bn1.num_batches_tracked == 0
+
+
+def test_other_networks_weights_are_refused_with_the_first_ones(own):
+    official = samples.state_dict("resnet18")
+    refused(
+        own,
+        official,
+        r"its tensors are not those of a resnet50: 188 differ, first layer1.0.conv1.weight \(expected 64x64x1x1 in float32, found 64x64x3x3"
+        r" in float32\), layer1.0.conv3.weight \(expected 256x64x1x1 in float32, found none\)$",
+        "resnet50",
+    )
+    wrapped = {f"module.{name}": tensor for name, tensor in official.items()}
+    refused(
+        own, wrapped, r".* 202 differ, first conv1.weight \(.* found none\), .*, module.conv1.weight \(expected none, found 64x3x7x7 in fl"
+    )
+    refused(
+        own, {**official, "conv1.weight": torch.zeros(64, 3, 3, 3)}, r".*: 1 differ, first conv1.weight .* found 64x3x3x3 in float32\)$"
+    )
+    refused(own, {**official, "bn1.bias": torch.zeros(64, dtype=torch.int8)}, r".* bn1.bias \(expected 64 in float32, found 64 in int8\)$")
+    refused(own, {**official, "extra.num_batches_tracked": torch.tensor(1)}, r".* extra.* \(expected none, found one number in int64\)$")
+    refused(own, {**official, "a\nb" * 99: torch.zeros(1)}, r".*: 1 differ, first a\\nba.* \(expected none, found 1 in float32\)$")
+    refused(own, {}, ".*: 100 differ, first conv1.weight")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_converted_and_said_once(own, capsys, dtype):
+    console.say_once.cache_clear()
+    official = {name: tensor.to(dtype) for name, tensor in samples.state_dict("resnet18").items()}
+    torch.save(official, own)
+    state = [started(), started()][1].state_dict()
+    assert state["conv1.weight"].dtype == torch.float32
+    assert torch.equal(state["conv1.weight"], official["conv1.weight"].float())
+    line = f"model.weights: {OWN}: its tensors in {str(dtype).removeprefix('torch.')} are converted to float32\n"
+    assert capsys.readouterr().out == line
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), torch.tensor(1e300, dtype=torch.float64)])
+def test_weights_that_are_not_finite_are_refused_by_name(own, value):
+    official = samples.state_dict("resnet18")
+    damaged = official["layer2.0.conv1.weight"].clone().to(getattr(value, "dtype", torch.float32))
+    damaged[3, 2, 1, 0] = value
+    refused(
+        own, {**official, "layer2.0.conv1.weight": damaged}, r"layer2.0.conv1.weight: expected finite numbers in float32, found NaN or inf"
+    )
+    torch.save({**official, "fc.bias": torch.full((1000,), torch.nan)}, own)
+    assert started().fc.bias.isfinite().all(), "the last layer is new"
+
+
+def test_other_contents_are_named_with_what_to_save(own):
+    tensors = samples.state_dict("resnet18")
+    remedy = "save the inner state_dict by itself$"
+    refused(own, {"state_dict": tensors, "epoch": 3}, f"expected a state_dict, .* found other values under 'state_dict', 'epoch'; {remedy}")
+    refused(own, {**tensors, "epoch": 3}, f".* other values under 'epoch'; {remedy}")
+    many = {f"key {number}": number for number in range(9)}
+    refused(own, many, f".* under 'key 0', 'key 1', 'key 2', 'key 3', 'key 4' and 4 more; {remedy}")
+    refused(own, {"a\nb" * 99: 1}, rf".* under 'a\\nba.*; {remedy}")
+    refused(own, list(tensors.values()), r".* found a list; save network.state_dict\(\) instead$")
+
+
+def test_starting_weights_are_checked_before_anything_runs(own, hub, capsys):
+    model = params.Model(architecture="resnet18", weights=OWN)
+    with pytest.raises(InputError, match=r"^params.yaml: online.x.start.weights: models/pretrained/own.pth: no such file; put it there$"):
+        networks.expect_weights(model, "params.yaml: online.x.start")
+    torch.save({}, own)
+    with pytest.raises(InputError, match="^params.yaml: model.weights: models/pretrained/own.pth: its tensors are not those"):
+        networks.expect_weights(model, "params.yaml: model")
+    networks.expect_weights(params.Model(architecture="resnet18", weights=None), "params.yaml: model")
+    assert capsys.readouterr().out == ""
+    networks.expect_weights(IMAGENET, "params.yaml: model")
+    prefix = hub.file.stem.removeprefix("resnet18-")
+    place = f"IMAGENET1K_V1: {hub.file.name} (its SHA-256 begins with {prefix}) is not in {hub.file.parent}"
+    assert capsys.readouterr().out == f"params.yaml: model.weights: {place}; the training downloads it, or put it there\n"
+    assert hub.requests == 0
+    hub.file.parent.mkdir(parents=True)
+    hub.file.write_bytes(b"another file")
+    with pytest.raises(InputError, match=r"^params.yaml: model.weights: .* expected a SHA-256 that begins with"):
+        networks.expect_weights(IMAGENET, "params.yaml: model")
 
 
 def test_a_checkpoint_comes_back_as_it_was(checkpoint, path, network):

@@ -1,4 +1,5 @@
 import inspect
+import re
 
 import pytest
 import torchattacks
@@ -8,6 +9,7 @@ from ruamel.yaml import YAML
 
 from pipeline import attacks, params
 from pipeline.errors import InputError
+from tests import samples
 from tests.conftest import ROOT
 
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
@@ -37,6 +39,72 @@ def test_committed_params_are_the_quickstart():
 def test_attack_table_equals_the_constructors(name, wanted):
     accepted = set(inspect.signature(getattr(torchattacks, name)).parameters) - {"model", *attacks.FIXED, "n_classes"}
     assert accepted == {attacks.EPS_NAMES.get(name, "eps"), *wanted}
+
+
+def test_every_parameter_of_every_attack_has_its_values():
+    used = {(name, key) for name, keys in params.ATTACK_PARAMETERS.items() for key in keys if key != "alpha"}
+    assert {key if (name, key) not in params.VALUES else (name, key) for name, key in used} == set(params.VALUES)
+
+
+WORDS = [(*key, allowed) if isinstance(key, tuple) else (None, key, allowed) for key, allowed in params.VALUES.items()]
+
+
+@pytest.mark.parametrize(("attack", "key", "words"), [entry for entry in WORDS if isinstance(entry[2], params.Words)])
+def test_words_are_those_in_torchattacks_source(attack, key, words):
+    attack = attack or next(name for name, keys in params.ATTACK_PARAMETERS.items() if key in keys)
+    source = inspect.getsource(inspect.getmodule(getattr(torchattacks, attack)))
+    compared = re.findall(rf'if (?:self\.)?{key} == "(\w+)"', source)
+    assert set(words.words) - (set(attacks.SPELLINGS) if key == "noise_type" else set()) == set(compared)
+
+
+PARAMETERS = [
+    ("DIFGSM", "decay", -0.1, "a number of at least 0 and at most 1"),
+    ("DIFGSM", "decay", 2.0, "a number of at least 0 and at most 1"),
+    ("DIFGSM", "diversity_prob", 1.5, "a number of at least 0 and at most 1"),
+    ("DIFGSM", "resize_rate", 1.0, "a number of at least 0.125 and below 1"),
+    ("DIFGSM", "resize_rate", 0.1, "a number of at least 0.125 and below 1"),
+    ("TIFGSM", "kernel_name", "gauss", "gaussian, linear or uniform"),
+    ("TIFGSM", "len_kernel", 4, "an odd number of at least 1 and at most 255"),
+    ("TIFGSM", "len_kernel", 5.0, "an odd number of at least 1 and at most 255"),
+    ("TIFGSM", "nsig", 0, "a number above 0 and at most 10"),
+    ("SINIFGSM", "m", 63, "a whole number of at least 1 and at most 62"),
+    ("VMIFGSM", "N", 0, "a whole number of at least 1"),
+    ("VMIFGSM", "beta", -1, "a number of at least 0"),
+    ("VNIFGSM", "beta", -1, "a number of at least 0"),
+    ("FAB", "beta", 1.5, "a number above 0 and at most 1"),
+    ("FAB", "alpha_max", 1.1, "a number of at least 0 and at most 1"),
+    ("FAB", "eta", 0.9, "a number of at least 1"),
+    ("FAB", "multi_targeted", "yes", "true or false"),
+    ("APGD", "loss", "cross_entropy", "ce or dlr"),
+    ("APGD", "rho", 1.5, "a number above 0 and at most 1"),
+    ("UPGD", "loss", ["ce"], "ce, dlr or margin"),
+    ("Square", "loss", "dlr", "ce or margin"),
+    ("Square", "p_init", 0, "a number above 0 and at most 1"),
+    ("Square", "n_queries", 1.5, "a whole number of at least 1"),
+    ("AutoAttack", "version", True, "standard, plus or rand"),
+    ("Jitter", "scale", 0, "a number above 0"),
+    ("Jitter", "std", -0.1, "a number of at least 0"),
+    ("PGDRS", "noise_type", "normal", "gaussian, guassian or uniform"),
+    ("PGDRS", "noise_sd", -0.1, "a number of at least 0"),
+    ("PGDRS", "batch_max", 1, "at least noise_batch_size (2), the noisy copies of one image"),
+    ("PIFGSM", "momentum", -1, "a number of at least 0 and at most 1"),
+    ("PIFGSM", "prob", 2, "a number of at least 0 and at most 1"),
+    ("PIFGSM", "amplification", 0, "a number above 0"),
+    ("PIFGSMPP", "project_factor", -1, "a number of at least 0"),
+    ("SPSA", "delta", 0, "a number of at least 1e-06 and at most 1"),
+    ("SPSA", "lr", 0, "a number above 0"),
+    ("SPSA", "lr", float("nan"), "a number above 0"),
+    ("SPSA", "lr", True, "a number above 0"),
+    ("SPSA", "nb_sample", 2**31, "a whole number of at least 1"),
+]
+
+
+@pytest.mark.parametrize(("attack", "key", "value", "expected"), PARAMETERS)
+def test_values_that_an_attack_cannot_use_are_refused(attack, key, value, expected):
+    entry = samples.attack_entry(attack)
+    params.Attack.model_validate(entry)
+    with pytest.raises(ValueError, match=re.escape(f"{key}: expected {expected}, found {value!r}")):
+        params.Attack.model_validate({**entry, key: value})
 
 
 @given(st.integers(1, 255))
@@ -86,14 +154,23 @@ CHANGES = [
     ("attacks.fgsm.attack", "CW", "attacks.fgsm.attack: expected one of FGSM"),
     ("attacks.clean", {"attack": "FGSM", "eps": 0.1}, "attacks.clean: expected another name"),
     ("attacks.x", {"attack": "UPGD", "eps": 0.1, "alpha": 0.1, "steps": 1, "random_start": True, "loss": 3, "decay": 1.0, "eot_iter": 1},
-     "attacks.x.loss: expected a word, found 3"),
+     "attacks.x.loss: expected ce, dlr or margin, found 3"),
     ("attacks.x", {"attack": "MIFGSM", "eps": 0.1, "alpha": 0.1, "steps": 1, "decay": "1"}, "attacks.x.decay: expected a number"),
+    ("evaluate.threats.x", {"attack": "AutoAttack", "eps": 0.1, "version": "Standard", "restarts": 1},
+     "evaluate.threats.x.version: expected standard, plus or rand, found 'Standard'"),
     ("finetune.mix.clean", 0.6, r"finetune.mix: expected fractions that sum to 1, found 0.6 \+ 0.25 \+ 0.25 = 1.1"),
     ("finetune.mix", {"fgsm": 0.5, "pgd": 0.5}, "finetune.mix: expected a fraction of clean images"),
     ("finetune.mix", {"clean": 0.999, "fgsm": 0.001}, "finetune.mix.fgsm: expected at least one image in a batch of 128"),
     ("finetune.mix", {"clean": 0.5, "fgsn": 0.5}, r"finetune.mix.fgsn: expected clean, a name .* \(fgsm, pgd\) or, .* \(here none\)"),
-    ("model.weights", "IMAGENET1K_V3", "model.weights: expected IMAGENET1K_V1, IMAGENET1K_V2, null or the path of"),
+    ("model.weights", "IMAGENET1K_V3", r"model.weights: expected IMAGENET1K_V1, IMAGENET1K_V2, null or, .*, found 'IMAGENET1K_V3'$"),
     ("model", {"architecture": "resnet18", "weights": "IMAGENET1K_V2"}, "model.weights: expected IMAGENET1K_V1, null"),
+    ("model.weights", "own.pth", r"model.weights: expected .*, for resnet50, a .pth or .pt file in models/pretrained/, which DVC watches,"
+     r" found 'own.pth' \(mv own.pth models/pretrained/\)$"),
+    ("model.weights", "/a b/own.pt", r"model.weights: .* found '/a b/own.pt' \(mv '/a b/own.pt' models/pretrained/\)$"),
+    ("model.weights", "models/pretrained/../own.pt", r"model.weights: .* \(mv models/pretrained/../own.pt models/pretrained/\)$"),
+    ("model.weights", "./models/pretrained//own.pt", r"model.weights: .* \(write models/pretrained/own.pt\)$"),
+    ("model.weights", "models/pretrained/own.bin", r"model.weights: .* found 'models/pretrained/own.bin'$"),
+    ("model.weights", "models/pretrained/.pth", r"model.weights: .* found 'models/pretrained/.pth'"),
     ("evaluate.threats", {}, "evaluate.threats: expected dictionary should have at least 1 item"),
     ("evaluate.threats.worst", {"attack": "FGSM", "eps": 0.1, "restarts": 1}, "evaluate.threats.worst: expected another name"),
     ("evaluate.curves.threat", "fgsm", r"evaluate.curves.threat: expected a threat whose attack is PGD \(pgd\), found 'fgsm'"),
@@ -223,6 +300,14 @@ def test_a_variant_is_finetune_with_what_it_changes(raw_params, tmp_path):
             {"architecture": "vgg", "weights": None},
             "online.x.start.architecture: expected 'resnet18', 'resnet34' or 'resnet50', found 'vgg'",
         ),
+        (
+            {"architecture": "resnet18", "weights": "IMAGENET1K_V2"},
+            r"online.x.start.weights: expected IMAGENET1K_V1, null or, .*, found 'IMAGENET1K_V2'$",
+        ),
+        (
+            {"architecture": "resnet18", "weights": "../own.pth"},
+            r"online.x.start.weights: expected .* found '../own.pth' \(mv ../own.pth models/pretrained/\)$",
+        ),
     ],
 )
 def test_online_training_starts_from_the_clean_model_or_a_fresh_one(raw_params, tmp_path, start, message):
@@ -232,7 +317,9 @@ def test_online_training_starts_from_the_clean_model_or_a_fresh_one(raw_params, 
     for value in ("clean", {"architecture": "resnet18", "weights": None}):
         raw_params["online"] = {"x": {**raw_params["clean"], "start": value, **weights}}
         YAML().dump(raw_params, tmp_path / "params.yaml")
-        assert params.load(tmp_path / "params.yaml").models == ["clean", "robust", "refreshed", "x"]
+        settings = params.load(tmp_path / "params.yaml")
+        assert settings.models == ["clean", "robust", "refreshed", "x"]
+        assert list(settings.starts) == (["model"] if value == "clean" else ["model", "online.x.start"])
     raw_params["online"]["x"]["start"] = start
     YAML().dump(raw_params, tmp_path / "params.yaml")
     with pytest.raises(InputError, match=message):

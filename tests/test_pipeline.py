@@ -13,8 +13,11 @@ from pathlib import Path
 
 import h5py
 import pytest
+import torch
 from ruamel.yaml import YAML
+from torchvision import models
 
+from tests import samples
 from tests.conftest import ROOT
 
 yaml = YAML(typ="safe")
@@ -340,3 +343,31 @@ def test_a_stage_by_itself_refuses_inputs_that_do_not_belong_together(project):
     attack = ["--clean", "data/clean", "--out", "x", "--model", "models/clean.pt", "--attack"]
     assert "attacks.nope: expected one of fgsm, pgd" in refused("generate", *attack, "nope")
     assert not list(project.folder.glob("x*"))
+
+
+def test_a_replaced_file_of_starting_weights_trains_again(project, tmp_path):
+    copy = Project(shutil.copytree(project.folder, tmp_path / "copy", symlinks=True))
+    own = copy.folder / "models/pretrained/own.pth"
+
+    def start(params):
+        weights = {"architecture": "resnet18", "weights": "models/pretrained/own.pth"}
+        params["model"].update(weights)
+        params["clean"].update(epochs=1)
+        adversary = {"eps": "8/255", "eps_per": "image", "alpha": "8/255", "steps": 1, "random_start": True, "loss": "cross_entropy"}
+        more = {"adversary": {**adversary, "target": "none", "against": "self"}, "clean_weight": 1, "adv_weight": 1.0, "best_on": "clean"}
+        params["online"] = {"x": {**params["clean"], "start": weights, **more}}
+        params["evaluate"]["models"]["x"] = {"stored": "clean"}
+
+    def ran():
+        done = copy.run("dvc", "repro", "train_clean", "train_online@x")
+        assert done.returncode == 0, done.stderr
+        return copy.ran(done.stdout)
+
+    copy.change(start)
+    for content in (samples.state_dict("resnet18"), models.resnet18().state_dict()):
+        torch.save(content, own)
+        assert ran() == {"train_clean", "train_online@x"}
+        assert ran() == set()
+    own.unlink()
+    check = copy.run("pipeline", "check")
+    assert check.stderr == "error: params.yaml: model.weights: models/pretrained/own.pth: no such file; put it there\n"

@@ -23,7 +23,7 @@ def train_online() -> str:
     val = clean.load("val")
     first = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
     model = settings.model if isinstance(recipe.start, str) else recipe.start
-    weights = networks.SCRATCH if isinstance(recipe.start, str) else networks.pretrained_weights(model)
+    weights = networks.SCRATCH if isinstance(recipe.start, str) else networks.pretrained_weights(model, f"online.{args.name}.start")
     network = first.network() if isinstance(recipe.start, str) else networks.build(model, len(clean.class_names), recipe.seed, weights)
     fixed = recipe.adversary.against == params.CLEAN
     target = adversarial.Target(

@@ -65,7 +65,7 @@ def read_checkpoint(path):
 
 
 def read_weights(path):
-    networks.pretrained_weights(params.Model(architecture="resnet18", weights=str(path)))
+    networks.read_state_dict(path, "model.weights")
 
 
 def presets():
