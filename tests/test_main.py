@@ -11,7 +11,10 @@ from tests.conftest import ROOT
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "presets", tmp_path / "presets")
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in (".git", ".dvc"):
+        (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -39,6 +42,14 @@ def test_check_finds_a_missing_source_before_anything_runs(folder, monkeypatch):
     assert call(monkeypatch, "check") == "params.yaml is sound"
     call(monkeypatch, "preset", "cifar10-cpu")
     with pytest.raises(InputError, match=r"data.path: data/raw/cifar10.npz: no such file or folder; put the npz source there"):
+        call(monkeypatch, "check")
+
+
+def test_a_tracked_source_that_is_missing_is_fetched_by_dvc(folder, monkeypatch):
+    call(monkeypatch, "preset", "cifar10-cpu")
+    (folder / "data/raw").mkdir(parents=True)
+    (folder / "data/raw/cifar10.npz.dvc").touch()
+    with pytest.raises(InputError, match="no such file or folder; `dvc pull data/raw/cifar10.npz` fetches it$"):
         call(monkeypatch, "check")
 
 
