@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help repro results audit preset clean-partial soak test check bench growth fuzz search-table lock setup
+.PHONY: help repro results audit discard preset clean-partial soak test check bench growth fuzz search-table lock setup
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -19,6 +19,9 @@ results: $(READY)  ## print the results again
 
 audit: $(READY)  ## recompute what can be recomputed of the run and hold it against what it recorded
 	@$(BIN)/python -m pipeline audit
+
+discard: $(READY)  ## make discard OUT=data/clean: delete an image set or a model that is damaged, in DVC's cache too
+	@$(BIN)/python -m pipeline discard "$(OUT)"
 
 preset: $(READY)  ## make preset NAME=cifar10: copy presets/NAME.yaml over params.yaml
 	@$(BIN)/python -m pipeline preset "$(NAME)"

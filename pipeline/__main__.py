@@ -1,27 +1,24 @@
-"""`python -m pipeline repro | results | check | audit [PATH] | clean-partial | preset NAME`: the pipeline as a whole."""
+"""`python -m pipeline repro | results | check | audit [PATH] | discard PATH | clean-partial | preset NAME`: the pipeline as a whole."""
 
 import argparse
 import contextlib
-import fcntl
 import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from pipeline import console, files, params, partial
+from pipeline import console, files, params, partial, place
 from pipeline.errors import InputError
 
 ADVERSARIAL = Path("data/adversarial")
 PRESETS = Path("presets")
 METRICS = Path("metrics")
-LOCK = Path(".dvc/tmp/repro.lock")
 UNCACHED = (METRICS, Path("plots"))  # kept in Git, not in DVC's cache
 
 
@@ -34,6 +31,8 @@ def main() -> str:
     commands.add_parser("check", help="check params.yaml and the source of images without running anything")
     auditing = commands.add_parser("audit", help="recompute what can be recomputed and hold it against what is recorded")
     auditing.add_argument("path", type=Path, nargs="?", default=Path(), help="project folder, or an image set in one; here, if left out")
+    discarding = commands.add_parser("discard", help="delete an image set or a model that is damaged, in DVC's cache too")
+    discarding.add_argument("path", type=Path, help="the image set or model, such as data/clean")
     preset = commands.add_parser("preset", help="copy a preset over params.yaml")
     preset.add_argument("name", help=f"one of {', '.join(_presets())}")
     args = parser.parse_args()
@@ -43,18 +42,24 @@ def main() -> str:
         case "results":
             return results()
         case "check":
+            place.check(Path())
             return check()
         case "clean-partial":
             return clean_partial()
         case "audit":
             return audit_project(args.path)
+        case "discard":
+            from pipeline import discard
+
+            return discard.discard(args.path)
         case _:
             return use_preset(args.name)
 
 
 def repro() -> str:
     """Check the params before DVC deletes anything, run `dvc repro`, and print the results."""
-    with _only_one():
+    place.check(Path())
+    with place.only_one(Path()):
         enter_models()
         check()
         remove_undeclared_sets(params.load(params.FILE))
@@ -94,18 +99,6 @@ def _run_and_pass_on_signals(command: list[str], environment: dict[str, str], st
             os.killpg(process.pid, signal.SIGKILL)
             raise
     return process.returncode != 0
-
-
-@contextlib.contextmanager
-def _only_one() -> Iterator[None]:
-    """Refuse to run beside another `repro` in the same folder; the lock goes with the process, however it ends."""
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with LOCK.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError("another `repro` is running in this folder; wait for it, or stop it with Ctrl-C in its terminal") from None
-        yield
 
 
 def results() -> str:
@@ -148,10 +141,10 @@ def enter_models() -> None:
 
 def check() -> str:
     settings = params.load(params.FILE)
-    if settings.data.source != "digits" and not Path(settings.data.path).exists():
-        raise InputError(
-            f"{params.FILE}: data.path: {settings.data.path}: no such file or folder; put the {settings.data.source} source there"
-        )
+    path = settings.data.path
+    if settings.data.source != "digits" and not Path(path).exists():
+        remedy = f"`dvc pull {path}` fetches it" if Path(f"{path}.dvc").exists() else f"put the {settings.data.source} source there"
+        raise InputError(f"{params.FILE}: data.path: {path}: no such file or folder; {remedy}")
     _check_stages(settings)
     for where, model in settings.starts.items():
         if model.weights is not None:

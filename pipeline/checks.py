@@ -9,7 +9,8 @@ from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pipeline import attacks, lineage, params
+from pipeline import attacks, lineage, params, partial
+from pipeline.errors import discarding
 from pipeline.project import OWN, Project, Row, Verdict, judged
 
 Held = list[tuple[str, str, Any]]  # dotted key of params.yaml, where else it is recorded, the value there
@@ -46,6 +47,8 @@ def hashes(project: Project, stage: str) -> Iterator[Row]:
         if path not in code:
             role = "output" if path in entry.outs else "input"
             fault = _differs(project, path, md5) or (_other_origin(project, path, md5) if role == "input" else "")
+            if fault and role == "output" and partial.is_cached(path):
+                fault += f"; {discarding(project.root / path)}"
             yield judged(stage, f"{role} {path}", fault, f"MD5 {md5[:12]}", "dvc.lock")
 
 

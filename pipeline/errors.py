@@ -1,4 +1,7 @@
-"""The one exception for what a user can put right."""
+"""The one exception for what a user can put right, and the remedy for damaged results."""
+
+import shlex
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -10,3 +13,8 @@ class InputError(ValueError):
 
     def __init__(self, text: str) -> None:
         super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text))
+
+
+def discarding(path: Path) -> str:
+    """Return the remedy for a damaged image set or model: the commands that delete it and make it again."""
+    return f"run `python -m pipeline discard {shlex.quote(str(path))}`, then `dvc repro`"

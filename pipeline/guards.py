@@ -14,10 +14,15 @@ MAX_NAME = 200  # letters in the name of a class
 
 
 def regular(path: Path, remedy: str) -> int:
-    """The size in bytes of a regular file; raises InputError, with what to do, for none and for a pipe, device or folder."""
+    """Return the size in bytes of a regular file.
+
+    Raises InputError, with what to do, for none and for a pipe, device or folder, and OSError for a file that cannot be reached.
+    """
     try:
         found = path.stat()
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        if path.is_symlink():
+            raise InputError(f"{path}: a link to {path.readlink()}, where there is no file; is its disk mounted?") from error
         raise InputError(f"{path}: no such file; {remedy}") from error
     if not stat.S_ISREG(found.st_mode):
         raise InputError(f"{path}: expected a plain file, found a folder, pipe or device; {remedy}")

@@ -2,12 +2,15 @@
 
 libhdf5 is written in C and trusts much of what a file says: damaged files make it crash, run in circles or allocate what they ask for.
 Here that ends a process in which nothing else lives, with bounded memory and time. Each line of standard input is a request, a JSON object;
-each line of standard output is the answer, what was found as JSON text, or null for a file that is safe to read.
+each line of standard output is the answer: what was found as JSON text, an object {"unavailable": text} where that shows no damage, or null
+for a file that is safe to read.
 """
 
+import errno
 import json
 import math
 import os
+import re
 import resource
 import signal
 import sys
@@ -26,6 +29,8 @@ MAX_ATTRIBUTE = 2**16
 MAX_CHUNK = 2**26
 SLAB = 2**24  # bytes that are decoded at a time
 HONEST_RATIO = 20  # images are never packed more tightly; emptiness is
+# System errors that libhdf5 causes itself when a damaged file sends it to impossible places.
+OF_CONTENT = (0, errno.EINVAL, errno.EFAULT, errno.EOVERFLOW)
 GZIP, SHUFFLE, FLETCHER = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32
 
 
@@ -36,7 +41,9 @@ class Refusal(Exception):  # noqa: N818 - an answer
 def main() -> None:
     with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - a pathlib import is time at every start
         used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = used + MEMORY if hard == resource.RLIM_INFINITY else min(used + MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
         _more_time()
@@ -44,14 +51,38 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def examine(request: dict[str, Any]) -> str | None:
-    """What speaks against reading a file, or None.
+def open_file(path: Any, mode: str = "r", **options: Any) -> h5py.File:
+    """Return an open HDF5 file; libhdf5 does not lock it where the disk has no locks. Raises OSError as h5py does."""
+    try:
+        return h5py.File(path, mode, **options)
+    except OSError as error:
+        if "unable to lock file" not in str(error) or error.errno == errno.EAGAIN:
+            raise
+    return h5py.File(path, mode, locking=False, **options)
+
+
+def unavailable(error: BaseException) -> str | None:
+    """Return why a file could not be opened or read although it may be whole, and what to do; None where its content is at fault."""
+    text = str(error)
+    if "consistency flags" in text:
+        return (
+            "marked as open for writing: a program has it open, or ended without closing it; close that program, or if there is none, "
+            "clear the mark with `h5clear -s FILE` (of the HDF5 tools)"
+        )
+    number = getattr(error, "errno", None) or next(map(int, re.findall(r"errno = (\d+)", text)), 0)
+    if number == errno.EAGAIN:
+        return "locked: another program has it open for writing; close it there and run this again"
+    return None if number in OF_CONTENT else f"cannot be read: {os.strerror(number)}"
+
+
+def examine(request: dict[str, Any]) -> str | dict[str, str] | None:
+    """Return what speaks against reading a file, an object {"unavailable": text} where that does not show any damage, or None.
 
     `path`; `filters`, the numbers of those allowed; `datasets`, the names of what will be read; `memory`, the bytes that
     may be filled; `exact`, whether every chunk is unpacked to see that it has its size, for which the filters may only be libhdf5's own.
     """
     try:
-        with h5py.File(request["path"], "r") as file:
+        with open_file(request["path"]) as file:
             for name, dataset in _datasets(file):
                 _check_dataset(name, dataset, request["filters"])
                 if name.strip("/") in [wanted.strip("/") for wanted in request["datasets"]]:
@@ -60,8 +91,10 @@ def examine(request: dict[str, Any]) -> str | None:
     except Refusal as refusal:
         return str(refusal)
     except MemoryError:
-        return f"it takes more than {MEMORY:,} bytes to look through"
+        return {"unavailable": f"refused: it takes more than {MEMORY:,} bytes to look through; free some memory and run this again"}
     except Exception as error:  # h5py passes on whatever libhdf5 says, as errors of every kind
+        if reason := unavailable(error):
+            return {"unavailable": reason}
         return f"not a readable HDF5 file, perhaps cut short ({' '.join(str(error).split())[:200]})"
     return None
 

@@ -6,6 +6,7 @@ they can be held against each other, and against what lies on the disk, wherever
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -73,6 +74,20 @@ def recorded(root: Path) -> dict[str, Recorded]:
         raise InputError(f"{path}: not a lock file of DVC 3: {error}; `dvc repro` writes it") from error
 
 
+def output_folders(root: Path) -> list[Path]:
+    """Return the folders above all outputs that DVC caches, as `dvc.yaml` names them without the values of `params.yaml`, outermost first.
+
+    Raises InputError for a `dvc.yaml` that is missing or has no stages.
+    """
+    path = root / DECLARED
+    try:
+        outs = [out for entry in read_yaml(path)["stages"].values() for out in entry.get("do", entry).get("outs", [])]
+        folders = {folder for out in outs for folder in Path(out).parents}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: a stage cannot be read: {error}") from error
+    return sorted(folder for folder in folders if folder.name and not _TEMPLATE.search(str(folder)))
+
+
 def read_yaml(path: Path) -> Any:
     """The plain values of a YAML file; raises InputError where there is none."""
     try:
@@ -94,15 +109,26 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def md5(path: Path) -> str:
     """The MD5 that DVC 3 records: a file's, or for a folder that of the JSON list of its files' MD5s and names, followed by `.dir`.
 
-    What `.dvcignore` leaves out in this project, unfinished parts, is left out. Raises InputError where there is nothing.
+    What `.dvcignore` leaves out in this project, unfinished parts, is left out. Raises InputError where there is nothing, and OSError
+    for what cannot be read.
     """
     if path.is_file():
         return _file_md5(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder")
-    names = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    names = {file.relative_to(path).as_posix(): file for file in files(path) if file.is_file()}
     entries = [{"md5": _file_md5(names[name]), "relpath": name} for name in sorted(names) if not _is_ignored(name)]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder at any depth and is no folder; raises OSError where one cannot be listed, which `rglob` passes over."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, _, names in os.walk(folder, onerror=fail):
+        yield from (Path(parent, name) for name in names)
 
 
 def _file_md5(path: Path) -> str:

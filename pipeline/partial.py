@@ -21,6 +21,11 @@ RECORD = Path("dvc.lock")
 FINISHED = ".finished.part"
 
 
+def is_cached(out: str) -> bool:
+    """Whether an output is an image set or a model, which DVC's cache keeps; others are kept in Git."""
+    return Path(out).parts[:1] in [folder.parts for folder in FOLDERS]
+
+
 def path_for(out: Path, decides: Mapping[str, object]) -> Path:
     """Where the unfinished work on `out` is kept: `.NAME.DIGEST.part` beside it, a file or a folder."""
     text = json.dumps({**decides, "code": code_sha256()}, sort_keys=True)
@@ -72,7 +77,7 @@ def left_behind(folders: Iterable[Path] = FOLDERS) -> list[Path]:
 def clear(paths: Iterable[Path]) -> None:
     """Delete files and folders, those that are there."""
     for path in paths:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

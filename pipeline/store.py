@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import files, guards, hdf5_guard, partial
-from pipeline.errors import InputError
+from pipeline.errors import InputError, discarding
 
 SCHEMA = 1
 SPLITS = {"train": 0, "val": 1}
@@ -101,7 +101,7 @@ class ImageSet:
         except (ValueError, RecursionError):
             names = None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{self.path}: class_names: expected a list of names; {_REMEDY}")
+            raise InputError(f"{self.path}: class_names: expected a list of names; {discarding(self.path)}")
         return tuple(guards.plain_name(f"{self.path}: class_names", name) for name in names)
 
     def expect(self, expected: Mapping[str, Value], reason: str) -> None:
@@ -165,10 +165,10 @@ class ImageSet:
         stop = 0
         for path, header in zip(self._shards, headers, strict=True):
             if header["rows.start"] != stop or {k: v for k, v in header.items() if k not in PER_SHARD} != self.attributes:
-                raise InputError(f"{path}: not a shard of the same set as {self._shards[0].name}; {_REMEDY}")
+                raise InputError(f"{path}: not a shard of the same set as {self._shards[0].name}; {discarding(path.parent)}")
             stop = int(header["rows.stop"])
         if stop != self.attributes.get("rows"):
-            raise InputError(f"{self.path}: expected {self.attributes.get('rows')} rows, found {stop}; {_REMEDY}")
+            raise InputError(f"{self.path}: expected {self.attributes.get('rows')} rows, found {stop}; {discarding(self.path)}")
 
 
 class Writer:
@@ -235,7 +235,7 @@ class Writer:
     def _write(self, final: Path, start: int, block: Block) -> None:
         unfinished = final.with_suffix(".part")
         own: Attributes = {"rows.start": start, "rows.stop": start + len(block), "fingerprint": self.fingerprint}
-        with h5py.File(unfinished, "w", libver=("v110", "v110")) as file, ThreadPoolExecutor(1) as pool:
+        with hdf5_guard.writing(unfinished, libver=("v110", "v110")) as file, ThreadPoolExecutor(1) as pool:
             content = pool.submit(_content_sha256, own, block.datasets)  # hashing and writing take about as long as each other
             for name, array in block.datasets.items():
                 filters = _filters(str(self.attributes["compression"])) if name == "images" else {}
@@ -277,9 +277,6 @@ class Writer:
         partial.clear([replaced])
 
 
-_REMEDY = "delete the folder and run `dvc repro`"
-
-
 def paths_below(path: Path) -> list[Path]:
     """Return the image sets at `path`: itself if it holds shards, else those of its folders that do, in the order of their names."""
     folders = [path] if any(path.glob("*.h5")) or not path.is_dir() else sorted(path.iterdir())
@@ -305,33 +302,41 @@ def shard_name(index: int) -> str:
 def _shard_paths(path: Path) -> list[Path]:
     if not path.is_dir():
         raise InputError(f"{path}: no such image set; `dvc repro` makes it")
-    found = sorted(path.glob("*.h5"))
+    found = sorted(shard for shard in path.iterdir() if shard.suffix == ".h5")  # glob would take an unreadable folder for an empty one
     expected = [path / shard_name(index) for index in range(len(found))]
     if not found or found != expected:
-        raise InputError(f"{path}: expected shards 00000.h5, 00001.h5, … without gaps, found {len(found)} shards; {_REMEDY}")
+        raise InputError(f"{path}: expected shards 00000.h5, 00001.h5, … without gaps, found {len(found)} shards; {discarding(path)}")
     return found
 
 
 def _read_attributes(path: Path) -> Attributes:
     """A shard's attributes, checked to be this schema's and to match their fingerprint."""
-    hdf5_guard.check_shard(path, list(DTYPES), _REMEDY)
-    try:
-        with h5py.File(path, "r") as file:
+    remedy = discarding(path.parent)
+    hdf5_guard.check_shard(path, list(DTYPES), remedy)
+    unreadable = f"not a readable HDF5 file, perhaps cut short; {remedy}"
+    with hdf5_guard.reading(path, unreadable) as file:
+        try:
             attributes: Attributes = {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a readable HDF5 file, perhaps cut short; {_REMEDY}") from error
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path}: {unreadable}") from error
+    if problem := _wrong_attribute(attributes):
+        raise InputError(f"{path}: {problem}; {remedy}")
+    return attributes
+
+
+def _wrong_attribute(attributes: Attributes) -> str | None:
+    """What keeps a file's attributes from being those of a shard."""
     if attributes.get("schema") != SCHEMA or not set(PER_SHARD) <= attributes.keys():
-        raise InputError(f"{path}: not an image shard of schema {SCHEMA}; {_REMEDY}")
+        return f"not an image shard of schema {SCHEMA}"
     for key, value in attributes.items():
         if not isinstance(value, Value) or not str(value).isprintable():
-            found = f"{type(value).__name__} {str(value)[:50]!a}"
-            raise InputError(f"{path}: attribute {key}: expected a plain value, found {found}; {_REMEDY}")
+            return f"attribute {key}: expected a plain value, found {type(value).__name__} {str(value)[:50]!a}"
     if _fingerprint({key: value for key, value in attributes.items() if key not in PER_SHARD}) != attributes["fingerprint"]:
-        raise InputError(f"{path}: its attributes do not match their fingerprint, so it was changed after it was made; {_REMEDY}")
+        return "its attributes do not match their fingerprint, so it was changed after it was made"
     for key in ("rows", "rows.start", "rows.stop"):
         if type(attributes.get(key)) is not int:
-            raise InputError(f"{path}: attribute {key}: expected a whole number, found {attributes.get(key)!r}; {_REMEDY}")
-    return attributes
+            return f"attribute {key}: expected a whole number, found {attributes.get(key)!r}"
+    return None
 
 
 def _read_shard(path: Path) -> Block:
@@ -354,19 +359,16 @@ def _verify_shard(path: Path) -> None:
 
 def _check_content(path: Path, attributes: Attributes, found: str) -> None:
     if found != attributes["content_sha256"]:
-        raise InputError(f"{path}: its content does not match its SHA-256, so it was changed after it was made; {_REMEDY}")
+        raise InputError(f"{path}: its content does not match its SHA-256, so it was changed after it was made; {discarding(path.parent)}")
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[h5py.File]:
     """A shard open for reading, with the filter that its images need; what goes wrong inside becomes one line."""
-    try:
-        with h5py.File(path, "r") as file:
-            _filters(str(file.attrs["compression"]))
-            _check_datasets(path, file, int(file.attrs["rows.stop"]) - int(file.attrs["rows.start"]))
-            yield file
-    except (OSError, RuntimeError, MemoryError, KeyError) as error:
-        raise InputError(f"{path}: its datasets cannot be read; {_REMEDY}") from error
+    with hdf5_guard.reading(path, f"its datasets cannot be read; {discarding(path.parent)}") as file:
+        _filters(str(file.attrs["compression"]))
+        _check_datasets(path, file, int(file.attrs["rows.stop"]) - int(file.attrs["rows.start"]))
+        yield file
 
 
 def _present(file: h5py.File) -> dict[str, h5py.Dataset]:
@@ -407,11 +409,12 @@ def _check_datasets(path: Path, file: h5py.File, n_rows: int) -> None:
 def _check_dataset(path: Path, name: str, dataset: object, n_rows: int) -> None:
     """Raise InputError for another shape or dtype than the module's text says."""
     if not isinstance(dataset, h5py.Dataset):
-        raise InputError(f"{path}: its datasets cannot be read: no {name}; {_REMEDY}")
+        raise InputError(f"{path}: its datasets cannot be read: no {name}; {discarding(path.parent)}")
     rest = dataset.shape[1:]
     shape_fits = len(rest) == 3 and rest[0] == 3 if name == "images" else rest == ()
     if dataset.dtype != DTYPES[name] or dataset.shape[:1] != (n_rows,) or not shape_fits:
-        raise InputError(f"{path}: {name}: expected {n_rows} rows of {DTYPES[name]}, found {dataset.dtype} {dataset.shape}; {_REMEDY}")
+        found = f"found {dataset.dtype} {dataset.shape}"
+        raise InputError(f"{path}: {name}: expected {n_rows} rows of {DTYPES[name]}, {found}; {discarding(path.parent)}")
 
 
 def _fingerprint(attributes: Mapping[str, Value]) -> str:

@@ -11,7 +11,10 @@ from tests.conftest import ROOT
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "presets", tmp_path / "presets")
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in (".git", ".dvc"):
+        (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -62,6 +65,14 @@ def test_check_names_the_words_of_an_attack(folder, monkeypatch):
     tifgsm += " resize_rate: 0.9, diversity_prob: 0.5, random_start: true}"
     path.write_text(path.read_text().replace("\nattacks:", f"\nattacks:\n  ti: {tifgsm}\n#"))
     with pytest.raises(InputError, match="^params.yaml: attacks.ti.kernel_name: expected gaussian, linear or uniform, found 'gaus'$"):
+        call(monkeypatch, "check")
+
+
+def test_a_tracked_source_that_is_missing_is_fetched_by_dvc(folder, monkeypatch):
+    call(monkeypatch, "preset", "cifar10-cpu")
+    (folder / "data/raw").mkdir(parents=True)
+    (folder / "data/raw/cifar10.npz.dvc").touch()
+    with pytest.raises(InputError, match="no such file or folder; `dvc pull data/raw/cifar10.npz` fetches it$"):
         call(monkeypatch, "check")
 
 

@@ -105,21 +105,18 @@ def read_hdf5(path: Path, image_size: int, names: params.Hdf5) -> Source:
     """The datasets that `names` names in an HDF5 file; images stay there until they are asked for."""
     guards.regular(path, "set data.path to the HDF5 file of your images")
     hdf5_guard.check_source(path, [names.images, names.labels], "save it anew with h5py, as plain arrays")
-    try:
-        with h5py.File(path, "r") as file:
-            for name in (names.images, names.labels):
-                if not isinstance(file.get(name), h5py.Dataset):
-                    there = ", ".join(str(other) for other, _ in zip(file, range(20), strict=False))  # names that are no text come as bytes
-                    raise InputError(f"{path}: expected a dataset named {name!r}, found {there or 'none'}; set data.hdf5")
-            dataset = file[names.images]
-            channels_last = check_shape(path, dataset.shape, image_size)
-            check_type(f"{path}: {names.images}[:{TYPE_ROWS}]", dataset[:TYPE_ROWS])
-            labels = check_labels(path, file[names.labels][...], len(dataset))
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: not a readable HDF5 file; is it whole?") from error
+    with hdf5_guard.reading(path, "not a readable HDF5 file; is it whole?") as file:
+        for name in (names.images, names.labels):
+            if not isinstance(file.get(name), h5py.Dataset):
+                there = ", ".join(str(other) for other, _ in zip(file, range(20), strict=False))  # names that are no text come as bytes
+                raise InputError(f"{path}: expected a dataset named {name!r}, found {there or 'none'}; set data.hdf5")
+        dataset = file[names.images]
+        channels_last = check_shape(path, dataset.shape, image_size)
+        check_type(f"{path}: {names.images}[:{TYPE_ROWS}]", dataset[:TYPE_ROWS])
+        labels = check_labels(path, file[names.labels][...], len(dataset))
 
     def read(rows: NDArray[np.int64]) -> Images:
-        with h5py.File(path, "r") as file:
+        with hdf5_guard.reading(path, "not a readable HDF5 file; is it whole?") as file:
             spans = [_span(file[names.images], part) for part in np.split(rows, range(SPAN_ROWS, len(rows), SPAN_ROWS))]
         return _channels_first(np.concatenate(spans), channels_last)
 

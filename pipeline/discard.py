@@ -1,0 +1,90 @@
+"""Deletes a damaged result, and what is damaged of it in DVC's cache, so that `dvc repro` makes it again.
+
+Where a result is a hard link into the cache, both are damaged at once, and DVC would bring the damaged one back: it trusts cached objects
+that are read-only, and files whose size and time have not changed. Here every MD5 is computed.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline import console, guards, lineage, partial, place
+from pipeline.errors import InputError
+
+_OBJECT = re.compile(r"[0-9a-f]{30}(\.dir)?")
+
+
+def discard(path: Path) -> str:
+    """Delete a damaged image set or model, or the one that `path` is part of, and its damaged objects in DVC's cache.
+
+    Damaged is what has another MD5 than `dvc.lock` or its own name says; nothing else is deleted, and nothing before all of it was read.
+    Raises InputError for a path that is no such result, and where nothing is damaged.
+    """
+    root, out, stages = _recorded(path)
+    with place.only_one(root):
+        result = root / out
+        objects = [found for found in _objects(_cache(root), set(stages.values())) if _is_damaged(found)]
+        is_whole = os.path.lexists(result) and _md5(result) in stages.values()
+        deleted = [result] if os.path.lexists(result) and not is_whole else []
+        if not deleted and not objects and is_whole:
+            again = f"`dvc repro --force --single-item {next(iter(stages))}` makes it again all the same"
+            raise InputError(f"{out}: not damaged: it is as {lineage.RECORDED} records it; {again}")
+        if not deleted and not objects:
+            raise InputError(f"{out}: not there, and nothing of it in DVC's cache is damaged; `dvc repro` brings it back")
+        for each in (*objects, *deleted):
+            console.say(str(each))
+        partial.clear([*objects, *deleted])
+    kept = "; the result itself is whole and was kept" if is_whole else ""
+    return f"{out}: deleted what was damaged: {len(deleted) + len(objects)} of the above{kept}; `dvc repro` makes it again"
+
+
+def _recorded(path: Path) -> tuple[Path, str, dict[str, str]]:
+    """The project folder, the result that `path` is or is part of, and the MD5 that each stage records of it."""
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - not resolved: results may be links into DVC's cache
+    root = next((folder for folder in (absolute, *absolute.parents) if (folder / lineage.RECORDED).is_file()), None)
+    if root is None:
+        raise InputError(f"{path}: not within a project folder: no {lineage.RECORDED} there or above")
+    wanted, recorded = absolute.relative_to(root), lineage.recorded(root)
+    outs = {out for stage in recorded.values() for out in stage.outs if partial.is_cached(out)}
+    found = [out for out in outs if wanted.is_relative_to(out)]
+    if not found or ".." in Path(found[0]).parts:
+        raise InputError(f"{path}: no image set or model that {lineage.RECORDED} records; there are {', '.join(sorted(outs))}")
+    return root, found[0], {name: stage.outs[found[0]] for name, stage in recorded.items() if found[0] in stage.outs}
+
+
+def _md5(result: Path) -> str:
+    """The MD5 of a file or folder; raises InputError for links whose disk is not there, and OSError for what cannot be read."""
+    for file in lineage.files(result) if result.is_dir() else [result]:
+        guards.regular(file, "restore it first")
+    return lineage.md5(result)
+
+
+def _cache(root: Path) -> Path:
+    cache = place.ask_dvc(root, "cache", "dir")
+    if not cache:
+        raise InputError(f"{root}: DVC does not tell where its cache is; `dvc cache dir` says why")
+    return root / cache / "files" / "md5"
+
+
+def _objects(cache: Path, md5s: set[str]) -> Iterator[Path]:
+    """The cached objects of a result; all objects of the cache where the list of a folder's files is lost."""
+    for md5 in md5s:
+        own = _place(cache, md5)
+        if own.is_file():
+            yield own
+        if md5.endswith(".dir") and (not own.is_file() or _is_damaged(own)):
+            yield from (path for path in cache.glob("??/*") if _OBJECT.fullmatch(path.name) and path != own)
+        elif md5.endswith(".dir"):
+            files = {_place(cache, entry["md5"]) for entry in json.loads(own.read_bytes())}
+            yield from sorted(path for path in files if path.is_file())
+
+
+def _place(cache: Path, md5: str) -> Path:
+    return cache / md5[:2] / md5[2:]
+
+
+def _is_damaged(cached: Path) -> bool:
+    """Whether the content of a cached object has another MD5 than its name says."""
+    return lineage.md5(cached) != f"{cached.parent.name}{cached.name.removesuffix('.dir')}"

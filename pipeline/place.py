@@ -1,0 +1,88 @@
+"""Whether a project can run where it is: its files, its Git repository, its folders, the locks of its disk.
+
+DVC finds these out late, after hours of work, or gives another reason than the true one.
+"""
+
+import contextlib
+import fcntl
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline import lineage, params
+from pipeline.errors import InputError
+
+DVC = Path(".dvc")
+
+
+def check(root: Path) -> None:
+    """Raise InputError unless `dvc repro` can run in a project folder and store what it makes."""
+    missing = [name for name in (lineage.DECLARED, str(params.FILE)) if not (root / name).is_file()]
+    if missing:
+        raise InputError(f"{root.absolute()}: not the project folder: no {' and no '.join(missing)}; change to the folder that holds them")
+    git = next((folder for folder in (root.absolute(), *root.absolute().parents) if (folder / ".git").exists()), None)
+    if not (root / DVC).is_dir():
+        begin = "`dvc init`" if git else "`git init` and `dvc init`"
+        raise InputError(f"{root.absolute()}: no folder {DVC}; copy it too, hidden as it is, or run {begin}")
+    if git is None and setting(root, "core.no_scm") != "true":
+        raise InputError(f"{root.absolute()}: not in a Git repository; run `git init`, or `dvc config --local core.no_scm true`")
+    for folder in [DVC, *lineage.output_folders(root)]:
+        _check_link(root, folder, git)
+
+
+def setting(root: Path, key: str) -> str:
+    """Return a setting of DVC, from whichever of its files; empty where there is none."""
+    return ask_dvc(root, "config", key)
+
+
+def ask_dvc(root: Path, *arguments: str) -> str:
+    """Return what a command of DVC prints in a project folder; empty where it fails."""
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    return "" if done.returncode else done.stdout.strip()
+
+
+@contextlib.contextmanager
+def only_one(root: Path) -> Iterator[None]:
+    """Refuse to run beside another `repro` in the same folder; the lock ends with the process, in whatever way that ends.
+
+    On a disk without locks, DVC's own lock must do.
+    """
+    lock = root / DVC / "tmp" / "repro.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError("another `repro` is running in this folder; wait for it, or stop it with Ctrl-C in its terminal") from None
+        except OSError as error:
+            _expect_other_locks(root, error)
+        yield
+
+
+def _expect_other_locks(root: Path, error: OSError) -> None:
+    """Raise InputError unless DVC is set to lock by hard links, and no lock of the other kind is left to keep it from that."""
+    left = DVC / "tmp" / "lock"
+    commands = [] if setting(root, "core.hardlink_lock") == "true" else ["dvc config --local core.hardlink_lock true"]
+    if (root / left).exists() and (root / left).stat().st_nlink == 1:
+        commands.append(f"rm {left}")
+    if commands:
+        disk = next(folder for folder in (root / left).resolve().parents if os.path.ismount(folder))
+        raise InputError(
+            f"{disk}: this disk has no file locks ({error.strerror}), which DVC needs; run `{' && '.join(commands)}`"
+        ) from error
+
+
+def _check_link(root: Path, folder: Path, git: Path | None) -> None:
+    """Raise InputError where a folder leads out of the Git repository, unless DVC is set to use none."""
+    path = root / folder
+    if git is None or not path.is_symlink() or path.resolve().is_relative_to(git.resolve()) or setting(root, "core.no_scm") == "true":
+        return
+    keep = "" if folder == DVC else f"keep {folder} a folder of the project and put DVC's cache on that disk: "
+    cache = shlex.quote(str(path.resolve() / "dvc-cache"))
+    raise InputError(
+        f"{folder}: a link out of the Git repository, to {path.readlink()}, and DVC stores nothing through such a link; {keep}"
+        f"`dvc config --local cache.dir {cache} && dvc config --local cache.type symlink`"
+    )
