@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -76,9 +77,20 @@ def repro() -> str:
                     files.write_bytes(path, small[path])
             if stop.asked:
                 raise console.Interrupted("earlier results are as they were")
-            raise InputError("a stage failed, its reason stands above; earlier results are as they were")
+            if _is_judged():
+                console.say(results())
+            raise InputError("a stage failed (see above); previous results were restored")
         partial.forget_recorded()
     return results()
+
+
+def _is_judged() -> bool:
+    """Return whether the metrics are those of the models that are here, as where only a stage after the evaluations failed."""
+    try:
+        metrics = {name: json.loads((METRICS / f"{name}.json").read_text("utf-8")) for name in params.load(params.FILE).evaluate.models}
+        return all(found["sha256"] == files.sha256(Path("models", f"{name}.pt")) for name, found in metrics.items())
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _run_and_pass_on_signals(command: list[str], environment: dict[str, str], stop: console.Stop) -> bool:

@@ -120,7 +120,7 @@ class RefreshedBatches:
         assert recipe.refresh is not None
         for name, block in streams.items():
             if not np.array_equal(block.ids, streams[CLEAN].ids):
-                raise InputError(f"{name}: its training rows are not those of the clean set; delete it and run `dvc repro`")
+                raise InputError(f"{name}: its training rows are not those of the clean set; `dvc repro` makes it again")
         self._batches = mixing.MixedBatches(streams, recipe.counts, recipe.seed, device, balanced=recipe.sampling == "balanced")
         self._recipe, self.refresh, self._target = recipe, recipe.refresh, target
         n, names = len(streams[CLEAN]), list(recipe.counts)

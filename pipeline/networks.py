@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from pipeline import console, files, guards, params, pickles, torch_files
-from pipeline.errors import InputError
+from pipeline.errors import InputError, discarding
 from pipeline.in_parts import fitted
 
 FORMAT = "resnet-checkpoint/1"
@@ -222,7 +222,11 @@ def load(path: Path, *, architecture: str, class_names: tuple[str, ...]) -> Chec
     try:
         checkpoint = _checkpoint(torch_files.load(path))
     except UNREADABLE as error:
-        raise InputError(f"{path}: not a checkpoint of this pipeline ({_reason(error)}); delete it and run `dvc repro`") from error
+        if isinstance(error, MemoryError):
+            raise InputError(f"{path}: not enough memory to read it; free some memory and run this again") from error
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise InputError(f"{path}: not a checkpoint of this pipeline ({_reason(error)}); {discarding(path)}") from error
     if checkpoint.architecture != architecture:
         raise InputError(f"{path}: expected a {architecture}, as model.architecture says, found a {checkpoint.architecture}")
     if tuple(checkpoint.class_names) != class_names:
@@ -232,7 +236,7 @@ def load(path: Path, *, architecture: str, class_names: tuple[str, ...]) -> Chec
     with torch.device("meta"):
         expected = _stock(architecture, len(class_names)).state_dict()
     if _shapes(checkpoint.state_dict) != _shapes(expected):
-        raise InputError(f"{path}: its tensors are not those of a {architecture}; delete it and run `dvc repro`")
+        raise InputError(f"{path}: its tensors are not those of a {architecture}; {discarding(path)}")
     return checkpoint
 
 

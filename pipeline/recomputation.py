@@ -21,7 +21,7 @@ from torchvision import models
 
 from pipeline import attacks, files, generation, networks, params, preparation, sources, store, whitebox
 from pipeline.device import processor
-from pipeline.errors import InputError
+from pipeline.errors import InputError, discarding
 from pipeline.project import Project, Row, Verdict, judged
 
 TIGHT = 1e-2  # of a logit: below this margin another processor may decide otherwise
@@ -400,7 +400,7 @@ def submission(project: Project, stage: str, path: str) -> Iterator[Row]:
             if name not in wanted or name not in found or not torch.equal(wanted[name], found[name])
         )
     except networks.UNREADABLE as error:
-        raise InputError(f"{path}: not a state_dict; delete it and run `dvc repro`") from error
+        raise InputError(f"{path}: not a state_dict; {discarding(Path(path))}") from error
     fault = f"differs from {model} in {len(differing)} tensors, such as {differing[0]}" if differing else ""
     yield judged(stage, "submission", fault, f"SHA-256 {project.sha256(path)}, the tensors of {model}", f"{path}, {model}")
 
