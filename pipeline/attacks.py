@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, TypeVar
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline import params
-from pipeline.errors import InputError
 from pipeline.in_parts import fitted
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def build(spec: params.Attack, network: nn.Module, n_classes: int) -> "Attack":
     """
     import torchattacks  # here, since scipy's statistics come with it: 0.7 s that training need not wait for
 
-    expect_classes({spec.attack: spec}, n_classes)
+    params.expect_classes({spec.attack: spec}, n_classes)
     constructor = getattr(torchattacks, spec.attack)
     accepted = inspect.signature(constructor).parameters
     fixed = {name: value for name, value in {**FIXED, "n_classes": n_classes}.items() if name in accepted}
@@ -58,16 +57,6 @@ def build(spec: params.Attack, network: nn.Module, n_classes: int) -> "Attack":
         logits = attack.get_logits
         attack.get_logits = lambda *inputs: scaled(logits(*inputs))
     return attack
-
-
-def expect_classes(specs: Mapping[str, params.Attack], n_classes: int) -> None:
-    """Check that each attack's loss finds the classes that it compares. Raises InputError with the attack's key in `specs`."""
-    for where, spec in specs.items():
-        if spec.fewest_classes > n_classes:
-            raise InputError(
-                f"{where}: expected at least {spec.fewest_classes} classes, which the loss of {spec.attack} compares, found {n_classes};"
-                " use another loss or attack"
-            )
 
 
 def scaled(logits: Tensor) -> Tensor:

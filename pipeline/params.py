@@ -9,6 +9,7 @@ import math
 import posixpath
 import reprlib
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -723,6 +724,16 @@ def batch_counts(mix: dict[str, float], batch_size: int) -> dict[str, int]:
         if count < 1:
             raise ValueError(f"mix.{name}: expected at least one image in a batch of {batch_size}, found {mix[name]} of it = {count}")
     return counts
+
+
+def expect_classes(specs: Mapping[str, Attack], n_classes: int) -> None:
+    """Check that each attack's loss finds the classes that it compares. Raises InputError with the attack's key in `specs`."""
+    for where, spec in specs.items():
+        if spec.fewest_classes > n_classes:
+            raise InputError(
+                f"{where}: expected at least {spec.fewest_classes} classes, which the loss of {spec.attack} compares, found {n_classes};"
+                " use another loss or attack"
+            )
 
 
 def load(path: Path) -> Params:

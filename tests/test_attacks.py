@@ -135,10 +135,10 @@ def test_resized_images_fit_a_network_made_for_one_size(name, network):
 )
 def test_losses_that_compare_more_classes_than_there_are_are_refused(name, values, fewest):
     spec = attack_spec(**{**samples.attack_entry(name), **values})
-    attacks.expect_classes({"attacks.x": spec}, fewest)
+    params.expect_classes({"attacks.x": spec}, fewest)
     message = f"^attacks.x: expected at least {fewest} classes, which the loss of {name} compares, found {fewest - 1}; use another loss"
     with pytest.raises(InputError, match=message):
-        attacks.expect_classes({"attacks.x": spec}, fewest - 1)
+        params.expect_classes({"attacks.x": spec}, fewest - 1)
 
 
 @pytest.mark.parametrize(

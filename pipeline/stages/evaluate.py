@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pipeline import attacks, console, device, evaluation, files, networks, params, plots, report, store, sweeps
+from pipeline import console, device, evaluation, files, networks, params, plots, report, store, sweeps
 
 
 def evaluate() -> str:
@@ -17,7 +17,7 @@ def evaluate() -> str:
 
     settings, processor = params.load(params.FILE), device.choose()
     clean = store.ImageSet(args.clean)
-    attacks.expect_classes(settings.all_attacks, len(clean.class_names))
+    params.expect_classes(settings.all_attacks, len(clean.class_names))
     checkpoint = networks.load(args.model, architecture=settings.architecture_of(args.model.stem), class_names=clean.class_names)
     sha256, stored = files.sha256(args.model), [store.ImageSet(path) for path in store.paths_below(args.stored)]
     found = evaluation.judge(checkpoint.network().to(processor), clean, stored, sha256, settings.evaluate)

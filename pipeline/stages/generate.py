@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pipeline import attacks, console, device, files, generation, networks, params, store
+from pipeline import console, device, files, generation, networks, params, store
 from pipeline.errors import InputError
 
 
@@ -19,7 +19,7 @@ def generate() -> str:
     if args.attack not in settings.attacks:
         raise InputError(f"attacks.{args.attack}: expected one of {', '.join(settings.attacks)}, found {args.attack!r}")
     clean = store.ImageSet(args.clean)
-    attacks.expect_classes(settings.all_attacks, len(clean.class_names))
+    params.expect_classes(settings.all_attacks, len(clean.class_names))
     checkpoint = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
     attacked = generation.generate(
         clean,

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pipeline import attacks, augmentation, console, device, mixing, networks, params, selection, store, training
+from pipeline import augmentation, console, device, mixing, networks, params, selection, store, training
 
 
 def train_clean() -> str:
@@ -15,7 +15,7 @@ def train_clean() -> str:
 
     settings, processor = params.load(params.FILE), device.choose()
     clean = store.ImageSet(args.clean)
-    attacks.expect_classes(settings.all_attacks, len(clean.class_names))
+    params.expect_classes(settings.all_attacks, len(clean.class_names))
     val = clean.load("val")
     pretrained = networks.pretrained_weights(settings.model)
     network = networks.build(settings.model, len(clean.class_names), settings.clean.seed, pretrained)
