@@ -240,8 +240,9 @@ def test_mistakes_are_one_line_and_leave_earlier_results_as_they_were(project, t
     refused(lambda params: params["data"].update(source="npz", path="data/raw/none.npz"), "no such file or folder")
 
     def takes_a_name(params):
-        params["rounds"]["clean"]["next"] = "submission"
-        params["evaluate"]["models"]["submission"] = params["evaluate"]["models"].pop("robust")
+        for section in (params["variants"], params["evaluate"]["models"]):
+            section["submission"] = section.pop("refreshed")
+        params["export"]["model"] = "robust"
 
     refused(takes_a_name, "params.yaml and dvc.yaml do not go together: output 'models/submission.pt' is specified in: - export")
 
