@@ -1,0 +1,40 @@
+"""`python -m benchmarks.ensemble`: what the ensemble of params.yaml finds, beside AutoAttack's standard settings, on the same images."""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.tables import machine
+from pipeline import console, device, ensemble, networks, params, store, whitebox
+
+
+def main() -> str:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=["clean", "robust", "refreshed"], help="names of models in models/")
+    parser.add_argument("--images", type=int, default=60, help="validation images, the first of those that an evaluation judges")
+    args = parser.parse_args()
+
+    settings, processor = params.load(params.FILE), device.choose()
+    assert settings.evaluate.ensemble is not None
+    clean = store.ImageSet(Path("data/clean"))
+    val = clean.load("val")
+    rows = whitebox.sample(val, args.images, settings.evaluate.seed)
+    block = val.select(np.isin(np.arange(len(val)), rows))
+    own = settings.evaluate.ensemble
+    standard = own.model_copy(update=ensemble.STANDARD)
+    console.say(f"{machine()}; {len(block)} images, eps {own.eps * 255:.3g}/255; accuracy in %, seconds")
+    for name in args.models:
+        path, architecture = Path("models", f"{name}.pt"), settings.architecture_of(name)
+        network = networks.load(path, architecture=architecture, class_names=clean.class_names).network().to(processor)
+        target = whitebox.Target.of(network, len(clean.class_names), batch_size=settings.evaluate.batch_size, seed=settings.evaluate.seed)
+        for chosen in (own, standard):
+            started = time.perf_counter()
+            standing, about = ensemble.withstands(target, block, chosen)
+            console.say(f"{name}: {about['attack']}: {100 * standing.mean():.1f} ({time.perf_counter() - started:.0f} s)")
+    return "done"
+
+
+if __name__ == "__main__":
+    console.run(main)
