@@ -144,7 +144,7 @@ def test_a_write_that_fails_names_the_file_and_the_reason(folder, shim):
 @pytest.fixture
 def opened(folder, settings):
     with h5py.File("own.h5", "w", libver="latest") as file:
-        file["images"], file["labels"] = np.zeros((6, 3, 8, 8), "u1"), np.arange(6) % 2
+        file["images"], file["labels"] = np.full((6, 3, 8, 8), 200, "u1"), np.arange(6) % 2
     data = settings.data.model_copy(update={"source": "hdf5", "path": "own.h5", "image_size": 8})
     return lambda: sources.open_source(data).read(np.arange(3))
 
