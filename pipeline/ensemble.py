@@ -44,7 +44,7 @@ def withstands(target: Target, block: Block, members: dict[str, params.Threat]) 
     passes = Passes(target.network)
     for name, threat in members.items():
         if threat.fewest_classes > target.n_classes:
-            details["left_out"] = f"{name}: its loss compares {threat.fewest_classes} classes, there are {target.n_classes}"
+            details["left_out"] = f"{name}: its loss compares four classes, there are {target.n_classes}"
             continue
         # torchattacks aims at all classes but one; the standard, at the likeliest nine.
         aimed = replace(target, n_classes=min(target.n_classes, TARGETS + 1))
