@@ -3,8 +3,8 @@
 With all members, 100 iterations and 9 targets it is AutoAttack's `standard` version with its published settings (Croce and Hein, ICML 2020,
 and the code it came with): APGD on the cross-entropy; targeted APGD on the DLR loss towards each of the likeliest wrong classes; targeted
 FAB towards the same classes; Square with 5,000 queries and its own schedule; one restart each, rho 0.75. The first two members, with few
-iterations, find nearly as much on an adversarially trained network of the tests. The attacks are torchattacks'. Its own `AutoAttack` runs 10
-iterations and another schedule, and is not used here.
+iterations, find nearly as much on an adversarially trained network of the tests. The attacks are torchattacks'. Its own `AutoAttack` runs
+10 iterations and another schedule, and is not used here.
 """
 
 from dataclasses import replace

@@ -37,8 +37,9 @@ def made(tmp_path_factory):
     for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "data/raw").mkdir(parents=True)
-    (folder / "data/raw/README.md").write_text("raw data")
+    for name in ("data/raw", "models/pretrained"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "README.md").write_text("files of the user's own")
     change_params(folder, tiny)
     dvc.repo.Repo.init(str(folder), no_scm=True).close()
     reproduce(folder)
@@ -642,7 +643,6 @@ def test_pretrained_weights_are_held_to_their_file(folder):
     assert row(weights=own_weights) == ("FAILED", f"recorded {own_weights}, params.yaml: none")
     change_params(folder, lambda params: params["model"].update(weights=own_weights))
     assert row(weights=own_weights) == ("not comparable", "own.pth is not here")
-    (folder / own_weights).parent.mkdir(exist_ok=True)
     (folder / own_weights).write_bytes(b"tensors")
     sha256 = files.sha256(folder / own_weights)
     assert row(weights=own_weights, **{"weights.sha256": sha256}) == ("ok", f"SHA-256 {sha256}")
