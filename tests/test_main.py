@@ -7,14 +7,19 @@ from pipeline import __main__ as command
 from pipeline.errors import InputError
 from tests.conftest import ROOT
 
+# DVC's own, in this process.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "presets", tmp_path / "presets")
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, tmp_path)
-    for name in (".git", ".dvc"):
-        (tmp_path / name).mkdir()
+    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".git", ".dvc", "data/raw", "models/pretrained"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -70,7 +75,6 @@ def test_check_names_the_words_of_an_attack(folder, monkeypatch):
 
 def test_a_tracked_source_that_is_missing_is_fetched_by_dvc(folder, monkeypatch):
     call(monkeypatch, "preset", "cifar10-cpu")
-    (folder / "data/raw").mkdir(parents=True)
     (folder / "data/raw/cifar10.npz.dvc").touch()
     with pytest.raises(InputError, match="no such file or folder; `dvc pull data/raw/cifar10.npz` fetches it$"):
         call(monkeypatch, "check")
