@@ -16,7 +16,9 @@ from torchvision import models
 
 from benchmarks.speed import BATCH, PAIRS, compare
 from benchmarks.tables import machine, markdown
-from pipeline import attacks, device, files, products, training
+from pipeline import networks
+from pipeline.base import files
+from pipeline.networks import device, matrix_products, precision
 
 RESULT = Path(__file__).parent / "results" / "compiled.json"
 Forward = Callable[[Tensor], Tensor]
@@ -25,14 +27,14 @@ Forward = Callable[[Tensor], Tensor]
 def attacked(network: models.ResNet, processor: torch.device) -> Forward:
     """The network as attacks see it."""
     fast = device.multiplies_bfloat16(processor)
-    return products.Frozen(network, 32, torch.bfloat16) if fast else attacks.frozen_copy(network)
+    return matrix_products.Frozen(network, 32, torch.bfloat16) if fast else networks.frozen_copy(network)
 
 
 def trained(network: nn.Module, processor: torch.device) -> Forward:
     """The network as training sees it."""
     network.train().to(memory_format=torch.channels_last)
-    if training.precision_for("auto", processor) == "bf16":
-        return functools.partial(products.training_logits, network, dtype=torch.bfloat16)
+    if precision.precision_for("auto", processor) == "bf16":
+        return functools.partial(matrix_products.training_logits, network, dtype=torch.bfloat16)
     return network
 
 

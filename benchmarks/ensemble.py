@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.tables import machine
-from pipeline import console, device, ensemble, networks, params, store, whitebox
+from pipeline import networks, params
+from pipeline.base import console, store
+from pipeline.evaluate import ensemble, whitebox
+from pipeline.networks import device, scores
 
 
 def main() -> str:
@@ -20,7 +23,7 @@ def main() -> str:
     assert settings.evaluate.ensemble is not None
     clean = store.ImageSet(Path("data/clean"))
     val = clean.load("val")
-    rows = whitebox.sample(val, args.images, settings.evaluate.seed)
+    rows = scores.sample(val, args.images, settings.evaluate.seed)
     block = val.select(np.isin(np.arange(len(val)), rows))
     own = settings.evaluate.ensemble
     standard = own.model_copy(update=ensemble.STANDARD)

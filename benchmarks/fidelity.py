@@ -18,7 +18,10 @@ from torch.nn import functional
 from torchvision import models
 
 from benchmarks.tables import machine, markdown
-from pipeline import attacks, device, files, mixing, networks, params, products, store
+from pipeline import attacks, networks, params
+from pipeline.base import files, seeds, store
+from pipeline.networks import device, matrix_products
+from pipeline.train import mixing
 
 RESULTS = Path(__file__).parent / "results"
 BATCH, EPOCHS, TRAINED_ON = 128, 3, 10_000
@@ -30,13 +33,13 @@ SPECS: dict[str, dict[str, object]] = {
 
 def attacked(exact: models.ResNet, precision: str, spec: params.Attack, val: store.Block, processor: torch.device) -> NDArray[np.uint8]:
     """The stored adversarial images of `val` (N, 3, H, W), made in one precision."""
-    network = products.Frozen(exact, val.images.shape[2], torch.bfloat16) if precision == "bf16" else exact
+    network = matrix_products.Frozen(exact, val.images.shape[2], torch.bfloat16) if precision == "bf16" else exact
     attack = attacks.build(spec, network, exact.fc.out_features)
     parts = []
     for start in range(0, len(val), BATCH):
         images = torch.from_numpy(val.images[start : start + BATCH]).to(processor)
         labels = torch.from_numpy(val.labels[start : start + BATCH]).to(processor)
-        adv_images = attacks.perturb(attack, images / 255, labels, attacks.batch_seed(0, start))
+        adv_images = attacks.perturb(attack, images / 255, labels, seeds.batch_seed(0, start))
         parts.append(attacks.quantise(adv_images, images, params.greatest(spec.eps)).cpu().numpy())
     return np.concatenate(parts)
 
@@ -48,8 +51,8 @@ def adversarially_trained(network: models.ResNet, train: store.Block, processor:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
     for epoch in range(EPOCHS):
         for number, (images, labels) in enumerate(batches.epoch(epoch)):
-            attack = attacks.build(spec, attacks.frozen_copy(network), network.fc.out_features)
-            adv_images = attacks.perturb(attack, images, labels, attacks.batch_seed(epoch, number))
+            attack = attacks.build(spec, networks.frozen_copy(network), network.fc.out_features)
+            adv_images = attacks.perturb(attack, images, labels, seeds.batch_seed(epoch, number))
             optimizer.zero_grad()
             functional.cross_entropy(network.train()(adv_images), labels).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -58,7 +61,7 @@ def adversarially_trained(network: models.ResNet, train: store.Block, processor:
 
 def compare(network: models.ResNet, val: store.Block, processor: torch.device) -> dict[str, Any]:
     """Accuracy under both precisions, the share of equal pixels, and the largest step away from the clean image."""
-    exact = attacks.frozen_copy(network).to(processor)
+    exact = networks.frozen_copy(network).to(processor)
     rows = {}
     for name, entry in SPECS.items():
         images = {

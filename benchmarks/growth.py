@@ -37,7 +37,7 @@ def write(folder: Path, n_images: int, size: int) -> None:
     """An image set of one random shard, over and over; ids tell its rows apart."""
     import numpy as np
 
-    from pipeline import store
+    from pipeline.base import store
 
     rows = min(n_images, SHARD_BYTES // (3 * size * size))
     images = np.random.default_rng(0).integers(0, 256, (rows, 3, size, size), dtype=np.uint8)
@@ -49,7 +49,7 @@ def write(folder: Path, n_images: int, size: int) -> None:
 
 
 def read(folder: Path, *_: int) -> None:
-    from pipeline import store
+    from pipeline.base import store
 
     for _block in store.ImageSet(folder / "set").blocks():
         pass
@@ -59,7 +59,8 @@ def held(folder: Path, *_: int) -> None:
     """Opening the sets and one epoch."""
     import torch
 
-    from pipeline import mixing, store
+    from pipeline.base import store
+    from pipeline.train import mixing
 
     images = store.ImageSet(folder / "set")
     batches = mixing.MixedBatches({name: images.load("train") for name in MIX}, MIX, 0, torch.device("cpu"))
@@ -71,7 +72,8 @@ def streamed(folder: Path, _: int, size: int) -> None:
     """Opening the sets, which checks them, and one epoch."""
     import torch
 
-    from pipeline import mixing, store, streaming
+    from pipeline.base import store
+    from pipeline.train import mixing, streaming
 
     images = store.ImageSet(folder / "set")
     sampler = mixing.MixSampler(dict.fromkeys(MIX, images.column("labels")), MIX, 0)
@@ -85,7 +87,9 @@ def fgsm(folder: Path, *_: int) -> None:
     import torch
     from torchvision import models
 
-    from pipeline import generation, params, store
+    from pipeline import params
+    from pipeline.base import store
+    from pipeline.generate import generation
 
     spec = params.Attack.model_validate({"attack": "FGSM", "eps": "8/255"})
     settings = params.Generate(batch_size=128, precision="auto", seed=0)
@@ -104,8 +108,8 @@ def measure(name: str, folder: Path, n_images: int, size: int) -> dict[str, floa
     """
     import torchattacks  # noqa: F401
 
-    import pipeline.generation
-    import pipeline.mixing  # noqa: F401
+    import pipeline.generate.generation
+    import pipeline.train.mixing  # noqa: F401
 
     imports = peak_mib()
     started = time.perf_counter()
@@ -183,7 +187,7 @@ def plot(results: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def run(most: int) -> None:
-    from pipeline import files
+    from pipeline.base import files
 
     results: dict[str, list[dict[str, Any]]] = {"images": [], "size": []}
     for n_images in (count for count in COUNTS if count <= most):

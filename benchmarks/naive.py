@@ -16,7 +16,8 @@ from torch.nn import functional
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision import models
 
-from pipeline import params, preparation, sources
+from pipeline import params
+from pipeline.prepare import preparation, sources
 
 WORKERS = 2
 

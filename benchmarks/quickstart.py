@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from benchmarks.tables import machine, markdown
-from pipeline import files
+from pipeline.base import files
 
 RESULT = Path(__file__).parent / "results" / "quickstart.json"
 PAIRS = 5

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.tables import markdown
-from pipeline import files, mixing, store, streaming
+from pipeline.base import files, store
+from pipeline.train import mixing, streaming
 
 RESULT = Path(__file__).parent / "results" / "shuffle.json"
 N, CLASSES, BATCH, EPOCHS = 100_000, 10, 128, 5

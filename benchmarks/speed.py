@@ -18,7 +18,10 @@ from torchvision import models
 
 from benchmarks import naive
 from benchmarks.tables import machine, markdown
-from pipeline import attacks, augmentation, device, files, mixing, params, products, store, streaming, training
+from pipeline import attacks, params
+from pipeline.base import files, store
+from pipeline.networks import device, matrix_products
+from pipeline.train import augmentation, loop, mixing, streaming
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
 PAIRS, BATCH, ROWS, WRITTEN = 5, 128, 10_240, 100_000
@@ -42,7 +45,7 @@ def network_figures(architecture: str, block: store.Block, processor: torch.devi
     network = models.get_model(architecture, num_classes=10).to(processor)
     images, labels = torch.from_numpy(block.images[:BATCH]).to(processor), torch.from_numpy(block.labels[:BATCH]).to(processor)
     pixels = images / 255
-    fast = products.Frozen(network, 32, torch.bfloat16)
+    fast = matrix_products.Frozen(network, 32, torch.bfloat16)
     specs: dict[str, dict[str, object]] = {
         "fgsm": {"attack": "FGSM"},
         "pgd": {"attack": "PGD", "alpha": "2/255", "steps": 10, "random_start": True},
@@ -70,7 +73,7 @@ def network_figures(architecture: str, block: store.Block, processor: torch.devi
             naive.training_step(network, optimizer, pixels, labels)
 
     figures[f"{architecture} training"] = compare(
-        lambda: training.fit(network, batches, lambda _: {"val_accuracy": 0.0}, recipe, text="bench", device=processor), train, 4 * BATCH
+        lambda: loop.fit(network, batches, lambda _: {"val_accuracy": 0.0}, recipe, text="bench", device=processor), train, 4 * BATCH
     )
     return figures
 

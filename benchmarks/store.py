@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.tables import machine, markdown
-from pipeline import files, store
+from pipeline.base import files, store
 
 RESULT = Path(__file__).parent / "results" / "store.json"
 CHUNKS, COMPRESSIONS = (64, 128, 256, 512, 1024, 2048, 4096), ("none", "lzf", "zstd", "blosc2-zstd", "bitshuffle-zstd", "bitshuffle-lz4")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import device
+from pipeline.networks import device
 
 
 def machine() -> str:

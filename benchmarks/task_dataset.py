@@ -18,7 +18,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from benchmarks.tables import machine
-from pipeline import files
+from pipeline.base import files
 
 RESULT = Path(__file__).parent / "results" / "task_dataset.json"
 CLASS_SIZES = [31_802, 20_000, 15_000, 11_000, 8_000, 6_000, 4_000, 2_500, 1_289, 409]
@@ -55,7 +55,7 @@ def main() -> None:
         YAML().dump(content, folder / "params.yaml")
         before = os.times().elapsed
         subprocess.run(
-            [sys.executable, "-m", "pipeline.stages.prepare", "--out", "clean"],
+            [sys.executable, "-m", "pipeline.prepare", "--out", "clean"],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(Path.cwd())},
             check=True,

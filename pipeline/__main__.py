@@ -14,8 +14,9 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from pipeline import console, files, params, partial, place
-from pipeline.errors import InputError
+from pipeline import params, place
+from pipeline.base import console, files, unfinished
+from pipeline.base.errors import InputError
 
 ADVERSARIAL = Path("data/adversarial")
 PRESETS = Path("presets")
@@ -80,7 +81,7 @@ def repro() -> str:
             if _is_judged():
                 console.say(results())
             raise InputError("a stage failed (see above); previous results were restored")
-        partial.forget_recorded()
+        unfinished.forget_recorded()
     return results()
 
 
@@ -114,9 +115,9 @@ def _run_and_pass_on_signals(command: list[str], environment: dict[str, str], st
 
 
 def results() -> str:
-    from pipeline import report
+    from pipeline.evaluate import table
 
-    return report.results(METRICS, list(params.load(params.FILE).evaluate.models))
+    return table.results(METRICS, list(params.load(params.FILE).evaluate.models))
 
 
 def enter_models() -> None:
@@ -204,16 +205,17 @@ def remove_undeclared_sets(settings: params.Params) -> None:
 
 def clean_partial() -> str:
     """Delete what interrupted runs left behind and what is kept of finished ones, name by name; no stage's output is touched."""
-    found = partial.left_behind()
+    found = unfinished.left_behind()
     for path in found:
         console.say(str(path))
-    partial.clear(found)
+    unfinished.clear(found)
     return f"{len(found)} deleted"
 
 
 def audit_project(path: Path) -> str:
     """Audit a project folder, or one image set in it; prints the whole table and writes nothing."""
-    from pipeline import audit, device
+    from pipeline.audit import audit
+    from pipeline.networks import device
 
     rows = audit.audit(path, device.choose())
     console.say(audit.table(rows))

@@ -10,8 +10,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import console, guards, lineage, partial, place
-from pipeline.errors import InputError
+from pipeline import place
+from pipeline.audit import lineage
+from pipeline.base import console, unfinished
+from pipeline.base.errors import InputError
+from pipeline.base.untrusted import limits
 
 _OBJECT = re.compile(r"[0-9a-f]{30}(\.dir)?")
 
@@ -35,7 +38,7 @@ def discard(path: Path) -> str:
             raise InputError(f"{out}: not there, and nothing of it in DVC's cache is damaged; `dvc repro` brings it back")
         for each in (*objects, *deleted):
             console.say(str(each))
-        partial.clear([*objects, *deleted])
+        unfinished.clear([*objects, *deleted])
     kept = "; the result itself is whole and was kept" if is_whole else ""
     return f"{out}: deleted what was damaged: {len(deleted) + len(objects)} of the above{kept}; `dvc repro` makes it again"
 
@@ -47,7 +50,7 @@ def _recorded(path: Path) -> tuple[Path, str, dict[str, str]]:
     if root is None:
         raise InputError(f"{path}: not within a project folder: no {lineage.RECORDED} there or above")
     wanted, recorded = absolute.relative_to(root), lineage.recorded(root)
-    outs = {out for stage in recorded.values() for out in stage.outs if partial.is_cached(out)}
+    outs = {out for stage in recorded.values() for out in stage.outs if unfinished.is_cached(out)}
     found = [out for out in outs if wanted.is_relative_to(out)]
     if not found or ".." in Path(found[0]).parts:
         raise InputError(f"{path}: no image set or model that {lineage.RECORDED} records; there are {', '.join(sorted(outs))}")
@@ -57,7 +60,7 @@ def _recorded(path: Path) -> tuple[Path, str, dict[str, str]]:
 def _md5(result: Path) -> str:
     """The MD5 of a file or folder; raises InputError for links whose disk is not there, and OSError for what cannot be read."""
     for file in lineage.files(result) if result.is_dir() else [result]:
-        guards.regular(file, "restore it first")
+        limits.regular(file, "restore it first")
     return lineage.md5(result)
 
 

@@ -28,8 +28,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
-from pipeline import guards
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
+from pipeline.base.untrusted import limits
 
 FILE = Path("params.yaml")
 CLEAN = "clean"  # the name of the first model and of the stream of unattacked images
@@ -762,7 +762,7 @@ def bounded_text(path: Path) -> str:
     Raises InputError with the line, and ruamel.yaml's errors for what is not YAML.
     """
     try:
-        size = guards.regular(path, f"`cp presets/quickstart.yaml {path}` gives one to start from")
+        size = limits.regular(path, f"`cp presets/quickstart.yaml {path}` gives one to start from")
         text = path.read_bytes()[: MAX_BYTES + 1].decode()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import lineage, params
-from pipeline.errors import InputError
+from pipeline import params
+from pipeline.audit import lineage
+from pipeline.base.errors import InputError
 
 DVC = Path(".dvc")
 

@@ -10,7 +10,8 @@ import torch
 from ruamel.yaml import YAML
 from torchvision import models
 
-from pipeline import params, store
+from pipeline import params
+from pipeline.base import store
 
 ROOT = Path(__file__).parent.parent
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True)

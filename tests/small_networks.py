@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
-from pipeline.store import Block
+from pipeline.base.store import Block
 
 EPS = 32 / 255
 N_VAL = 150

@@ -18,9 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import guards, hdf5_guard, networks, params, sources, store
-from pipeline.errors import InputError
-from pipeline.sources import image_folder
+from pipeline import networks, params
+from pipeline.base import store
+from pipeline.base.errors import InputError
+from pipeline.base.untrusted import hdf5, limits
+from pipeline.networks.checkpoint import FORMAT
+from pipeline.prepare import sources
+from pipeline.prepare.sources import image_folder
 from tests import samples
 from tests.conftest import make_block, write_set
 
@@ -147,7 +151,7 @@ def test_an_hdf5_file_that_does_not_fit_in_memory(opened, tmp_path, monkeypatch)
         file.create_dataset("images", data=np.full((10_000, 3, 8, 8), 200, dtype="u1"), compression="gzip")
         file["labels"] = np.arange(10_000) % 2
     assert (opened("hdf5", "x.h5") == 200).all()
-    monkeypatch.setattr(guards, "available_memory", lambda: 1_000_000)
+    monkeypatch.setattr(limits, "available_memory", lambda: 1_000_000)
     with pytest.raises(InputError, match=r"/images unpacks [\d,]+ bytes to 1,920,000, more than this machine's free memory"):
         opened("hdf5", "x.h5")
 
@@ -161,9 +165,9 @@ def test_an_hdf5_file_that_does_not_fit_in_memory(opened, tmp_path, monkeypatch)
 )
 def test_a_crash_or_a_hang_of_libhdf5_is_a_refusal_and_the_next_file_is_read(clean, tmp_path, monkeypatch, program, message):
     (tmp_path / "walk.py").write_text(program)
-    walker = hdf5_guard._Walker()
+    walker = hdf5._Walker()
     with monkeypatch.context() as patch:
-        patch.setattr(hdf5_guard.hdf5_walk, "__file__", str(tmp_path / "walk.py"))
+        patch.setattr(hdf5.hdf5_inspector, "__file__", str(tmp_path / "walk.py"))
         assert message.split(" \\")[0] in walker.ask({})
     request = {"path": str(clean.path / "00000.h5"), "memory": 10**9, "filters": [], "datasets": ["images"], "exact": True}
     assert walker.ask(request) is None
@@ -275,7 +279,7 @@ def test_zip_members_that_claim_other_sizes(opened, tmp_path, monkeypatch):
     path = tmp_path / "x.npz"
     np.savez_compressed(path, images=np.zeros((6, 3, 8, 8), dtype="u1"), labels=LABELS)
     with monkeypatch.context() as patch:
-        patch.setattr(guards, "available_memory", lambda: 500)
+        patch.setattr(limits, "available_memory", lambda: 500)
         with pytest.raises(InputError, match=r"refused: \d+ bytes that unpack to [\d,]+, more than this machine's free memory"):
             opened("npz", "x.npz")
     np.savez(path, images=PIXELS, labels=LABELS)
@@ -428,7 +432,7 @@ def test_older_files_are_read_and_held_to_their_sizes(tmp_path):
 )
 def test_checkpoints_of_other_values(tmp_path, network, change):
     content = {"architecture": "resnet18", "class_names": ["a"], "state_dict": {"a": torch.zeros(1)}, "provenance": {}, **change}
-    torch.save({"format": networks.FORMAT, **content}, tmp_path / "model.pt")
+    torch.save({"format": FORMAT, **content}, tmp_path / "model.pt")
     with pytest.raises(InputError, match=r"not a checkpoint of this pipeline \(values of other types\)"):
         networks.load(tmp_path / "model.pt", architecture="resnet18", class_names=("a",))
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from dvc import cli
 
-from pipeline import discard, lineage, place
-from pipeline.errors import InputError
+from pipeline import discard, place
+from pipeline.audit import lineage
+from pipeline.base.errors import InputError
 from tests.conftest import ROOT
 
 MAKE = """

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from pipeline import __main__ as command
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 from tests.conftest import ROOT
 
 # DVC's own, in this process.

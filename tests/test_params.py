@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from pipeline import attacks, params
-from pipeline.errors import InputError
+from pipeline import params
+from pipeline.attacks import library
+from pipeline.base.errors import InputError
 from tests import samples
 from tests.conftest import ROOT
 
@@ -37,8 +38,8 @@ def test_committed_params_are_the_quickstart():
 
 @pytest.mark.parametrize(("name", "wanted"), params.ATTACK_PARAMETERS.items())
 def test_attack_table_equals_the_constructors(name, wanted):
-    accepted = set(inspect.signature(getattr(torchattacks, name)).parameters) - {"model", *attacks.FIXED, "n_classes"}
-    assert accepted == {attacks.EPS_NAMES.get(name, "eps"), *wanted}
+    accepted = set(inspect.signature(getattr(torchattacks, name)).parameters) - {"model", *library.FIXED, "n_classes"}
+    assert accepted == {library.EPS_NAMES.get(name, "eps"), *wanted}
 
 
 def test_every_parameter_of_every_attack_has_its_values():
@@ -54,7 +55,7 @@ def test_words_are_those_in_torchattacks_source(attack, key, words):
     attack = attack or next(name for name, keys in params.ATTACK_PARAMETERS.items() if key in keys)
     source = inspect.getsource(inspect.getmodule(getattr(torchattacks, attack)))
     compared = re.findall(rf'if (?:self\.)?{key} == "(\w+)"', source)
-    assert set(words.words) - (set(attacks.SPELLINGS) if key == "noise_type" else set()) == set(compared)
+    assert set(words.words) - (set(library.SPELLINGS) if key == "noise_type" else set()) == set(compared)
 
 
 PARAMETERS = [

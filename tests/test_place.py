@@ -13,7 +13,7 @@ from dvc import cli
 
 from pipeline import __main__ as command
 from pipeline import place
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")

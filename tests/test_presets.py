@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import console, ensemble
+from pipeline.base import console
+from pipeline.evaluate import ensemble
 from tests import samples
 from tests.conftest import ROOT
 

@@ -27,7 +27,10 @@ import torch
 import torchattacks  # noqa: F401 - once, before the children are forked
 from ruamel.yaml import YAML
 
-from pipeline import attacks, files, lineage, partial, training
+from pipeline import attacks
+from pipeline.audit import lineage
+from pipeline.base import files, unfinished
+from pipeline.train import loop
 from tests.conftest import ROOT
 
 OUTPUTS = ("data", "models", "metrics", "plots")
@@ -104,7 +107,7 @@ class Pipeline:
                     break
             else:
                 raise AssertionError(f"{name} never came to its end: {(self.folder / 'log').read_text()[-2000:]}")
-            partial.clear(sorted(self.folder.rglob(f".*{partial.FINISHED}")))  # DVC has recorded the stage
+            unfinished.clear(sorted(self.folder.rglob(f".*{unfinished.FINISHED}")))  # DVC has recorded the stage
 
     def _drawn(self, kinds: dict[str, "Fault"]) -> str:
         names = sorted(kinds)
@@ -146,7 +149,7 @@ class Pipeline:
             os._exit(code)
 
     def _count_work(self) -> None:
-        for owner, function in ((training._Run, "step"), (attacks, "perturb")):
+        for owner, function in ((loop._Run, "step"), (attacks, "perturb")):
             setattr(owner, function, self._counted(getattr(owner, function)))
 
     def _counted(self, function: Callable[..., object]) -> Callable[..., object]:

@@ -12,7 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline import networks, params, sources, store
+from pipeline import networks, params
+from pipeline.base import store
+from pipeline.networks import resnet
+from pipeline.networks.checkpoint import FORMAT
+from pipeline.prepare import sources
 from tests import samples
 
 ROOT = Path(__file__).parents[2]
@@ -57,11 +61,11 @@ def tiny(*_):
 
 def read_checkpoint(path):
     """With a network of three layers in the place of a ResNet: no file of 45 MB need be changed 10,000 times."""
-    stock, networks._stock = networks._stock, tiny
+    stock, resnet.stock = resnet.stock, tiny
     try:
         networks.load(path, architecture="resnet18", class_names=("a", "b", "c")).network()
     finally:
-        networks._stock = stock
+        resnet.stock = stock
 
 
 def read_weights(path):
@@ -162,7 +166,7 @@ def checkpoint_files():
     content = networks.Checkpoint(
         architecture="resnet18", class_names=["a", "b", "c"], state_dict=tiny().state_dict(), provenance={"seed": 1}
     )
-    return [written(lambda file: torch.save({"format": networks.FORMAT, **vars(content)}, file))]
+    return [written(lambda file: torch.save({"format": FORMAT, **vars(content)}, file))]
 
 
 def weight_files():

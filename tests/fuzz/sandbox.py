@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline import hdf5_walk
-from pipeline.errors import InputError
+from pipeline.base.errors import InputError
+from pipeline.base.untrusted import hdf5_inspector
 from tests.fuzz.mutations import mutate
 
 TOUCHES = ("os.", "shutil.", "socket.", "subprocess.", "pickle.find_class", "ctypes.", "tempfile.", "webbrowser.", "ftplib.", "urllib.")
@@ -67,6 +67,6 @@ class Sandbox:
         elif (
             event.startswith(TOUCHES)
             and event not in HARMLESS
-            and not (event.startswith(("subprocess.", "os.posix_spawn")) and hdf5_walk.__file__ in arguments[1])
+            and not (event.startswith(("subprocess.", "os.posix_spawn")) and hdf5_inspector.__file__ in arguments[1])
         ):
             self._touched.append(f"{event} {str(arguments)[:200]}")

@@ -78,9 +78,9 @@ def main():
 
 def walker_peak():
     """KiB that the process which examines HDF5 files took at most; 0 where there is none."""
-    from pipeline import hdf5_guard
+    from pipeline.base.untrusted import hdf5
 
-    process = hdf5_guard._walker(os.getpid())._process
+    process = hdf5._walker(os.getpid())._process
     if process is None:
         return 0
     status = Path(f"/proc/{process.pid}/status").read_text()
@@ -99,20 +99,26 @@ def guide(name):
     return atheris
 
 
-FILES = ("zipfile", "pickle", "pipeline.guards", "pipeline.pickles")
-SHARDS = ("pipeline.guards", "pipeline.hdf5_guard", "pipeline.store")
+FILES = ("zipfile", "pickle", "pipeline.base.untrusted.limits", "pipeline.base.untrusted.pickles")
+SHARDS = ("pipeline.base.untrusted.limits", "pipeline.base.untrusted.hdf5", "pipeline.base.store")
 PLUGINS = tuple(f"PIL.{kind}ImagePlugin" for kind in ("Avif", "Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP"))
 GUIDED = {
     "params": ("ruamel.yaml", "pipeline.params"),
-    "npz": (*FILES, "ast", "numpy.lib._format_impl", "pipeline.sources.arrays"),
-    "task_dataset": (*FILES, "pipeline.sources.task_dataset"),
-    "hdf5": ("pipeline.guards", "pipeline.hdf5_guard", "pipeline.sources.arrays"),
+    "npz": (*FILES, "ast", "numpy.lib._format_impl", "pipeline.prepare.sources.arrays"),
+    "task_dataset": (*FILES, "pipeline.prepare.sources.task_dataset"),
+    "hdf5": ("pipeline.base.untrusted.limits", "pipeline.base.untrusted.hdf5", "pipeline.prepare.sources.arrays"),
     "shard": SHARDS,
     "shard_zstd": SHARDS,
     "shard_blosc2": SHARDS,
-    "image_folder": ("PIL.Image", "PIL.ImageFile", *PLUGINS, "pipeline.sources.image_files", "pipeline.sources.image_folder"),
-    "checkpoint": (*FILES, "pipeline.torch_files"),
-    "weights": (*FILES, "pipeline.torch_files"),
+    "image_folder": (
+        "PIL.Image",
+        "PIL.ImageFile",
+        *PLUGINS,
+        "pipeline.prepare.sources.image_files",
+        "pipeline.prepare.sources.image_folder",
+    ),
+    "checkpoint": (*FILES, "pipeline.networks.torch_files"),
+    "weights": (*FILES, "pipeline.networks.torch_files"),
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,24 @@
+"""Stage `audit`: everything the run made and recorded -> one JSON of verdicts and measures; fails where anything is not as recorded."""
+
+import argparse
+from pathlib import Path
+
+from pipeline.audit import audit
+from pipeline.base import console
+from pipeline.networks import device
+
+
+def audit_run() -> str:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--project", type=Path, required=True, help="project folder")
+    parser.add_argument("--metrics", type=Path, required=True, help="JSON with the verdicts and measures")
+    args = parser.parse_args()
+
+    rows = audit.audit(args.project, device.choose())
+    audit.write(args.metrics, rows)
+    console.say(audit.table([row for row in rows if row.verdict != "ok"]))
+    return f"{args.metrics}: {audit.verdict(rows)}; `python -m pipeline audit` prints every row"
+
+
+if __name__ == "__main__":
+    console.run(audit_run)

@@ -1,0 +1,113 @@
+"""An audit: everything that can be found out again about a run is, and held against what the run recorded."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.audit import lineage, recomputation, records
+from pipeline.audit.project import Project, Row, judged
+from pipeline.base import files
+from pipeline.base.errors import InputError
+
+VERDICTS = ("ok", "warning", "not comparable", "FAILED")
+Made = Callable[[Project, str, str], Iterator[Row]]
+
+
+def audit(path: Path, device: torch.device) -> list[Row]:
+    """Audit a project folder, or within one a single image set: the rows found, failures last.
+
+    Whatever cannot be read is a failure of the check that reads it. Raises InputError for a folder that is neither.
+    """
+    root, only = _locate(path)
+    project = Project(root, device)
+    settings, stages = project.settings, project.stages
+    assert settings
+    rows = [] if only else _tried(records.stage_names(project), "all stages", "stage names")
+    for stage in stages:
+        if only is None or only in stages[stage].outs:
+            rows += _stage(project, stage)
+    if only is None:
+        rows += _tried(records.threat_models(project), "threat models", "comparison")
+        rows += _tried(records.versions(project), "versions", "comparison")
+    return sorted(rows, key=lambda row: row.verdict == "FAILED")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, a line each: stage, parameter, value, where it is recorded, verdict."""
+    lines = [
+        ("stage", "parameter", "value", "recorded in", "verdict"),
+        *((r.stage, r.parameter, r.value, r.where, r.verdict) for r in rows),
+    ]
+    widths = [min(max(len(line[column]) for line in lines), 60) for column in range(4)]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, (*widths, 0), strict=True)).rstrip() for line in lines)
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """What it comes to, in one line; raises InputError, with the names, where anything failed."""
+    counts = ", ".join(f"{sum(row.verdict == verdict for row in rows)} {verdict}" for verdict in VERDICTS)
+    if failed := [f"{row.stage}: {row.parameter}" for row in rows if row.verdict == "FAILED"]:
+        raise InputError(f"audit: {counts}: {'; '.join(failed)}")
+    return f"audit: {counts}"
+
+
+def measures(rows: Sequence[Row]) -> dict[str, Any]:
+    """The audit as flat keys, the same from run to run: how many rows of each verdict, what failed, and every measure."""
+    counts = {verdict.replace(" ", "_").lower(): sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
+    failed = {f"failed.{_key(row)}": row.value for row in rows if row.verdict == "FAILED"}
+    return {**counts, **failed, **{_key(row): row.number for row in sorted(rows, key=_key) if row.number is not None}}
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """Write the measures as JSON."""
+    files.write_json(path, measures(rows))
+
+
+def _key(row: Row) -> str:
+    return f"{row.stage}.{row.parameter}".replace(" ", "_")
+
+
+def _locate(path: Path) -> tuple[Path, str | None]:
+    """The project folder and, where `path` is an image set in it, the set's place in the project."""
+    for root in (path, *path.resolve().parents):
+        if (root / lineage.RECORDED).is_file():
+            return root, None if root == path else path.resolve().relative_to(root).as_posix()
+    raise InputError(f"{path}: no project folder and not within one: no {lineage.RECORDED}; `dvc repro` writes it")
+
+
+def _stage(project: Project, stage: str) -> list[Row]:
+    """All that can be said about one stage: its record, its parameters, and what it made."""
+    entry = project.stages[stage]
+    rows = _tried(records.command(project, stage), stage, "command")
+    rows += _tried(records.hashes(project, stage), stage, "hashes")
+    rows += _tried(records.parameters(project, stage), stage, "parameters")
+    for path in entry.outs:
+        if check := _check_of(project, stage, path):
+            rows += _tried(check(project, stage, path), stage, path)
+    return rows
+
+
+def _check_of(project: Project, stage: str, path: str) -> Made | None:
+    """The check that recomputes what lies at `path`, by what the stage's record says it is."""
+    entry = project.stages[stage]
+    if entry.outs[path].endswith(".dir"):
+        if project.checkpoints(entry.outs):
+            return recomputation.refreshed_sets
+        return recomputation.adversarial_set if project.checkpoints(entry.deps) else recomputation.clean_set
+    if path.endswith(".pt"):
+        return recomputation.trained_model if project.checkpoints(entry.outs) else recomputation.submission
+    return recomputation.evaluated_model if path.endswith(".json") else None
+
+
+def _tried(rows: Iterator[Row], stage: str, what: str) -> list[Row]:
+    """The rows of a check, and a failure in the place of those that could not be had."""
+    found: list[Row] = []
+    try:
+        found.extend(rows)
+    except InputError as error:
+        found.append(judged(stage, what, str(error), "", what))
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        found.append(judged(stage, what, f"cannot be checked: {reason}", "", what))
+    return found

@@ -1,0 +1,185 @@
+"""A project folder after a run, opened to be audited: its params, its stages, its image sets and its models, and the rows of an audit."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision import models
+
+from pipeline import networks, params
+from pipeline.audit import lineage
+from pipeline.base import files, store
+from pipeline.base.errors import InputError
+
+OWN = "audit"  # the stage that audits is not among what it audits
+Verdict = Literal["ok", "warning", "not comparable", "FAILED"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of an audit: a value, where it is recorded, and whether that is right; `number` is the value where it is a measure."""
+
+    stage: str
+    parameter: str
+    value: str
+    where: str
+    verdict: Verdict
+    number: float | None = None
+
+
+def judged(stage: str, parameter: str, problem: str, value: str, where: str, number: float | None = None) -> Row:
+    """A row that is ok with its value, or FAILED with its problem."""
+    return Row(stage=stage, parameter=parameter, value=problem or value, where=where, verdict="FAILED" if problem else "ok", number=number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Labels, ids and split (N,) of all rows of an image set."""
+
+    labels: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    split: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project folder; everything is read when it is first asked for and kept, but images are read anew by every check.
+
+    `device` is where attacks and networks run again. Raises InputError for what is missing or unreadable.
+    """
+
+    root: Path
+    device: torch.device
+    _opened: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    @cached_property
+    def settings(self) -> params.Params:
+        return params.load(self.root / params.FILE)
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """params.yaml as it is written."""
+        content: dict[str, Any] = lineage.read_yaml(self.root / params.FILE)
+        return content
+
+    @cached_property
+    def declared(self) -> dict[str, lineage.Declared]:
+        return lineage.declared(self.root, self.values)
+
+    @cached_property
+    def recorded(self) -> dict[str, lineage.Recorded]:
+        return lineage.recorded(self.root)
+
+    @cached_property
+    def stages(self) -> dict[str, lineage.Recorded]:
+        """What was run and is still asked for, in the order of dvc.lock, all but the audit itself."""
+        return {name: stage for name, stage in self.recorded.items() if name in self.declared and name != OWN}
+
+    def md5(self, path: str) -> str:
+        return str(self._once("md5", path, lineage.md5))
+
+    def sha256(self, path: str) -> str:
+        return str(self._once("sha256", path, files.sha256))
+
+    def images(self, path: str) -> store.ImageSet:
+        found: store.ImageSet = self._once("images", path, store.ImageSet)
+        return found
+
+    def rows(self, path: str) -> Rows:
+        found: Rows = self._once("rows", path, lambda _: _rows(self.images(path)))
+        return found
+
+    def checkpoint(self, path: str) -> networks.Checkpoint:
+        """A model of this project; its classes are those of the clean set."""
+        architecture = self.settings.architecture_of(Path(path).stem)
+        found: networks.Checkpoint = self._once(
+            "checkpoint", path, partial(networks.load, architecture=architecture, class_names=self.class_names)
+        )
+        return found
+
+    def network(self, path: str) -> models.ResNet:
+        """A checkpoint's network on this project's device, in evaluation mode."""
+        found: models.ResNet = self._once("network", path, lambda _: self.checkpoint(path).network().to(self.device))
+        return found
+
+    def metrics(self, path: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._once("metrics", path, _read_json)
+        return found
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        return self.images(self.clean).class_names
+
+    @cached_property
+    def clean(self) -> str:
+        """The path of the clean image set."""
+        for stage in self.stages.values():
+            for path in self.sets(stage.outs):
+                if self.images(path).attributes["kind"] == params.CLEAN:
+                    return path
+        raise InputError(f"{self.root / lineage.RECORDED}: names no clean image set; `dvc repro` makes it")
+
+    def sets(self, paths: dict[str, str]) -> list[str]:
+        """Return those of the recorded paths that are folders of shards."""
+        return [path for path in paths if path in self._below(path)]
+
+    def _below(self, path: str) -> list[str]:
+        """Return the recorded path if it is an image set, else those of its folders that are."""
+        folder = self.root / path
+        return [path if found == folder else f"{path}/{found.name}" for found in store.paths_below(folder)]
+
+    def adversarial(self, paths: dict[str, str], parent: str) -> dict[str, str]:
+        """The adversarial sets among the recorded paths, by attack; those made against another model than `parent`, by model and attack.
+
+        Raises InputError for two sets of one name.
+        """
+        found: dict[str, str] = {}
+        for path in (path for folder in paths for path in self._below(folder)):
+            attributes = self.images(path).attributes
+            if attributes["kind"] == "adversarial":
+                model = Path(self.attacked(path)).stem
+                name = f"{'' if model == parent else f'{model}-'}{attributes['attack']}"
+                if name in found:
+                    raise InputError(f"{path}: made by {attributes['attack']}, as {found[name]} is; run `dvc repro`")
+                found[name] = path
+        return found
+
+    def attacked(self, path: str) -> str:
+        """The model that an adversarial set was made against, as the stage that wrote it records."""
+        writers = [stage for stage in self.stages.values() if path in stage.outs]
+        if not writers:
+            raise InputError(f"{path}: no stage in {lineage.RECORDED} wrote it; run `dvc repro`")
+        (model,) = self.checkpoints(writers[0].deps)
+        return model
+
+    def refreshed(self, path: str) -> dict[str, str]:
+        """The refreshed sets in a folder of them, by their names in the mix."""
+        return {folder.name: f"{path}/{folder.name}" for folder in sorted((self.root / path).iterdir()) if any(folder.glob("*.h5"))}
+
+    def checkpoints(self, paths: dict[str, str]) -> list[str]:
+        """The checkpoints among the recorded paths: what a stage wrote that has a number of epochs among its params."""
+        trained = [stage for stage in self.stages.values() if any(key.endswith(".epochs") for key in stage.params)]
+        return [path for path in paths if path.endswith(".pt") and any(path in stage.outs for stage in trained)]
+
+    def _once(self, kind: str, path: str, read: Any) -> Any:
+        if (kind, path) not in self._opened:
+            self._opened[kind, path] = read(self.root / path)
+        return self._opened[kind, path]
+
+
+def _rows(images: store.ImageSet) -> Rows:
+    parts = [(block.labels, block.ids, block.split) for block in images.blocks()]
+    labels, ids, split = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Rows(labels=labels, ids=ids, split=split)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read; `dvc repro` makes it") from error

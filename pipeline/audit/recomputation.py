@@ -1,0 +1,423 @@
+"""What an audit finds out from the images and the networks themselves, not from what is written about them.
+
+All images of a set are read, shard by shard; networks and attacks run again on whole batches of a sample. Every check takes a project and
+yields rows.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torchvision import models
+
+from pipeline import attacks, networks, params
+from pipeline.audit.project import Project, Row, Verdict, judged
+from pipeline.base import files, store
+from pipeline.base.errors import InputError, discarding
+from pipeline.generate import generation
+from pipeline.networks import scores, torch_files
+from pipeline.networks.device import processor
+from pipeline.prepare import preparation, sources
+
+TIGHT = 1e-2  # of a logit: below this margin another processor may decide otherwise
+CHUNK = 1024  # images compared at once
+# The share of an image's values that may differ when it is attacked again. A GPU adds in no fixed order, and in another one where a batch
+# went through the network in parts; each sign that this turns moves a pixel. An attack of other random numbers differs in most pixels.
+SAME = {"cpu": 0.0, "cuda": 0.25}
+
+
+@dataclass
+class Tally:
+    """Counts over all rows of a set; `first` names the first row at fault by what is at fault."""
+
+    n: int = 0
+    n_pixels: int = 0
+    changed: int = 0
+    unchanged_images: int = 0
+    largest: int = 0
+    fooled: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def blame(self, what: str, wrong: NDArray[np.bool_], rows: range, ids: NDArray[np.int64], shard: str) -> None:
+        """Count the rows (n,) that are wrong."""
+        if wrong.any():
+            place = int(wrong.argmax())
+            self.faults[what] = self.faults.get(what, 0) + int(wrong.sum())
+            self.first.setdefault(what, f"row {rows[place]} (id {ids[place]}, {shard})")
+
+    def problem(self, what: str) -> str:
+        return f"{self.faults[what]} of {self.n} rows, the first is {self.first[what]}" if what in self.faults else ""
+
+
+def clean_set(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """The clean set holds the images that `data` chooses from its source, each once, with the split that `data` gives."""
+    images, rows, data = project.images(path), project.rows(path), project.settings.data
+    where = f"{path} (all images)"
+    yield Row(stage=stage, parameter="content", value=f"SHA-256 {images.digest}", where=path, verdict="ok", number=len(rows.ids))
+    repeated = len(rows.ids) - len(np.unique(rows.ids))
+    yield judged(stage, "ids", f"{repeated} rows repeat an id" if repeated else "", f"{len(rows.ids)} different ids", where)
+    moved = preparation.split_rows(rows.labels, data) != rows.split
+    fault = f"{moved.sum()} rows, the first is row {moved.argmax()} (id {rows.ids[moved.argmax()]})" if moved.any() else ""
+    yield judged(stage, "split", fault, f"{(rows.split == 1).sum()} validation rows, stratified", f"{path}, data.seed, data.n_val")
+    yield judged(stage, "shards", _wrong_shards(images, project.settings.store.shard_rows), f"{len(images.bounds)}", path)
+    yield from _leaks(project, stage, path)
+    yield from _against_source(project, stage, path)
+
+
+def _wrong_shards(images: store.ImageSet, shard_rows: int) -> str:
+    same = images.bounds == store.shard_bounds(len(images), shard_rows)
+    return "" if same else f"expected shards of {shard_rows} rows, found {images.bounds[0][1]}"
+
+
+def _leaks(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """A warning where the very same image is on both sides of the split."""
+    sides: tuple[list[NDArray[np.uint64]], list[NDArray[np.uint64]]] = ([], [])
+    for block in project.images(path).blocks():
+        digests = b"".join(hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in block.images)
+        for side, found in enumerate(sides):
+            found.append(np.frombuffer(digests, dtype=np.uint64)[block.split == side])
+    shared = len(np.intersect1d(np.concatenate(sides[0]), np.concatenate(sides[1])))
+    value = f"{shared} different images"
+    verdict: Verdict = "warning" if shared else "ok"
+    yield Row(stage=stage, parameter="images in both splits", value=value, where=f"{path} (all images)", verdict=verdict, number=shared)
+
+
+def _against_source(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """Images, labels and ids against the raw data, read and chosen anew."""
+    images, data = project.images(path), project.settings.data
+    source = sources.open_source(data.model_copy(update={"path": str(project.root / data.path)}))
+    chosen, tally, where = preparation.choose_rows(source.labels, data), Tally(), f"{path}, {data.path}"
+    recorded = images.attributes["source.sha256"]
+    changed = "" if recorded == source.sha256 else f"recorded SHA-256 {recorded}, raw data: {source.sha256}"
+    yield judged(stage, "raw data", changed, f"SHA-256 {source.sha256}", where)
+    missing = "" if len(chosen) == len(images) else f"{len(images)} rows, the raw data give {len(chosen)}"
+    yield judged(stage, "rows", missing, f"{len(images)}", where, len(images))
+    if missing:
+        return
+    for number, ((start, stop), block) in enumerate(zip(images.bounds, images.blocks(), strict=True)):
+        picked, rows, shard = chosen[start:stop], range(start, stop), store.shard_name(number)
+        tally.n += len(block)
+        tally.blame("labels of the raw data", source.labels[picked] != block.labels, rows, block.ids, shard)
+        tally.blame("ids of the raw data", source.ids[picked] != block.ids, rows, block.ids, shard)
+        for part in generation.batches(len(block), CHUNK):
+            differing = (source.read(picked[part]) != block.images[part]).any(axis=(1, 2, 3))
+            tally.blame("images of the raw data", differing, rows[part], block.ids[part], shard)
+    for what in ("images", "labels", "ids"):
+        yield judged(stage, f"{what} of the raw data", tally.problem(f"{what} of the raw data"), f"{tally.n} equal", where)
+
+
+def adversarial_set(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """An adversarial set is its clean set, row by row, moved by at most eps, by the attack and against the model that it names."""
+    images, clean, inputs = project.images(path), project.images(project.clean), project.recorded[stage].deps
+    (model,) = project.checkpoints(inputs)
+    spec = project.settings.attacks[str(images.attributes["attack"])]
+    expected = attacks.identity(clean, project.sha256(model), str(images.attributes["attack"]), spec, project.settings.generate)
+    for key, what in (("clean.digest", project.clean), ("model.sha256", model)):
+        other = "" if images.attributes[key] == expected[key] else f"recorded {images.attributes[key]}, {what} has {expected[key]}"
+        yield judged(stage, f"made from {what}", other, f"SHA-256 {expected[key]}", path)
+    bounds = "" if images.bounds == clean.bounds else f"{len(images)} rows in {len(images.bounds)} shards, {project.clean} has {len(clean)}"
+    yield judged(stage, "rows", bounds, f"{len(images)}, none twice, none missing", f"{path}, {project.clean}", len(images))
+    if not bounds:
+        yield from _distances(stage, path, clean, images, spec)
+        yield from _samples(project, stage, path, model, _sample(clean, images, project.settings))
+
+
+def _distances(stage: str, path: str, clean: store.ImageSet, images: store.ImageSet, spec: params.Attack) -> Iterator[Row]:
+    """All images against their clean originals."""
+    tally, levels = Tally(), attacks.eps_levels(params.greatest(spec.eps))
+    pairs = zip(clean.blocks(), images.blocks(), strict=True)
+    for number, ((start, _), (original, stored)) in enumerate(zip(images.bounds, pairs, strict=True)):
+        _compare(tally, original, stored, spec, start, store.shard_name(number))
+    everywhere = f"{path} (all images)"
+    for what in ("labels", "ids", "split"):
+        yield judged(stage, what, tally.problem(what), f"{tally.n} equal to the clean set's", everywhere)
+    stated = f"{levels}/255 {'at most' if isinstance(spec.eps, params.Spread) else 'for every image'}"
+    yield judged(stage, "stated eps", tally.problem("stated eps"), stated, f"{path}, {params.FILE}")
+    problem = tally.problem("distance")
+    largest = f"{tally.largest}/255 at most, eps allows {levels}/255"
+    yield judged(stage, "distance", f"{largest}: {problem}" if problem else "", largest, everywhere, tally.largest)
+    for what, share in (("changed pixels", tally.changed / tally.n_pixels), ("unchanged images", tally.unchanged_images / tally.n)):
+        yield judged(stage, what, "", f"{share:.2%}", everywhere, round(share, 6))
+    yield judged(stage, "fooled", "", f"{tally.fooled / tally.n:.2%} by the stored flags", everywhere, round(tally.fooled / tally.n, 6))
+
+
+def _compare(tally: Tally, original: store.Block, stored: store.Block, spec: params.Attack, start: int, shard: str) -> None:
+    """Count one shard's rows."""
+    rows, ids = range(start, start + len(stored)), stored.ids
+    tally.n += len(stored)
+    for what in ("labels", "ids", "split"):
+        tally.blame(what, original.datasets[what] != stored.datasets[what], rows, original.ids, shard)
+    if stored.eps is None or stored.fooled is None:
+        raise InputError(f"{shard}: no eps or no fooled dataset; run `dvc repro`")
+    least, most = (attacks.eps_levels(eps) / 255 for eps in (spec.eps.bounds if isinstance(spec.eps, params.Spread) else (spec.eps,) * 2))
+    tally.blame("stated eps", (stored.eps < least - 1e-6) | (stored.eps > most + 1e-6), rows, ids, shard)
+    levels = np.round(np.minimum(stored.eps, most) * 255)
+    tally.fooled += int(stored.fooled.sum())
+    for part in generation.batches(len(stored), CHUNK):
+        a, b = original.images[part], stored.images[part]
+        moved = np.maximum(a, b) - np.minimum(a, b)
+        furthest = moved.max(axis=(1, 2, 3))
+        tally.n_pixels += moved.size
+        tally.changed += int(np.count_nonzero(moved))
+        tally.unchanged_images += int((furthest == 0).sum())
+        tally.largest = max(tally.largest, int(furthest.max()))
+        tally.blame("distance", furthest > levels[part], rows[part], ids[part], shard)
+
+
+def refreshed_sets(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """Refreshed sets are cached ones whose training rows moved on within eps; `fooled` is about the model that came out."""
+    entry, clean = project.recorded[stage], project.images(project.clean)
+    (model,) = project.checkpoints(entry.outs)
+    cached = project.adversarial(entry.deps, project.settings.parent_of(Path(model).stem))
+    for name, source in project.refreshed(path).items():
+        images, origin, attacked = project.images(source), project.images(cached[name]), project.attacked(cached[name])
+        spec = project.settings.attacks[str(origin.attributes["attack"])]
+        made_with = {
+            "cached.digest": (cached[name], origin.digest),
+            "cached.model.sha256": (attacked, project.sha256(attacked)),
+            "model.sha256": (model, project.sha256(model)),
+        }
+        for key, (what, value) in made_with.items():
+            other = "" if images.attributes[key] == value else f"recorded {images.attributes[key]}, {what} has {value}"
+            yield judged(stage, f"{source} made with {what}", other, f"SHA-256 {value}", source)
+        bounds = "" if images.bounds == clean.bounds else f"{len(images)} rows, {project.clean} has {len(clean)}"
+        yield judged(stage, f"{source} rows", bounds, f"{len(images)}, none twice, none missing", f"{source}, {project.clean}", len(images))
+        if not bounds:
+            for row in _distances(stage, source, clean, images, spec):
+                yield dataclasses.replace(row, parameter=f"{source} {row.parameter}")
+            pairs = zip(images.blocks(), origin.blocks(), strict=True)
+            moved = sum(int((a.images != b.images).any((1, 2, 3))[a.split == 1].sum()) for a, b in pairs)
+            problem = f"{moved} of them differ from {cached[name]}" if moved else ""
+            yield judged(stage, f"{source} validation rows", problem, "as in the cached set", f"{source}, {cached[name]}")
+            row = _fooled_again(project, stage, source, model, _sample(clean, images, project.settings))
+            yield dataclasses.replace(row, parameter=f"{source} {row.parameter}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Whole batches of a set, beginning at `rows.start`, with their clean originals."""
+
+    rows: range
+    shard: str
+    original: store.Block
+    stored: store.Block
+
+    def compare(self, wrong: NDArray[np.bool_]) -> str:
+        """What is wrong where some of its rows (n,) are."""
+        tally = Tally(n=len(self.rows))
+        tally.blame("sample", wrong, self.rows, self.stored.ids, self.shard)
+        return tally.problem("sample")
+
+
+def _sample(clean: store.ImageSet, images: store.ImageSet, settings: params.Params) -> Sample:
+    """At least `audit.sample` rows, if their shard has as many from there on, at a place that only the set's content decides."""
+    size = settings.generate.batch_size
+    starts = [(shard, start) for shard, (first, stop) in enumerate(images.bounds) for start in range(0, stop - first, size)]
+    shard, start = starts[int(images.digest, 16) % len(starts)]
+    original, stored = clean.block(shard), images.block(shard)
+    stop = min(start + math.ceil(settings.audit.sample / size) * size, len(stored))
+    taken = (np.arange(len(stored)) >= start) & (np.arange(len(stored)) < stop)
+    first = images.bounds[shard][0]
+    return Sample(
+        rows=range(first + start, first + stop),
+        shard=store.shard_name(shard),
+        original=original.select(taken),
+        stored=stored.select(taken),
+    )
+
+
+def _samples(project: Project, stage: str, path: str, model: str, sample: Sample) -> Iterator[Row]:
+    """The sample's images shown to their source model again, and made again."""
+    where = f"{path} (rows {sample.rows.start} to {sample.rows.stop - 1})"
+    yield _fooled_again(project, stage, path, model, sample)
+    yield _attacked_again(project, stage, path, project.network(model), sample, where)
+
+
+def _fooled_again(project: Project, stage: str, path: str, model: str, sample: Sample) -> Row:
+    """The sample's images shown to the model that their `fooled` is about."""
+    stored, network = sample.stored, project.network(model)
+    assert stored.fooled is not None
+    where = f"{path} (rows {sample.rows.start} to {sample.rows.stop - 1})"
+    margins = _margins(network, stored.images, stored.labels, project.settings.generate.batch_size, project.device)
+    problem = sample.compare(((margins <= 0) != stored.fooled) & (np.abs(margins) > TIGHT))
+    value = f"{(margins <= 0).mean():.2%} of {len(stored)} images, each as stored"
+    return judged(stage, "fooled again", problem, value, f"{where}, {model}")
+
+
+def _attacked_again(project: Project, stage: str, path: str, network: models.ResNet, sample: Sample, where: str) -> Row:
+    """The sample's images made anew: the same bytes, where the same libraries on the same processor made them, or nearly those on a GPU."""
+    attributes, settings, what = project.images(path).attributes, project.settings, "attacked again"
+    if attributes["device"] != project.device.type:
+        text = f"made on {attributes['device']}, this is {project.device.type}"
+        return Row(stage=stage, parameter=what, value=text, where=where, verdict="not comparable")
+    spec = settings.attacks[str(attributes["attack"])]
+    again = generation.attacked_again(
+        project.images(path), sample.original, sample.rows.start, network, spec, settings.generate, device=project.device
+    )
+    differing = (again.images != sample.stored.images).mean(axis=(1, 2, 3))
+    problem = sample.compare(differing > SAME[project.device.type])
+    here = {"processor": processor(project.device), **attacks.versions()}
+    others = [f"{key} {attributes.get(key)} (here {value})" for key, value in here.items() if attributes.get(key) != value]
+    if problem and others:
+        text = f"{problem}; made with {', '.join(others)}"
+        return Row(stage=stage, parameter=what, value=text, where=where, verdict="not comparable")
+    same = "the same bytes" if not differing.any() else f"{differing.mean():.2%} of their values differ, as sums on a GPU do"
+    return judged(stage, what, problem, f"{len(sample.rows)} images, {same}", where)
+
+
+def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """A checkpoint came from the sets and the model that its stage read, and never saw a validation image."""
+    entry, checkpoint = project.recorded[stage], project.checkpoint(path)
+    yield Row(stage=stage, parameter="model", value=f"SHA-256 {project.sha256(path)}", where=path, verdict="ok")
+    parent = project.settings.parent_of(Path(path).stem)
+    mix = project.settings.mix_of(Path(path).stem)
+    stored = project.adversarial(entry.deps, parent).items()
+    sets = {params.CLEAN: project.clean, **{name: source for name, source in stored if name in mix}}
+    origins = {f"{name}.digest": (source, project.images(source).digest) for name, source in sets.items()}
+    for model in project.checkpoints(entry.deps):
+        name = Path(model).stem
+        origins["parent.sha256" if name == parent else f"source.{name}.sha256"] = (model, project.sha256(model))
+    for key, (source, value) in origins.items():
+        recorded = checkpoint.provenance.get(key)
+        yield judged(
+            stage, f"made from {source}", "" if recorded == value else f"recorded {recorded}, is {value}", f"SHA-256 {value}", path
+        )
+    yield _pretrained(project, stage, path, checkpoint)
+    original = project.rows(project.clean)
+    for name, source in sets.items():
+        rows = project.rows(source)
+        seen = np.intersect1d(original.ids[original.split == 1], rows.ids[rows.split == 0])
+        fault = f"{len(seen)} validation images among the training rows, such as id {seen[0]}" if len(seen) else ""
+        yield judged(stage, f"training rows of {name}", fault, f"{(rows.split == 0).sum()}, no validation image", source)
+    yield _best_epoch(project, stage, path, checkpoint)
+
+
+def _pretrained(project: Project, stage: str, path: str, checkpoint: networks.Checkpoint) -> Row:
+    """The weights that training began with are those that model.weights names."""
+    recorded = str(checkpoint.provenance.get("weights.sha256", ""))
+    if "weights" not in checkpoint.provenance:
+        return judged(stage, "weights", "", "the parent's", path)
+    start = project.settings.online[Path(path).stem].start if Path(path).stem in project.settings.online else None
+    model = start if isinstance(start, params.Model) else project.settings.model
+    name = model.weights or "none"
+    if checkpoint.provenance["weights"] != name:
+        return judged(stage, "weights", f"recorded {checkpoint.provenance['weights']}, params.yaml: {name}", "", path)
+    file = networks.weights_file(model)
+    if file is None:
+        return judged(stage, "weights", f"recorded SHA-256 {recorded}, params.yaml: none" if recorded else "", "none, from scratch", path)
+    file = project.root / file
+    if not file.is_file():
+        return Row(stage=stage, parameter="weights", value=f"{file.name} is not here", where=path, verdict="not comparable")
+    found = files.sha256(file)
+    return judged(stage, "weights", "" if found == recorded else f"recorded {recorded}, {file.name} has {found}", f"SHA-256 {found}", path)
+
+
+def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Checkpoint) -> Row:
+    """The kept epoch is the first of the best ones of the history."""
+    (history,) = [out for out in project.recorded[stage].outs if Path(out).name == "history.csv"]
+    with (project.root / history).open(encoding="utf-8", newline="") as file:
+        scores = [float(line["val_accuracy"]) for line in csv.DictReader(file)]
+    epoch, score = int(checkpoint.provenance["best.epoch"]), float(checkpoint.provenance["best.val_accuracy"])
+    found = (scores.index(max(scores)) + 1, max(scores))
+    agrees = epoch == found[0] and abs(score - found[1]) < 1e-6
+    problem = "" if agrees else f"recorded epoch {epoch} with {score:.6f}, history: epoch {found[0]} with {found[1]:.6f}"
+    return judged(stage, "best epoch", problem, f"{epoch}, validation accuracy {score:.4f}", f"{path}, {history}")
+
+
+def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """Clean and transfer accuracy are what the judged model gives on the stored images; robust accuracy is consistent with itself."""
+    entry, metrics = project.recorded[stage], project.metrics(path)
+    (model,) = project.checkpoints(entry.deps)
+    sha256 = project.sha256(model)
+    yield judged(
+        stage, f"judges {model}", "" if metrics["sha256"] == sha256 else f"recorded {metrics['sha256']}, is {sha256}", sha256, path
+    )
+    network = project.network(model)
+    stored = project.adversarial(entry.deps, project.settings.evaluate.models[Path(model).stem].stored)
+    recorded = {params.CLEAN: metrics["clean"], **{name: metrics["transfer"].get(name, {}) for name in stored}}
+    pooled: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
+    for name, source in {params.CLEAN: project.clean, **stored}.items():
+        val = project.images(source).load("val")
+        pooled.append((_margins(network, val.images, val.labels, project.settings.evaluate.batch_size, project.device), val.labels))
+        yield _accuracy(project, stage, f"accuracy on {name}", recorded[name], *pooled[-1], f"{path}, {source}")
+    margins, labels = (np.concatenate(parts) for parts in zip(*pooled, strict=True))
+    yield _accuracy(project, stage, "accuracy on mixed", metrics["transfer"].get(params.MIXED, {}), margins, labels, path)
+    for name, source in stored.items():
+        own, claimed = project.images(source).attributes["model.sha256"] == sha256, recorded[name].get("made_against_this_model")
+        fault = "" if own == claimed else f"recorded made_against_this_model: {claimed}, is {own}"
+        yield judged(stage, f"kind of {name}", fault, "made against this very model" if own else "transfer", f"{path}, {source}")
+    for name, result in metrics["robust"].items():
+        yield judged(stage, f"robust accuracy, {name}", _inconsistent(result), f"{result['accuracy']:.4f}, not run again", path)
+
+
+def _accuracy(
+    project: Project,
+    stage: str,
+    what: str,
+    recorded: Mapping[str, Any],
+    margins: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    where: str,
+) -> Row:
+    """An accuracy against the network's own decisions; where they are all clear, its interval and classes must agree too."""
+    found = scores.summarise(margins > 0, labels, len(project.class_names))
+    tight = int((np.abs(margins) <= TIGHT).sum())
+    if not tight or recorded.get("accuracy") == found["accuracy"]:
+        differing = [f"{key}: recorded {recorded.get(key)}, is {value}" for key, value in found.items() if recorded.get(key) != value]
+    else:
+        far = abs(recorded.get("accuracy", math.inf) - found["accuracy"]) * len(labels) > tight + 1e-3
+        differing = [f"accuracy: recorded {recorded.get('accuracy')}, is {found['accuracy']}"] if far else []
+    return judged(stage, what, "; ".join(differing[:2]), f"{found['accuracy']:.4f}", where)
+
+
+def _inconsistent(result: Mapping[str, Any]) -> str:
+    """What is wrong with an accuracy that its own number of images and interval belie."""
+    right = round(result["accuracy"] * result["n"])
+    found = scores.summarise(np.arange(result["n"]) < right, np.zeros(result["n"], dtype=np.int64), 1)
+    differing = [
+        f"{key}: recorded {result[key]}, {right} of {result['n']} give {found[key]}"
+        for key in ("accuracy", "low95", "high95")
+        if result[key] != found[key]
+    ]
+    return "; ".join(differing)
+
+
+def submission(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """The file to hand in holds exactly the tensors of the model that export.model names."""
+    (model,) = project.checkpoints(project.recorded[stage].deps)
+    wanted = project.checkpoint(model).state_dict
+    try:
+        found = torch.load(project.root / path, map_location="cpu", weights_only=True)
+        differing = sorted(
+            name
+            for name in wanted.keys() | found.keys()
+            if name not in wanted or name not in found or not torch.equal(wanted[name], found[name])
+        )
+    except torch_files.UNREADABLE as error:
+        raise InputError(f"{path}: not a state_dict; {discarding(Path(path))}") from error
+    fault = f"differs from {model} in {len(differing)} tensors, such as {differing[0]}" if differing else ""
+    yield judged(stage, "submission", fault, f"SHA-256 {project.sha256(path)}, the tensors of {model}", f"{path}, {model}")
+
+
+def _margins(
+    network: nn.Module, images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int, device: torch.device
+) -> NDArray[np.float64]:
+    """By how much the label's logit beats the best other one (N,): above 0 the network is right; uint8 images, batch by batch."""
+    parts = []
+    with torch.inference_mode():
+        for part in generation.batches(len(images), batch_size):
+            logits = network(networks.pixels(images[part], device)).double()
+            own = torch.from_numpy(labels[part]).to(device)[:, None]
+            others = logits.scatter(1, own, -math.inf).amax(1)
+            parts.append((logits.gather(1, own)[:, 0] - others).cpu())
+    return torch.cat(parts).numpy()

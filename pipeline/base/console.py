@@ -1,0 +1,93 @@
+"""What a person sees while the pipeline runs: progress, one line a stage, and one line for a mistake of theirs."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeAlias
+
+from tqdm import tqdm
+
+from pipeline.base import files
+from pipeline.base.errors import InputError
+
+Bar: TypeAlias = "tqdm[Any]"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after the work in hand was brought to a good end; says what was saved."""
+
+
+class Stop:
+    """Whether the run was asked to stop."""
+
+    asked = False
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Let Ctrl-C and SIGTERM ask for a stop instead of making one; a second one stops at once."""
+    stop, earlier = Stop(), {}
+
+    def ask(*_: object) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    if threading.current_thread() is threading.main_thread():
+        earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def progress(total: int, text: str, unit: str, done: int = 0) -> Bar:
+    """A progress bar that keeps quiet where there is no terminal."""
+    return tqdm(total=total, initial=done, desc=text, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False)
+
+
+def say(text: str) -> None:
+    """Print one line at once, without tearing a progress bar."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+@cache
+def say_once(text: str) -> None:
+    """Print one line, unless this process has printed it before."""
+    say(text)
+
+
+def run(command: Callable[[], str]) -> None:
+    """Run a command to its end: print what it did and how long it took.
+
+    An InputError, what the system says of a file, a full disk, a GPU without memory or an interruption becomes one line on standard error
+    and exit code 1, or 130 for the last; earlier results are not touched.
+    """
+    started = time.perf_counter()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop is a stop, whoever asks for it
+    try:
+        done = command()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if files.is_full_disk(error):
+            found = " ".join(str(error).split())[:150]
+            sys.exit(f"error: the disk is full ({found}); free some space and run it again, it goes on from here")
+        if not error.filename:
+            raise
+        sys.exit(f"error: {error.filename2 or error.filename}: {error.strerror}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name alone
+            raise
+        sys.exit("error: the GPU's memory is full; lower this stage's batch_size, or see what else uses the GPU, and run it again")
+    except KeyboardInterrupt as interruption:
+        where = f" ({interruption})" if str(interruption) else ""
+        print(f"interrupted{where}; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    say(f"{done} ({time.perf_counter() - started:.1f} s)")

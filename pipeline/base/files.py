@@ -1,0 +1,83 @@
+"""Files that are either whole or not there, and their SHA-256."""
+
+import csv
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline.base.errors import InputError
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name only when it is complete and on the disk; makes its folder."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """An open file that takes the name of `path` when the block ends without an error, complete and on the disk; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name.removeprefix('.')}.new.part")
+    with part.open("wb") as file:
+        yield file
+        sync(file)
+    part.replace(path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain values as indented JSON; raises ValueError for NaN and infinities."""
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Write rows that all have the keys of the first one; `columns` names them where there may be no row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
+
+
+def require_space(folder: Path, n_bytes: int, what: str) -> None:
+    """Raise InputError unless the disk that a folder is or will be on has room for so many bytes."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < n_bytes:
+        raise InputError(
+            f"{folder}: {what} needs {n_bytes / 2**20:,.0f} MiB, and the disk has {free / 2**20:,.0f} MiB left; free some space"
+        )
+
+
+def is_full_disk(error: OSError) -> bool:
+    """Whether a write failed for want of space; HDF5 tells it in its text alone."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or f"errno = {errno.ENOSPC}," in str(error)
+
+
+def sync(file: BinaryIO) -> None:
+    """Return once what was written to an open file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames inside a folder survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

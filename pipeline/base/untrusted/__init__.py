@@ -1,0 +1,1 @@
+"""Readers of files from outside, which trust nothing that they say."""

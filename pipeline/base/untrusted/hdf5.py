@@ -1,0 +1,129 @@
+"""Opens HDF5 files, and asks `hdf5_inspector.py`, in a process of its own, whether one is safe to read."""
+
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from pipeline.base.errors import InputError
+from pipeline.base.untrusted import hdf5_inspector, limits
+
+# By their registered numbers: gzip, shuffle, fletcher32 in files of others; what the project itself writes, blosc2 and zstd, in stores.
+OTHERS_FILTERS, STORE_FILTERS = (1, 2, 3), (2, 32000, 32008, 32015, 32026)
+
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+Answer = str | dict[str, str] | None  # of hdf5_inspector.examine
+
+
+@contextmanager
+def reading(path: Path, damaged: str) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading.
+
+    What goes wrong inside becomes an InputError: the system's reason where it has one, and `damaged` only where the content is at fault.
+    """
+    try:
+        with hdf5_inspector.open_file(path) as file:
+            yield file
+    except MemoryError as error:
+        raise InputError(f"{path}: not enough memory to read it; free some memory and run this again") from error
+    except (OSError, RuntimeError, KeyError) as error:
+        raise InputError(f"{path}: {hdf5_inspector.unavailable(error) or damaged}") from error
+
+
+@contextmanager
+def writing(path: Path, **options: Any) -> Iterator[h5py.File]:
+    """Create an HDF5 file; an error of the system becomes an OSError that names the file."""
+    try:
+        with hdf5_inspector.open_file(path, "w", **options) as file:
+            yield file
+    except OSError as error:
+        if not error.errno or error.filename:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def check_source(path: Path, datasets: Sequence[str], remedy: str) -> None:
+    """Raise InputError, naming what was found and `remedy`, unless a file made elsewhere is safe and those datasets of it whole."""
+    _check(path, {"filters": OTHERS_FILTERS, "datasets": list(datasets), "exact": True}, remedy)
+
+
+def check_shard(path: Path, datasets: Sequence[str], remedy: str) -> None:
+    """Raise InputError, naming what was found and `remedy`, unless a shard is safe to read and those datasets of it whole."""
+    _check(path, {"filters": STORE_FILTERS, "datasets": list(datasets), "exact": False}, remedy)
+
+
+def _check(path: Path, request: dict[str, object], remedy: str) -> None:
+    limits.regular(path, remedy)
+    found = _walker(os.getpid()).ask({"path": str(path.absolute()), "memory": limits.available_memory(), **request})
+    if isinstance(found, dict):
+        raise InputError(f"{path}: {found['unavailable']}")
+    if found is not None:
+        raise InputError(f"{path}: {'' if found.startswith('not a readable') else 'refused: '}{found}; {remedy}")
+
+
+class _Walker:
+    """The process that examines files, started again after a file that ended it."""
+
+    def __init__(self) -> None:
+        self._lock, self._owner = threading.Lock(), os.getpid()
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, request: dict[str, object]) -> Answer:
+        with self._lock:
+            if self._process is None:
+                self._process = _started()
+            assert self._process.stdin is not None and self._process.stdout is not None
+            try:
+                self._process.stdin.write(json.dumps(request) + "\n")
+                self._process.stdin.flush()
+                answer = self._process.stdout.readline()
+            except BrokenPipeError:
+                answer = ""
+            if answer:
+                found: Answer = json.loads(answer)
+                return found
+            return self._ended()
+
+    def close(self) -> int:
+        """End the process; returns its exit status."""
+        if self._process is None or self._owner != os.getpid():
+            return 0
+        with suppress(BrokenPipeError):
+            self._process.communicate()
+        status, self._process = self._process.returncode, None
+        return status
+
+    def _ended(self) -> Answer:
+        status = self.close()
+        if status == -signal.SIGPROF:
+            return "it takes libhdf5 too long to look through, as damaged files do"
+        if -status in CRASHES:
+            return f"it makes libhdf5 crash (status {status}), as damaged files do"
+        return {"unavailable": f"the process that looks through it was ended (status {status}), perhaps for want of memory; run this again"}
+
+
+def _started() -> "subprocess.Popen[str]":
+    """Start the process that examines files, in a group of its own: a Ctrl-C is ours to answer."""
+    command, pipe = [sys.executable, "-I", hdf5_inspector.__file__], subprocess.PIPE
+    try:
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, process_group=0)
+    except OSError as error:
+        raise InputError(f"HDF5 files cannot be examined: no process can be started ({error.strerror}); raise that limit") from error
+
+
+@cache
+def _walker(_process_id: int) -> _Walker:
+    """The walker of this process: a forked one must not share its pipes."""
+    walker = _Walker()
+    atexit.register(walker.close)
+    return walker

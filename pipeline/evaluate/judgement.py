@@ -1,0 +1,185 @@
+"""How good a model is, in three words that are never mixed up.
+
+**Clean accuracy** is on unattacked images. **Transfer accuracy** is on stored adversarial images: it says nothing about an attacker who
+attacks the judged model, unless the images were made against that very model. **Robust accuracy** is under a white-box attack run afresh
+against the judged model, and only that.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline import networks, params
+from pipeline.base.store import Block, ImageSet
+from pipeline.evaluate import diagnostics, ensemble, sweeps, whitebox
+from pipeline.evaluate.whitebox import Target
+from pipeline.networks import scores
+from pipeline.networks.scores import Mask, summarise
+from pipeline.params import MIXED
+
+WORST = "worst"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """What one attack found: the rows (n,) of the validation images that it was tried on, and which of them stand; eps in [0, 1]."""
+
+    eps: float
+    rows: NDArray[np.int64]
+    standing: Mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """All that is found about a model: numbers, its clean predictions for a confusion matrix, the grid's guesses and the curves' points."""
+
+    metrics: dict[str, Any]
+    confusion: list[dict[str, str]]
+    grid: list[sweeps.Row]
+    curves: list[sweeps.Row]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A stored set's adversarial validation images, their eps, and the SHA-256 of the model that they were made against."""
+
+    block: Block
+    eps: float
+    model_sha256: str
+
+
+def judge(network: nn.Module, clean: ImageSet, stored: Sequence[ImageSet], model_sha256: str, settings: params.Evaluate) -> Judgement:
+    """Clean, transfer and robust accuracy of a network on the validation images, and whether the robust one can be believed.
+
+    `stored` are adversarial sets of the same clean set, all made against one model; `model_sha256` tells whether that is this very network.
+    Raises InputError for sets of another clean set, or of several models, which an attack's name would not tell apart.
+    """
+    val, names = clean.load("val"), clean.class_names
+    target = Target.of(network, len(names), batch_size=settings.batch_size, seed=settings.seed)
+    predicted = networks.predict(network, val.images, settings.batch_size)
+    for images in stored:
+        images.expect({"model.sha256": stored[0].attributes["model.sha256"]}, f"made from another model than {stored[0].path}")
+    sets = {str(images.attributes["attack"]): _opened(images, clean) for images in stored}
+    transfer = _transfer(target, val, predicted == val.labels, sets, model_sha256)
+    robust, tried = _robust(target, val, settings)
+    grid_rows, grid = _grid(target, val, settings)
+    curves, checks = _checked(target, val, sets, transfer, tried, settings)
+    verdict, failed = diagnostics.verdict(checks, _confirmed(settings, len(names)))
+    return Judgement(
+        metrics={
+            "class_names": list(names),
+            "clean": summarise(predicted == val.labels, val.labels, len(names)),
+            "transfer": transfer,
+            "robust": robust,
+            "grid": grid,
+            "diagnostics": {
+                "verdict": verdict,
+                "failed": failed,
+                "threat": settings.curves.threat,
+                "n": min(settings.curves.n_eval, len(val)),
+                "checks": {name: check.as_metrics() for name, check in checks.items()},
+            },
+        },
+        confusion=[{"actual": names[label], "predicted": names[guess]} for label, guess in zip(val.labels, predicted, strict=True)],
+        grid=grid_rows,
+        curves=curves.rows(),
+    )
+
+
+def _opened(images: ImageSet, clean: ImageSet) -> Stored:
+    images.expect({"clean.digest": clean.digest}, "made from another clean set")
+    return Stored(block=images.load("val"), eps=float(images.attributes["eps.stored"]), model_sha256=str(images.attributes["model.sha256"]))
+
+
+def _transfer(target: Target, val: Block, clean_right: Mask, sets: Mapping[str, Stored], model_sha256: str) -> dict[str, Any]:
+    """Accuracy on stored adversarial validation images, set by set, and on the mix of them and the clean ones."""
+    results: dict[str, Any] = {}
+    all_right, all_labels = [clean_right], [val.labels]
+    for name, images in sets.items():
+        right, labels = target.is_right(images.block), images.block.labels
+        results[name] = {
+            **summarise(right, labels, target.n_classes),
+            "eps": images.eps,
+            "made_against_this_model": images.model_sha256 == model_sha256,
+        }
+        all_right.append(right)
+        all_labels.append(labels)
+    return {**results, MIXED: summarise(np.concatenate(all_right), np.concatenate(all_labels), target.n_classes)}
+
+
+def _robust(target: Target, val: Block, settings: params.Evaluate) -> tuple[dict[str, Any], list[Tried]]:
+    """Return the accuracy under every threat, under the ensemble and under all of them together, and what each of them found.
+
+    The accuracy under all is the headline: an image counts if it withstands everything that was tried on it, at whatever eps.
+    """
+    results: dict[str, Any] = {}
+    tried: list[Tried] = []
+
+    def enter(name: str, rows: NDArray[np.int64], standing: Mask, **about: Any) -> None:
+        results[name] = {**summarise(standing, val.labels[rows], target.n_classes), **about}
+        tried.append(Tried(eps=about["eps"], rows=rows, standing=standing))
+
+    rows = scores.sample(val, settings.n_eval, settings.seed)
+    for name, threat in settings.threats.items():
+        outcome = whitebox.withstands(target, _rows(val, rows), threat, f"judge by {name}")
+        about = {"attack": threat.attack, "restarts": threat.restarts, **threat.parameters, **outcome.passes.as_metrics()}
+        enter(name, rows, outcome.standing, **about)
+    if settings.ensemble is not None:
+        rows = scores.sample(val, settings.ensemble.n_eval, settings.seed)
+        standing, about = ensemble.withstands(target, _rows(val, rows), settings.ensemble)
+        enter(ensemble.name(settings.ensemble), rows, standing, **about)
+    rows, standing = _worst(tried)
+    return {**results, WORST: {**summarise(standing, val.labels[rows], target.n_classes), "over": list(results)}}, tried
+
+
+def _worst(tried: Sequence[Tried]) -> tuple[NDArray[np.int64], Mask]:
+    """Return the rows on which everything was tried, the smallest of the nested samples, and which of them stand after everything."""
+    smallest = min((one.rows for one in tried), key=len)
+    return smallest, np.logical_and.reduce([one.standing[np.isin(one.rows, smallest)] for one in tried])
+
+
+def _confirmed(settings: params.Evaluate, n_classes: int) -> bool:
+    """Return whether APGD-CE and targeted APGD, or all of the ensemble, were tried at the eps of the threat that the checks are about."""
+    if settings.ensemble is None or settings.ensemble.eps < settings.threats[settings.curves.threat].eps - 1e-6:
+        return False
+    return settings.ensemble.members == "all" or not ensemble.left_out(settings.ensemble, n_classes)
+
+
+def _grid(target: Target, val: Block, settings: params.Evaluate) -> tuple[list[sweeps.Row], dict[str, Any] | None]:
+    """The hidden grader's view, where it is asked for."""
+    if settings.grid is None:
+        return [], None
+    return sweeps.grid(target, _rows(val, scores.sample(val, settings.grid.n_eval, settings.seed)), settings.grid)
+
+
+def _checked(
+    target: Target,
+    val: Block,
+    sets: Mapping[str, Stored],
+    transfer: Mapping[str, Any],
+    tried: Sequence[Tried],
+    settings: params.Evaluate,
+) -> tuple[sweeps.Curves, dict[str, diagnostics.Check]]:
+    """Return the curves of one threat, and all checks of what was found in its eps ball."""
+    threat, rows = settings.threats[settings.curves.threat], scores.sample(val, settings.curves.n_eval, settings.seed)
+    block = _rows(val, rows)
+    curves = sweeps.curves(target, block, threat, settings.curves)
+    within = {name: _rows(images.block, rows) for name, images in sets.items() if images.eps <= threat.eps + 1e-6}
+    judged, found = _worst([one for one in tried if one.eps <= threat.eps + 1e-6])
+    few = scores.sample(val, min(diagnostics.ENOUGH, len(judged)), settings.seed)
+    return curves, {
+        **diagnostics.diagnose(target, block, curves, threat, settings.curves.queries, within),
+        **diagnostics.converged(target, _rows(val, few), found[np.isin(judged, few)], threat, settings.curves),
+        "eps_in_wrong_units": diagnostics.units([one.eps for one in tried]),
+        diagnostics.FAR_ABOVE: diagnostics.far_above(scores.interval(found), threat.eps, transfer),
+    }
+
+
+def _rows(block: Block, rows: NDArray[np.int64]) -> Block:
+    chosen = np.zeros(len(block), dtype=bool)
+    chosen[rows] = True
+    return block.select(chosen)

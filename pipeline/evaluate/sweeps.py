@@ -1,0 +1,103 @@
+"""Accuracy under many variations of an attack: what a grader who chose other parameters would find, and curves that show a false result."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline import params
+from pipeline.base.store import Block
+from pipeline.evaluate import whitebox
+from pipeline.evaluate.whitebox import Target
+from pipeline.networks import scores
+from pipeline.networks.scores import Mask
+
+Row = dict[str, Any]
+GRID_COLUMNS = ("guess", "eps", "alpha", "steps", "n", "accuracy", "low95", "high95")
+WORST = "worst of them"
+CURVE_COLUMNS = ("curve", "value", "n", "accuracy", "low95", "high95")
+
+
+def grid(target: Target, block: Block, settings: params.Grid) -> tuple[list[Row], dict[str, Any]]:
+    """FGSM and PGD for every guess at eps, alpha and steps: a row a guess, and the worst of them.
+
+    A row `worst of them` for each eps, and `worst` in the metrics, count an image only if it withstands every guess, at that eps or at all.
+    Clean mistakes are lost under every guess.
+    """
+    guessed: list[Row] = []
+    worst: list[Row] = []
+    standing = np.ones(len(block), dtype=bool)
+    for eps in settings.eps:
+        guesses = list(_guesses(target, block, eps, settings))
+        of_eps = np.logical_and.reduce([stands for _, stands in guesses])
+        standing &= of_eps
+        guessed += [{**guess, "n": len(block), **scores.interval(stands)} for guess, stands in guesses]
+        worst.append({"guess": WORST, "eps": round(eps, 6), "alpha": "", "steps": "", "n": len(block), **scores.interval(of_eps)})
+    lowest, highest = (chosen(guessed, key=lambda row: float(row["accuracy"])) for chosen in (min, max))
+    metrics = {"n": len(block), "guesses": len(guessed), "worst": scores.interval(standing), "lowest": lowest, "highest": highest}
+    return [*guessed, *worst], metrics
+
+
+def _guesses(target: Target, block: Block, eps: float, settings: params.Grid) -> Iterator[tuple[Row, Mask]]:
+    """Every guess at one eps, and who stands (N,) under it; runs of PGD that differ in their steps alone are one run."""
+    fgsm = params.Threat.model_validate({"attack": "FGSM", "eps": eps, "restarts": 1})
+    shown: Row = {"guess": "FGSM", "eps": round(eps, 6), "alpha": "", "steps": ""}
+    yield shown, whitebox.withstands(target, block, fgsm, f"grid: FGSM, eps {eps:.4f}").standing
+    runs: dict[tuple[str, float], list[int]] = defaultdict(list)
+    for step in settings.alphas:
+        for steps in settings.steps:
+            alpha = min(1.0, params.step_size(step, eps, steps))
+            runs[step if isinstance(step, str) else f"{step:.4g}", alpha].append(steps)
+    for (written, alpha), counts in runs.items():
+        standing = whitebox.by_steps(target, block, pgd(eps, alpha, max(counts)), counts, f"grid: PGD, eps {eps:.4f}, alpha {written}")
+        for steps in counts:
+            guess = f"PGD, alpha {written}, {steps} steps"
+            yield {"guess": guess, "eps": round(eps, 6), "alpha": round(alpha, 6), "steps": steps}, standing[steps]
+
+
+def pgd(eps: float, alpha: float, steps: int, restarts: int = 1) -> params.Threat:
+    """PGD with a random start; eps and alpha in units of pixels in [0, 1]."""
+    entry = {"attack": "PGD", "eps": eps, "alpha": alpha, "steps": steps, "random_start": True, "restarts": restarts}
+    return params.Threat.model_validate(entry)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Who stands (N,) by eps, by steps and by restarts of one PGD threat; eps 0 is unattacked."""
+
+    eps: dict[float, Mask]
+    steps: dict[int, Mask]
+    restarts: dict[int, Mask]
+
+    def rows(self) -> list[Row]:
+        """A row a point."""
+        named: dict[str, dict[Any, Mask]] = {"eps": self.eps, "steps": self.steps, "restarts": self.restarts}
+        return [
+            {"curve": name, "value": round(value, 6), "n": len(standing), **scores.interval(standing)}
+            for name, points in named.items()
+            for value, standing in points.items()
+        ]
+
+
+def curves(target: Target, block: Block, threat: params.Threat, settings: params.Curves) -> Curves:
+    """Vary a PGD threat three ways.
+
+    By eps, alpha in proportion: whoever is lost at a smaller eps is lost at a greater one, whose ball holds the smaller, so it is not
+    attacked again. By steps: every number of steps for itself, as more of them might help. By restarts: whoever is lost stays lost.
+    """
+    standing = target.is_right(block)
+    by_eps: dict[float, Mask] = {0.0: standing}
+    for eps in settings.eps:
+        alpha = min(1.0, threat.parameters["alpha"] * eps / threat.eps)
+        varied = params.Threat.model_validate({**threat.model_dump(), "eps": eps, "alpha": alpha, "restarts": 1})
+        standing = whitebox.withstands(target, block, varied, f"curve: eps {eps:.4f}", standing).standing
+        by_eps[eps] = standing
+    steps = sorted({*settings.steps, threat.parameters["steps"]})
+    repeated = threat.model_copy(update={"restarts": settings.restarts})
+    return Curves(
+        eps=by_eps,
+        steps=whitebox.by_steps(target, block, threat, steps, "curve: steps"),
+        restarts=dict(enumerate(whitebox.withstands(target, block, repeated, "curve: restarts").after, 1)),
+    )

@@ -1,0 +1,89 @@
+"""The table at the end of a run: what a model is worth on clean images, on stored attacks, and under fresh ones."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.base.errors import InputError
+
+NOTE = """attacks:  gradients of single images that attacks took to train the model, stored sets included.
+transfer: accuracy on stored adversarial images (* made against this very model). It says nothing about an attacker of this model.
+robust:   accuracy under white-box attacks run freshly against the model itself. worst: under all of them together.
+evidence: how well the robust accuracy was tested, not how robust the model is (docs/evaluation.md)."""
+# By the words of `diagnostics.verdict`, which is not imported because torch comes with it.
+WORTH = {
+    "strong": "worst of {models} was found with APGD-CE and targeted APGD, so expect a stronger attack to lower it only a little",
+    "upper bound": "worst of {models} was found without APGD-CE and targeted APGD, so it is only an upper bound",
+    "static only": "{models} withstands stored images only, so expect worst from an attacker of this model, never transfer",
+    "suspect": "a check of {models} failed, so worst may be far too high",
+}
+
+
+def results(folder: Path, models: Sequence[str]) -> str:
+    """A text table of the models that have metrics in a folder, one row a model; what lies there of other models is left out.
+
+    Raises InputError where there are no metrics.
+    """
+    paths = [path for path in (folder / f"{model}.json" for model in models) if path.exists()]
+    if not paths:
+        raise InputError(f"{folder}: no metrics yet; `dvc repro` makes them")
+    metrics = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    columns = {kind: list(dict.fromkeys(name for content in metrics.values() for name in content[kind])) for kind in ("transfer", "robust")}
+    attacked = [(kind, name) for kind, names in columns.items() for name in names]
+    heads = [("", "model"), ("", "attacks"), ("", "clean"), *attacked, ("", "evidence")]
+    rows = [
+        [
+            model,
+            f"{content['attack_passes'] / 1e6:.2f}M",
+            _percent(content["clean"]),
+            *(_percent(content[kind].get(name)) for kind, name in attacked),
+            content["diagnostics"]["verdict"],
+        ]
+        for model, content in metrics.items()
+    ]
+    widths = [max(len(text) for text in (*head, *cells)) + 2 for head, *cells in zip(heads, *rows, strict=True)]
+    shown_kinds = [kind if kind != before else "" for (kind, _), (before, _) in zip(heads, [("", ""), *heads], strict=False)]
+    lines = [shown_kinds, [name for _, name in heads], *rows]
+    table = ["".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines]
+    reasons = [f"{model}: {_reasons(content['diagnostics'])}" for model, content in metrics.items() if content["diagnostics"]["failed"]]
+    return "\n".join([*table, NOTE, *reasons, worth({model: content["diagnostics"]["verdict"] for model, content in metrics.items()})])
+
+
+def worth(verdicts: Mapping[str, str]) -> str:
+    """Return one sentence on what the robust accuracies are worth, from the verdict on each model's."""
+    clauses = []
+    for verdict, clause in WORTH.items():
+        if models := [model for model, found in verdicts.items() if found == verdict]:
+            clauses.append(clause.format(models=", ".join(models)))
+    return f"What the numbers are worth: {'; '.join(clauses)}."
+
+
+def checks(found: Mapping[str, Any]) -> str:
+    """Return the checks of one model's measurement, a line each: number, limit and verdict; then the verdict over all."""
+    lines = [
+        f"  {name:<30} {_number(check['value']):>8}  (limit {_number(check['limit'])})  {check['verdict']}"
+        for name, check in found["checks"].items()
+    ]
+    head = f"checks of what {found['threat']} measured, on {found['n']} images:"
+    return "\n".join([head, *lines, f"  evidence: {found['verdict']}"])
+
+
+def _reasons(found: Mapping[str, Any]) -> str:
+    """Return the failed checks with their numbers."""
+    failed = ", ".join(
+        f"{name} ({_number(found['checks'][name]['value'])}, limit {_number(found['checks'][name]['limit'])})" for name in found["failed"]
+    )
+    return f"{found['verdict']}: {failed}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _percent(result: Mapping[str, Any] | None) -> str:
+    """One cell: the accuracy with half the width of its 95 % interval."""
+    if result is None:
+        return "-"
+    mark = "*" if result.get("made_against_this_model") else ""
+    return f"{100 * result['accuracy']:.1f}{mark} ±{50 * (result['high95'] - result['low95']):.1f}"

@@ -1,0 +1,171 @@
+"""Fresh attacks on the very network that is judged: who withstands them, and what they cost.
+
+Every robust accuracy of this project is counted here. The attack and the judge use the same network, in float32 and in evaluation mode;
+adversarial images are not rounded, and are held to the eps ball and to [0, 1] before they are judged.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline import attacks, networks, params
+from pipeline.base import console, seeds
+from pipeline.base.store import Block
+from pipeline.networks.memory_fit import InParts
+
+if TYPE_CHECKING:
+    from torchattacks.attack import Attack
+from pipeline.networks.scores import Mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A frozen copy of the judged network, which takes images in [0, 1], and what every attack on it shares.
+
+    `batch_size` and `seed` decide which random numbers an image gets.
+    """
+
+    network: InParts
+    n_classes: int
+    batch_size: int
+    seed: int
+
+    @classmethod
+    def of(cls, network: nn.Module, n_classes: int, *, batch_size: int, seed: int) -> Self:
+        """The network is copied; the caller's own is not touched."""
+        return cls(network=InParts(networks.frozen_copy(network)), n_classes=n_classes, batch_size=batch_size, seed=seed)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def is_right(self, block: Block) -> Mask:
+        """Which unattacked images (N,) the network gets right."""
+        right: Mask = networks.predict(self.network, block.images, self.batch_size) == block.labels
+        return right
+
+    def tensors(self, block: Block, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) in [0, 1] and labels (B,) on the network's device; torchattacks' FAB takes contiguous images alone."""
+        return networks.pixels(block.images[rows], self.device).contiguous(), torch.from_numpy(block.labels[rows]).to(self.device)
+
+    def batches(self, standing: Mask) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """The first place of every batch and which of its images still stand; batches keep their places whoever has fallen."""
+        for start in range(0, len(standing), self.batch_size):
+            yield start, start + np.flatnonzero(standing[start : start + self.batch_size])
+
+
+class Passes:
+    """Counts the images that go forward and backward through a network while it is entered: the cost of an attack."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network, self.forward, self.backward = network, 0, 0
+
+    def __enter__(self) -> Self:
+        self._handle = self._network.register_forward_hook(self._seen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _seen(self, _: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> None:
+        self.forward += len(logits)
+        if logits.requires_grad:
+            logits.register_hook(self._returned)  # type: ignore[no-untyped-call]
+
+    def _returned(self, gradient: Tensor) -> None:
+        self.backward += len(gradient)
+
+    def as_metrics(self) -> dict[str, int]:
+        return {"forward_passes": self.forward, "backward_passes": self.backward}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Which images (N,) still stand after each restart, and the passes that it took."""
+
+    after: list[Mask]
+    passes: Passes
+
+    @property
+    def standing(self) -> Mask:
+        """Who withstood every restart."""
+        return self.after[-1]
+
+
+def withstands(target: Target, block: Block, threat: params.Threat, text: str, standing: Mask | None = None) -> Outcome:
+    """Which of a block's images (N,) the network gets right, clean and after every restart of a fresh attack against it.
+
+    An image that is lost stays lost: it is not attacked again. `standing` leaves out images lost before, by an attack in the same ball.
+    """
+    attack, passes = attacks.build(threat, target.network, target.n_classes), Passes(target.network)
+    standing = target.is_right(block) if standing is None else standing.copy()
+    after = []
+    with console.progress(len(block) * threat.restarts, text, "images") as bar:
+        for restart in range(threat.restarts):
+            for start, rows in target.batches(standing):
+                if len(rows):
+                    images, labels = target.tensors(block, rows)
+                    adv_images = perturb(attack, images, labels, threat.eps, passes, seeds.batch_seed(target.seed, restart, start))
+                    standing[rows] = networks.is_right(target.network, adv_images, labels)
+                bar.update(min(target.batch_size, len(block) - start))
+            after.append(standing.copy())
+    return Outcome(after=after, passes=passes)
+
+
+def perturb(attack: "Attack", images: Tensor, labels: Tensor, eps: float, passes: Passes, seed: int) -> Tensor:
+    """Adversarial images (B, 3, H, W) of one batch, held to the eps ball and to [0, 1].
+
+    APGD, FAB and Square seed themselves: they are given the batch's seed, or every restart would be the same.
+    """
+    if hasattr(attack, "seed"):
+        attack.seed = seed
+    with passes:
+        adv_images = attacks.perturb(attack, images, labels, seed)
+    return (images + (adv_images - images).clamp(-eps, eps)).clamp(0, 1)
+
+
+def by_steps(target: Target, block: Block, threat: params.Threat, steps: Sequence[int], text: str) -> dict[int, Mask]:
+    """Which images (N,) stand after each of several numbers of steps of one restart of PGD; clean mistakes never stand.
+
+    torchattacks' PGD shows the network each of its iterates once, so a run of the most steps holds the runs of fewer: they are equal, not
+    alike. Nobody is left out for having fallen at fewer steps, so more steps may raise a number here, which is what one looks for.
+    """
+    assert threat.attack == "PGD"
+    longest = params.Threat.model_validate({**threat.model_dump(), "steps": max(steps)})
+    attack = attacks.build(longest, target.network, target.n_classes)
+    right = target.is_right(block)
+    standing = {count: np.zeros(len(block), dtype=bool) for count in steps}
+    with console.progress(len(block), text, "images") as bar:
+        for start, rows in target.batches(right):
+            if len(rows):
+                images, labels = target.tensors(block, rows)
+                iterates = _iterates(attack, target.network, images, labels, steps, seeds.batch_seed(target.seed, 0, start))
+                for count, adv_images in iterates.items():
+                    standing[count][rows] = networks.is_right(target.network, adv_images, labels)
+            bar.update(min(target.batch_size, len(block) - start))
+    return standing
+
+
+def _iterates(attack: "Attack", network: InParts, images: Tensor, labels: Tensor, steps: Sequence[int], seed: int) -> dict[int, Tensor]:
+    """PGD's images after each number of steps: what the network is shown after `count` steps, and at last what the attack returns."""
+    shown: dict[int, Tensor] = {}
+    counts: Counter[int | None] = Counter()  # an attack that begins again does so with smaller parts
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        count = counts[network.most]
+        if count in steps:
+            shown[count] = inputs[0].detach().clone()
+        counts[network.most] += 1
+
+    handle = network.register_forward_pre_hook(keep)
+    try:
+        last = attacks.perturb(attack, images, labels, seed)
+    finally:
+        handle.remove()
+    return {**shown, max(steps): last}

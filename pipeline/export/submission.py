@@ -1,0 +1,72 @@
+"""The file that is handed in: a plain state_dict of a stock torchvision ResNet, tried as a grader would before it says yes."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision import models
+
+from pipeline import networks
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.base.store import Block
+
+
+def export(checkpoint: networks.Checkpoint, val: Block, out: Path, *, batch_size: int) -> float:
+    """Write the checkpoint's tensors as `out`, repeat what a grader does with it, and return its clean accuracy on `val`.
+
+    The network takes raw images in [0, 1], so there is nothing to normalise outside. Raises InputError, and writes nothing, for a model
+    that the stock network cannot hold or that holds numbers that are not finite.
+    """
+    stock = models.get_model(checkpoint.architecture, weights=None, num_classes=len(checkpoint.class_names)).state_dict()
+    for name in sorted(checkpoint.state_dict.keys() ^ stock.keys()):
+        raise InputError(f"export: the model differs from a stock {checkpoint.architecture} in {name}; a grader could not load it")
+    for name, tensor in checkpoint.state_dict.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"export: {name} holds numbers that are not finite; train the model anew with a lower lr")
+    buffer = io.BytesIO()
+    torch.save({name: tensor.contiguous() for name, tensor in checkpoint.state_dict.items()}, buffer)
+    accuracy = graded(io.BytesIO(buffer.getvalue()), checkpoint.architecture, val, len(checkpoint.class_names), batch_size)
+    files.write_bytes(out, buffer.getvalue())
+    return accuracy
+
+
+def write_classes(class_names: Sequence[str], out: Path) -> None:
+    """Write which class each of the network's outputs stands for, as a CSV with columns `output` and `class_name`."""
+    files.write_csv(out, [{"output": number, "class_name": name} for number, name in enumerate(class_names)])
+
+
+def graded(file: io.BytesIO, architecture: str, val: Block, n_classes: int, batch_size: int) -> float:
+    """What a grader does with the file, step by step; returns the clean accuracy on `val`."""
+    network = models.get_model(architecture, weights=None)
+    network.fc = torch.nn.Linear(network.fc.in_features, n_classes)
+    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), strict=True)
+    network.eval()
+    with torch.inference_mode():
+        shape = tuple(network(torch.randn(1, *val.images.shape[1:], generator=torch.Generator().manual_seed(0))).shape)
+    if shape != (1, n_classes):
+        raise InputError(f"export: expected outputs of shape (1, {n_classes}), found {shape}")
+    return networks.accuracy(network, val.images, val.labels, batch_size)
+
+
+def expectation(metrics: Path, sha256: str) -> list[str]:
+    """What the judged model is expected to score, clean and robust, a line each; transfer accuracy has no place here.
+
+    Raises InputError for metrics of another model.
+    """
+    try:
+        content: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{metrics}: cannot be read; `dvc repro` makes it") from error
+    if content.get("sha256") != sha256:
+        raise InputError(f"{metrics}: judges another model; `dvc repro` makes it anew")
+    results = {"clean": content["clean"], **{f"robust, {name}": result for name, result in content["robust"].items()}}
+    return [f"{name:>24}: {_in_words(result)}" for name, result in results.items()]
+
+
+def _in_words(result: dict[str, Any]) -> str:
+    low, high = 100 * result["low95"], 100 * result["high95"]
+    return f"{100 * result['accuracy']:5.1f} %  (95 %: {low:.1f} to {high:.1f}, n = {result['n']})"

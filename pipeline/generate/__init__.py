@@ -1,0 +1,1 @@
+"""Attack every image of the clean set once, and store the results."""

@@ -1,0 +1,43 @@
+"""Stage `generate@<model>-<attack>`: a model and the clean image set -> the adversarial image set."""
+
+import argparse
+from pathlib import Path
+
+from pipeline import networks, params
+from pipeline.base import console, files, store
+from pipeline.base.errors import InputError
+from pipeline.generate import generation
+from pipeline.networks import device
+
+
+def generate() -> str:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint of the model to attack")
+    parser.add_argument("--attack", required=True, help="name of the attack under `attacks` in params.yaml")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the adversarial image set")
+    args = parser.parse_args()
+
+    settings, processor = params.load(params.FILE), device.choose()
+    if args.attack not in settings.attacks:
+        raise InputError(f"attacks.{args.attack}: expected one of {', '.join(settings.attacks)}, found {args.attack!r}")
+    clean = store.ImageSet(args.clean)
+    params.expect_classes(settings.all_attacks, len(clean.class_names))
+    checkpoint = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
+    attacked = generation.generate(
+        clean,
+        checkpoint.network(),
+        files.sha256(args.model),
+        settings.attacks[args.attack],
+        settings.generate,
+        name=args.attack,
+        out=args.out,
+        device=processor,
+        compression=settings.store.compression,
+    )
+    fooled = attacked.column("fooled").mean()
+    return f"{args.out}: {len(attacked)} images, {fooled:.1%} of them fool {args.model}, on {device.describe(processor)}"
+
+
+if __name__ == "__main__":
+    console.run(generate)

@@ -1,0 +1,183 @@
+"""Attack every image of the clean set and store what comes out, shard by shard."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torchvision import models
+
+from pipeline import attacks, networks, params
+from pipeline.attacks.stored import identity
+from pipeline.base import console, files, seeds, store
+from pipeline.networks import matrix_products
+from pipeline.networks.device import multiplies_bfloat16, processor
+from pipeline.networks.memory_fit import InParts
+
+SAMPLE = 256  # images on which both precisions are tried before one is chosen
+MOST_LOST = 0.005  # of the attacked images
+
+
+def generate(
+    clean: store.ImageSet,
+    network: models.ResNet,
+    model_sha256: str,
+    spec: params.Attack,
+    settings: params.Generate,
+    *,
+    name: str,
+    out: Path,
+    device: torch.device,
+    compression: str = "none",
+) -> store.ImageSet:
+    """Store adversarial images for all rows of `clean`, train and validation, made against `network`.
+
+    Rows, labels, ids and split are those of the clean set. Batches start at every shard's first row and have their own seeds, so an
+    interrupted run goes on with the same images. A shard is written while the next one is attacked. The network is not changed. Raises
+    Interrupted after Ctrl-C or SIGTERM, once the current batch is done and saved.
+    """
+    files.require_space(out, len(clean) * (math.prod(clean.image_shape) + store.ROW_BYTES), f"a set of {len(clean)} images")
+    exact = networks.frozen_copy(network).to(device)
+    precision, target = choose_target(exact, clean, spec, settings, device)
+    attacker = _Attacker(target, exact, len(clean.class_names), spec, settings, device)
+    attributes: store.Attributes = {
+        "kind": "adversarial",
+        "class_names": clean.attributes["class_names"],
+        **identity(clean, model_sha256, name, spec, settings),
+        "threat_model": "Linf",
+        "eps.stored": attacks.eps_levels(params.greatest(spec.eps)) / 255,
+        "device": device.type,
+        "processor": processor(device),
+        "precision": precision,
+        **attacks.versions(),
+    }
+    with store.Writer(out, attributes, bounds=clean.bounds, compression=compression, until_recorded=True) as writer:
+        _attack_missing(clean, writer, attacker, f"attack with {name}")
+    return store.ImageSet(out)
+
+
+def choose_target(
+    exact: models.ResNet, clean: store.ImageSet, spec: params.Attack, settings: params.Generate, device: torch.device
+) -> tuple[str, nn.Module]:
+    """The network to attack and its precision: the exact one (fp32), or the same function as bfloat16 matrix products (bf16).
+
+    With `auto`, bf16 is taken where the device multiplies it, unless attacks on it fool the exact network less often: both are tried on the
+    same images, and a loss of more than MOST_LOST is too much.
+    """
+    if settings.precision == "fp32" or (settings.precision == "auto" and not multiplies_bfloat16(device)):
+        return "fp32", exact
+    block = next(clean.blocks())
+    fast = matrix_products.Frozen(exact, block.images.shape[2], torch.bfloat16)
+    spec = spec.at(params.greatest(spec.eps))
+    if settings.precision == "auto":
+        sample = block.select(slice(SAMPLE))
+        fooled = {name: _fooled(network, exact, sample, spec, settings, device) for name, network in (("fp32", exact), ("bf16", fast))}
+        if fooled["fp32"] - fooled["bf16"] > max(1, MOST_LOST * len(sample)):
+            console.say(f"bf16 attacks fool {fooled['bf16']} of {len(sample)} images, fp32 ones {fooled['fp32']}: going on with fp32")
+            return "fp32", exact
+    return "bf16", fast
+
+
+def attacked_again(
+    images: store.ImageSet,
+    original: store.Block,
+    start: int,
+    network: models.ResNet,
+    spec: params.Attack,
+    settings: params.Generate,
+    *,
+    device: torch.device,
+) -> store.Block:
+    """What a stored set should hold from row `start` on, where a batch begins: `original` attacked once more, in the recorded precision."""
+    exact = networks.frozen_copy(network).to(device)
+    fast = images.attributes["precision"] == "bf16"
+    target = matrix_products.Frozen(exact, original.images.shape[2], torch.bfloat16) if fast else exact
+    attacker = _Attacker(target, exact, len(images.class_names), spec, settings, device)
+    with console.progress(len(original), f"attack again with {images.attributes['attack']}", "images") as bar:
+        return store.join(list(attacker.batches(original, start, bar)))
+
+
+def _attack_missing(clean: store.ImageSet, writer: store.Writer, attacker: "_Attacker", text: str) -> None:
+    """Attack and write the shards that are not there yet."""
+    missing = {start for start, _ in writer.missing()}
+    with console.progress(len(clean), text, "images") as bar, console.stopping() as stop:
+        for (start, end), block in zip(clean.bounds, clean.blocks(), strict=True):
+            if start in missing:
+                rows = attacker.rows(block, start, writer.begun(start), bar, stop)
+                (writer.write_behind if len(rows) == len(block) else writer.keep)(start, rows)
+                end = start + len(rows)
+            else:
+                bar.update(end - start)
+            if stop.asked:
+                writer.flush()
+                raise console.Interrupted(f"{text}: {end} of {len(clean)} images are done")
+
+
+def _fooled(
+    network: nn.Module, exact: models.ResNet, sample: store.Block, spec: params.Attack, settings: params.Generate, device: torch.device
+) -> int:
+    """How many images, attacked through `network` and stored, the exact network gets wrong."""
+    attack = attacks.build(spec, InParts(network), exact.fc.out_features)
+    images, labels = torch.from_numpy(sample.images).to(device), torch.from_numpy(sample.labels).to(device)
+    adv_images = attacks.quantise(attacks.perturb(attack, images / 255, labels, settings.seed), images, params.greatest(spec.eps))
+    return int((~networks.is_right(exact, adv_images / 255, labels)).sum())
+
+
+class _Attacker:
+    """Attacks `target`, and has `exact` tell what is fooled."""
+
+    def __init__(
+        self, target: nn.Module, exact: nn.Module, n_classes: int, spec: params.Attack, settings: params.Generate, device: torch.device
+    ) -> None:
+        self._attacked, self._judge, self._n_classes = InParts(target), InParts(exact), n_classes
+        self._spec, self._settings, self._device = spec, settings, device
+
+    def rows(self, block: store.Block, start: int, begun: store.Block | None, bar: console.Bar, stop: console.Stop) -> store.Block:
+        """The adversarial counterpart of a shard that begins at row `start`, of its first rows alone where a stop is asked for.
+
+        `begun` is what such a stop has left.
+        """
+        parts = [] if begun is None else [begun]
+        for part in self.batches(block, start, bar, sum(map(len, parts))):
+            parts.append(part)
+            if stop.asked:
+                break
+        return store.join(parts)
+
+    def batches(self, block: store.Block, start: int, bar: console.Bar, done: int = 0) -> Iterator[store.Block]:
+        """The adversarial counterparts of the batches of a shard that begins at row `start`, but for the `done` rows of the first ones."""
+        bar.update(done)
+        for rows in batches(len(block), self._settings.batch_size):
+            if rows.start >= done:
+                yield self._batch(block.select(rows), seeds.batch_seed(self._settings.seed, start + rows.start))
+                bar.update(rows.stop - rows.start)
+
+    def _batch(self, block: store.Block, seed: int) -> store.Block:
+        images, eps, fooled = np.empty_like(block.images), np.empty(len(block), dtype=np.float32), np.empty(len(block), dtype=bool)
+        requested = eps_of(self._spec.eps, len(block), seed)
+        for level in np.unique(requested):
+            chosen = requested == level
+            attack = attacks.build(self._spec.at(float(level)), self._attacked, self._n_classes)
+            clean, labels = (torch.from_numpy(array[chosen]).to(self._device) for array in (block.images, block.labels))
+            stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, float(level))
+            images[chosen], fooled[chosen] = stored.cpu().numpy(), ~networks.is_right(self._judge, stored / 255, labels)
+            eps[chosen] = attacks.eps_levels(level) / 255
+        return dataclasses.replace(block, images=images, eps=eps, fooled=fooled)
+
+
+def eps_of(eps: float | params.Spread, n_images: int, seed: int) -> NDArray[np.float64]:
+    """The eps (N,) of each image: the same for all, or drawn from a distribution and lowered to the steps between stored pixels."""
+    if not isinstance(eps, params.Spread):
+        return np.full(n_images, eps)
+    shares = np.random.default_rng(seed).random(n_images)
+    return np.array([attacks.eps_levels(eps.quantile(share)) for share in shares]) / 255
+
+
+def batches(n_rows: int, size: int) -> Iterator[slice]:
+    """The rows of each batch, in order; the last one may be smaller."""
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))

@@ -1,0 +1,1 @@
+"""Fine-tuning on stored adversarial images, and training on images made for every batch."""

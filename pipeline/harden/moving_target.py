@@ -1,0 +1,27 @@
+"""The network in training as attacks see it: frozen, in evaluation mode, as it is at that moment."""
+
+import torch
+from torch import nn
+from torchvision import models
+
+from pipeline import networks
+from pipeline.networks import matrix_products
+from pipeline.networks.memory_fit import InParts
+
+
+class Target:
+    """A network as attacks see it: frozen, in evaluation mode, and as it is at that moment."""
+
+    def __init__(self, network: nn.Module, image_size: int, dtype: torch.dtype) -> None:
+        self._network = network
+        self._fast = matrix_products.Frozen(network, image_size, dtype) if isinstance(network, models.ResNet) else None
+        self._frozen = InParts(self._fast or networks.frozen_copy(network))
+
+    def now(self) -> InParts:
+        """The network to attack, brought up to date."""
+        if self._fast is None:
+            self._frozen.network = networks.frozen_copy(self._network)
+        else:
+            assert isinstance(self._network, models.ResNet)
+            self._fast.update(self._network)
+        return self._frozen

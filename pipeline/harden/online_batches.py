@@ -1,0 +1,75 @@
+"""Training batches whose adversarial images are made for every batch.
+
+The usual adversarial training (Goodfellow et al., ICLR 2015; Kurakin et al., ICLR 2017; Madry et al., ICLR 2018). Attacks see the model in
+evaluation mode, as an attacker does, and never change it.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from pipeline import attacks, params
+from pipeline.harden.moving_target import Target
+from pipeline.harden.refreshed_batches import Batch
+from pipeline.harden.starts import random_start, step_sizes
+from pipeline.train import augmentation, mixing
+
+
+class OnlineBatches:
+    """Clean images and adversarial ones made from them against the network in training, or against a fixed other one.
+
+    With `clean_weight` 0 the batches hold adversarial images alone. The shares of the loss sum to `clean_weight` and `adv_weight`. `passes`
+    counts the images whose gradient an attack computes in one epoch.
+    """
+
+    def __init__(self, batches: mixing.Mixed, recipe: params.Online, target: Target, *, fixed: bool) -> None:
+        self._batches, self._recipe, self._target = batches, recipe, target
+        self._fixed = target.now() if fixed else None
+        self.passes = batches.n_images * recipe.adversary.steps
+        self.state: dict[str, Tensor] = {}
+        self.loading = batches.loading
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._batches)
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        """From batch `first` of an epoch on: images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss."""
+        recipe = self._recipe
+        for index, (images, labels) in enumerate(islice(self._batches.epoch(number), first, None), first):
+            generator = augmentation.generator_for(images.device, recipe.seed, number, index)
+            images = augmentation.draw(recipe.augment, len(labels), generator).apply(images)
+            eps = self._eps(number, len(labels), generator).to(images.dtype)
+            adv_images = self._attacked(images, labels, eps, generator)
+            share = torch.full_like(eps.flatten(), 1 / len(labels))
+            if recipe.clean_weight == 0:
+                yield adv_images, labels, share * recipe.adv_weight
+            else:
+                shares = torch.cat([share * recipe.clean_weight, share * recipe.adv_weight])
+                yield torch.cat([images, adv_images]), torch.cat([labels, labels]), shares
+
+    def _attacked(self, images: Tensor, labels: Tensor, eps: Tensor, generator: torch.Generator) -> Tensor:
+        """Adversarial images within `eps` (B, 1, 1, 1)."""
+        adversary = self._recipe.adversary
+        network = self._fixed or self._target.now()
+        aim, towards = labels, adversary.target == "least_likely"
+        if towards:
+            with torch.no_grad():
+                aim = network(images).argmin(1)
+        start = random_start(images, eps, generator) if adversary.random_start else images
+        alpha = step_sizes(adversary.alpha, eps, adversary.steps)
+        return attacks.ascend(
+            network, images, start, aim, eps=eps, alpha=alpha, steps=adversary.steps, loss=adversary.loss, towards=towards
+        )
+
+    def _eps(self, epoch: int, n_images: int, generator: torch.Generator) -> Tensor:
+        """The eps (B, 1, 1, 1) of a batch: fixed, or drawn for each image, once a batch or once an epoch."""
+        eps, per, device = self._recipe.adversary.eps, self._recipe.adversary.eps_per, generator.device
+        if not isinstance(eps, params.Spread):
+            return torch.full((n_images, 1, 1, 1), eps, device=device)
+        if per == "epoch":
+            generator = augmentation.generator_for(device, self._recipe.seed, epoch)
+        shares = torch.rand(n_images if per == "image" else 1, generator=generator, device=device).tolist()
+        return torch.tensor([eps.quantile(share) for share in shares], device=device).expand(n_images).reshape(-1, 1, 1, 1)

@@ -1,0 +1,39 @@
+"""The sets that refreshing has made of the cached ones."""
+
+import dataclasses
+from pathlib import Path
+
+from torch import Tensor
+from torchvision import models
+
+from pipeline import networks, params
+from pipeline.base import store
+
+BATCH = 256  # images shown to the network at a time
+
+
+def store_refreshed(
+    cached: store.ImageSet, images: Tensor, network: models.ResNet, model_sha256: str, refresh: params.Refresh, out: Path
+) -> store.ImageSet:
+    """Store what the training rows of a cached set have become: `images` (N, 3, H, W; uint8). Validation rows stay as they were.
+
+    `model_sha256` names `network`, the model that came out of the training, which is the one that `fooled` is about.
+    """
+    attributes: store.Attributes = {
+        **cached.attributes,
+        "kind": "refreshed",
+        "cached.digest": cached.digest,
+        "cached.model.sha256": cached.attributes["model.sha256"],
+        "model.sha256": model_sha256,
+        **{f"refresh.{key}": value for key, value in refresh},
+    }
+    remaining = images.cpu().numpy()
+    with store.Writer(out, attributes, bounds=cached.bounds, compression=str(cached.attributes["compression"])) as writer:
+        for (start, _), block in zip(cached.bounds, cached.blocks(), strict=True):
+            trained = block.split == store.SPLITS["train"]
+            new = block.images.copy()
+            new[trained], remaining = remaining[: trained.sum()], remaining[trained.sum() :]
+            fooled = networks.predict(network, new, BATCH) != block.labels
+            if (start, start + len(block)) in writer.missing():
+                writer.write(start, dataclasses.replace(block, images=new, fooled=fooled))
+    return store.ImageSet(out)

@@ -1,0 +1,17 @@
+"""Where attacks inside training begin, and how far they step."""
+
+import torch
+from torch import Tensor
+
+from pipeline import params
+
+
+def random_start(images: Tensor, eps: Tensor, generator: torch.Generator) -> Tensor:
+    """Images moved by uniform noise within their `eps` (B, 1, 1, 1), in [0, 1]."""
+    noise = torch.rand(images.shape, generator=generator, device=images.device) * 2 - 1
+    return (images + noise * eps).clamp(0, 1)
+
+
+def step_sizes(alpha: float | str, eps: Tensor, steps: int) -> Tensor:
+    """Each image's step size (B, 1, 1, 1)."""
+    return params.step_size(alpha, 1.0, steps) * eps if isinstance(alpha, str) else torch.full_like(eps, alpha)

@@ -1,0 +1,104 @@
+"""Batches that do not fit into the GPU's memory, without another result than theirs.
+
+An attack draws its random numbers for a whole batch, so a smaller batch would give other images. Here the attack keeps its batch, and the
+network takes it in parts; each part's activations are computed again for its gradient and held no longer (Chen et al., "Training Deep Nets
+with Sublinear Memory Cost", 2016). Training keeps its batch too, since BatchNorm's statistics are those of a whole batch; what must be held
+for the gradients waits in main memory (Rhu et al., "vDNN", MICRO 2016).
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.base import console
+from pipeline.base.errors import InputError
+from pipeline.networks import device
+
+Result = TypeVar("Result")
+
+
+class InParts(nn.Module):
+    """A frozen network that takes batches whole, until one does not fit: from then on in parts of half the size, and of half that.
+
+    Gives the logits of the whole batch (B, n_classes), up to rounding: products of other sizes may add in another order.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.most: int | None = None
+        self._asked = 0
+        self.eval()  # torchattacks returns a model to the mode that it found it in, with all its parts
+
+    def forward(self, images: Tensor) -> Tensor:
+        self._asked = len(images)
+        if self.most is None or len(images) <= self.most:
+            return self.network(images)  # type: ignore[no-any-return]
+        parts = torch.split(images, self.most)
+        if torch.is_grad_enabled():
+            return torch.cat([checkpoint(self.network, part, use_reentrant=False) for part in parts])
+        return torch.cat([self.network(part) for part in parts])
+
+    def halve(self, images_device: torch.device) -> None:
+        """Take half as many images at once as before. Raises InputError where it was one already."""
+        now = min(self._asked, self.most or self._asked)
+        where = f"the memory of {device.describe(images_device)}"
+        if now <= 1:
+            raise InputError(f"not even one image fits into {where}; see what else uses it")
+        self.most = -(-now // 2)
+        _empty(images_device)
+        console.say_once(f"{now} images at once do not fit into {where}: going on with {self.most}, in the same batches")
+
+
+def fitted(network: nn.Module, images: Tensor, compute: Callable[[], Result]) -> Result:
+    """What `compute` gives, from its beginning again each time that it needs more memory than there is and `network` is InParts."""
+    while True:
+        try:
+            return compute()
+        except torch.OutOfMemoryError:
+            if not isinstance(network, InParts):
+                raise
+        network.halve(images.device)  # behind the except block, where the failed attempt's tensors are let go
+
+
+class Offload:
+    """Computes the gradients of a network in training; from the first batch that does not fit on, with its activations in main memory."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self._device, self._active = device, False
+        self._statistics = list(network.buffers())
+        self._before = [tensor.clone() for tensor in self._statistics]
+
+    def fitted(self, gradients: Callable[[], Result]) -> Result:
+        """What `gradients` gives; it must begin by clearing the gradients there are. Raises OutOfMemoryError if it fits in neither way."""
+        torch._foreach_copy_(self._before, self._statistics)  # one launch on a GPU; a loop of copies would be one for every layer
+        try:
+            with saved_tensors_hooks(_to_main_memory, self._back) if self._active else nullcontext():
+                return gradients()
+        except torch.OutOfMemoryError:
+            if self._active:
+                raise
+        torch._foreach_copy_(self._statistics, self._before)  # a forward that was cut off may have moved some of them
+        self._active = True
+        _empty(self._device)
+        where = f"the memory of {device.describe(self._device)}"
+        console.say_once(f"training does not fit into {where}: going on in the same batches, slower, with activations in main memory")
+        return self.fitted(gradients)
+
+    def _back(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device)
+
+
+def _to_main_memory(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu")
+
+
+def _empty(full: torch.device) -> None:
+    """Give back what the allocator holds for later."""
+    if full.type == "cuda":
+        torch.cuda.empty_cache()

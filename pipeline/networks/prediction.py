@@ -1,0 +1,60 @@
+"""What a network says of images: predicted classes and accuracy."""
+
+import copy
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.networks.memory_fit import fitted
+
+if TYPE_CHECKING:
+    pass
+
+
+def predict(network: nn.Module, images: NDArray[np.uint8], batch_size: int) -> NDArray[np.int64]:
+    """The predicted class (N,) of uint8 images (N, 3, H, W), in evaluation mode; the network's mode is restored."""
+    device, was_training = next(network.parameters()).device, network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            parts = [_predicted(network, pixels(images[i : i + batch_size], device)).cpu() for i in range(0, len(images), batch_size)]
+    finally:
+        network.train(was_training)
+    return torch.cat(parts).numpy()
+
+
+def accuracy(network: nn.Module, images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int) -> float:
+    """The share of uint8 images (N, 3, H, W) that the network gets right, in [0, 1]."""
+    return float((predict(network, images, batch_size) == labels).mean())
+
+
+def pixels(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Images in [0, 1] on a device, from stored uint8 ones."""
+    return torch.from_numpy(images).to(device).contiguous(memory_format=torch.channels_last) / 255
+
+
+def is_right(network: nn.Module, images: Tensor, labels: Tensor) -> NDArray[np.bool_]:
+    """Which images (B, 3, H, W) in [0, 1] the network, in its present mode, gives their labels (B,)."""
+    with torch.inference_mode():
+        right: NDArray[np.bool_] = (_predicted(network, images) == labels).cpu().numpy()
+    return right
+
+
+def _predicted(network: nn.Module, images: Tensor) -> Tensor:
+    """The predicted class (B,) of images (B, 3, H, W) in [0, 1]."""
+    predicted: Tensor = fitted(network, images, lambda: network(images).argmax(1))
+    return predicted
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def frozen_copy(network: Network) -> Network:
+    """A copy for attacks to use: evaluation mode, no gradients for parameters, channels last; the original is not touched.
+
+    torchattacks changes its model's mode and does not restore it after an error, so it is never given the caller's own.
+    """
+    return copy.deepcopy(network).eval().requires_grad_(False).to(memory_format=torch.channels_last)

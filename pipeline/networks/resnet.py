@@ -1,0 +1,41 @@
+"""torchvision's ResNets with a new last layer.
+
+The networks take images in [0, 1]: whatever normalisation they need is learned, so an attack's eps is in the pixels' own units.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision import models
+
+from pipeline import params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """Tensors to start from, for all layers but the last, and the SHA-256 of their file; empty for a start from scratch."""
+
+    state_dict: dict[str, Tensor]
+    sha256: str
+
+
+SCRATCH = Pretrained(state_dict={}, sha256="")
+
+
+def build(model: params.Model, n_classes: int, seed: int, pretrained: Pretrained = SCRATCH) -> models.ResNet:
+    """A network to train: stock torchvision with a last layer for `n_classes`, everything else from `pretrained` where it has tensors.
+
+    Random tensors come from `seed`; the global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = stock(model.architecture, n_classes)
+    network.load_state_dict({**network.state_dict(), **pretrained.state_dict})
+    return network
+
+
+def stock(architecture: str, n_classes: int) -> models.ResNet:
+    network = models.get_model(architecture, weights=None, num_classes=n_classes)
+    assert isinstance(network, models.ResNet)
+    return network

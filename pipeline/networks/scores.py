@@ -1,0 +1,52 @@
+"""Accuracies with their intervals, and the images that they are found on."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline import networks
+from pipeline.base.store import Block
+
+if TYPE_CHECKING:
+    pass
+from collections.abc import Callable
+
+Mask = NDArray[np.bool_]
+
+
+def sample(val: Block, n_eval: int | None, seed: int) -> NDArray[np.int64]:
+    """The rows of the validation images to attack, in order: all, or `n_eval` at random. A smaller sample is part of every larger one."""
+    rows = np.random.default_rng(seed).permutation(len(val))[:n_eval]
+    return np.sort(rows)
+
+
+def summarise(right: Mask, labels: NDArray[np.int64], n_classes: int) -> dict[str, Any]:
+    """Accuracy, its 95 % interval (Wilson, 1927), the mean of the classes' accuracies, the number of images, and each class's accuracy.
+
+    All in [0, 1]; a class without images has None.
+    """
+    of_class = [right[labels == label] for label in range(n_classes)]
+    return {
+        **interval(right),
+        "balanced_accuracy": round(float(np.mean([part.mean() for part in of_class if len(part)])), 6),
+        "n": len(right),
+        "per_class": [round(float(part.mean()), 6) if len(part) else None for part in of_class],
+    }
+
+
+def interval(right: Mask) -> dict[str, float]:
+    """Accuracy and its 95 % interval (Wilson, 1927), in [0, 1]."""
+    from scipy.stats import binomtest
+
+    bounds = binomtest(int(right.sum()), len(right)).proportion_ci(confidence_level=0.95, method="wilson")
+    return {"accuracy": round(float(right.mean()), 6), "low95": round(float(bounds.low), 6), "high95": round(float(bounds.high), 6)}
+
+
+Validate = Callable[[nn.Module], dict[str, float]]
+
+
+def accuracy_on(val: Block, batch_size: int) -> Validate:
+    """Accuracy on validation images as they are stored."""
+    return lambda network: {"val_accuracy": networks.accuracy(network, val.images, val.labels, batch_size)}

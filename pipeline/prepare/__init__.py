@@ -1,0 +1,1 @@
+"""Labelled images of any source become the clean image set."""

@@ -1,0 +1,45 @@
+"""Stage `prepare`: a source of labelled images -> the clean image set."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import params
+from pipeline.base import console, store
+from pipeline.prepare import preparation, sources
+from pipeline.prepare.sources.common import numbered
+
+SHOWN_CLASSES = 20
+
+
+def prepare() -> str:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the clean image set")
+    args = parser.parse_args()
+
+    settings = params.load(params.FILE)
+    source = sources.open_source(settings.data)
+    for line in told(source):
+        console.say(f"{settings.data.path}: {line}")
+    clean = preparation.prepare(source, settings.data, settings.store, args.out)
+    per_class = np.bincount(clean.column("labels")[clean.column("split") == store.SPLITS["train"]])
+    return (
+        f"{args.out}: {len(clean)} images, {len(clean) - settings.data.n_val} to train and {settings.data.n_val} to validate, "
+        f"{len(per_class)} classes with {per_class.min()} to {per_class.max()} training images"
+    )
+
+
+def told(source: sources.Source) -> Iterator[str]:
+    """What the source did to the images, and which number each class with a name has got."""
+    for words, count in source.notes.items():
+        yield f"{count:,} {words}"
+    names = [f"{number} = {name[:40]}" for number, name in enumerate(source.class_names)]
+    if source.class_names != numbered(len(names)):
+        shown = names if len(names) <= SHOWN_CLASSES else [*names[: SHOWN_CLASSES - 1], "…", names[-1]]
+        yield f"classes {', '.join(shown)}"
+
+
+if __name__ == "__main__":
+    console.run(prepare)

@@ -1,0 +1,81 @@
+"""From a source of labelled images to the clean image set: choose, split, store."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import params
+from pipeline.base import files, store
+from pipeline.base.errors import InputError
+from pipeline.prepare import sources
+from pipeline.prepare.sources.common import Labels
+
+
+def prepare(source: sources.Source, data: params.Data, stored: params.Store, out: Path) -> store.ImageSet:
+    """Store the images that `data` chooses from a source, with an exact, stratified split.
+
+    Rows keep the order and the ids of the source. Raises InputError where the source holds fewer images than
+    asked for, or a class too few for both parts of the split.
+    """
+    rows = choose_rows(source.labels, data)
+    labels = source.labels[rows]
+    split = split_rows(labels, data)
+    attributes: store.Attributes = {
+        "kind": "clean",
+        "source": data.source,
+        "source.sha256": source.sha256,
+        "source.notes": json.dumps(source.notes, ensure_ascii=False),
+        "class_names": json.dumps(source.class_names, ensure_ascii=False),
+        "split.n_val": data.n_val,
+        "seed": data.seed,
+        "image_size": data.image_size,
+        "versions.h5py": version("h5py"),
+    }
+    files.require_space(out, len(rows) * (3 * data.image_size**2 + store.ROW_BYTES), f"a set of {len(rows)} images")
+    bounds = store.shard_bounds(len(rows), stored.shard_rows)
+    with store.Writer(out, attributes, bounds=bounds, compression=stored.compression) as writer:
+        for start, stop in writer.missing():
+            part = slice(start, stop)
+            images = np.ascontiguousarray(source.read(rows[part]))
+            writer.write_behind(start, store.Block(images=images, labels=labels[part], ids=source.ids[rows[part]], split=split[part]))
+    return store.ImageSet(out)
+
+
+def choose_rows(labels: Labels, data: params.Data) -> NDArray[np.int64]:
+    """The source rows to use, in the source's order: all, or `n_images` with every class in its share."""
+    n_images = len(labels) if data.n_images is None else data.n_images
+    if n_images > len(labels):
+        raise InputError(f"data.n_images: expected at most {len(labels)}, all that the source holds, found {n_images}")
+    if n_images == len(labels):
+        return np.arange(len(labels))
+    return np.flatnonzero(_stratified_choice(labels, n_images, data.seed, "data.n_images"))
+
+
+def split_rows(labels: Labels, data: params.Data) -> NDArray[np.uint8]:
+    """0 (train) or 1 (val) for each row: exactly `n_val` rows of 1, every class in its share and in both parts."""
+    return _stratified_choice(labels, data.n_val, data.seed, "data.n_val").astype(np.uint8)
+
+
+def _stratified_choice(labels: Labels, n_chosen: int, seed: int, key: str) -> NDArray[np.bool_]:
+    """A mask of exactly `n_chosen` rows in which every class has its share, and at least one row inside and one outside."""
+    from sklearn.model_selection import train_test_split
+
+    n_classes = int(labels.max()) + 1
+    if not n_classes <= n_chosen <= len(labels) - n_classes:
+        raise InputError(f"{key}: expected from {n_classes} to {len(labels) - n_classes} of {len(labels)} images, found {n_chosen}")
+    counts = np.bincount(labels)
+    chosen = np.zeros(len(labels), dtype=bool)
+    if counts.min() >= 2:  # the split refuses smaller classes in its own words
+        chosen[train_test_split(np.arange(len(labels)), test_size=n_chosen, stratify=labels, random_state=seed)[1]] = True
+    inside = np.bincount(labels[chosen], minlength=n_classes)
+    unsplit = np.flatnonzero((inside == 0) | (inside == counts))
+    if len(unsplit):
+        label = unsplit[counts[unsplit].argmin()]
+        raise InputError(
+            f"{key}: expected every class on both sides of the choice, found class {label} with {counts[label]} images, too few for "
+            f"{n_chosen} of {len(labels)}; raise {key} or leave the class out"
+        )
+    return chosen

@@ -1,0 +1,45 @@
+"""Where labelled images come from: each source is read into the same uint8 arrays and checked in the same way."""
+
+from pathlib import Path
+
+from pipeline import params
+from pipeline.prepare.sources.common import Source, check_levels
+
+__all__ = ["Source", "open_source"]
+
+
+def open_source(data: params.Data) -> Source:
+    """The labelled images that `data` describes. Only what its source needs is imported.
+
+    Raises InputError for a source that is missing or unreadable, or whose images or labels have another type, shape or range.
+    """
+    return check_levels(Path(data.path), _opened(data))
+
+
+def _opened(data: params.Data) -> Source:
+    path, size = Path(data.path), data.image_size
+    match data.source:
+        case "digits":
+            from pipeline.prepare.sources import digits
+
+            return digits.read(size)
+        case "npz":
+            from pipeline.prepare.sources import arrays
+
+            return arrays.read_npz(path, size)
+        case "hdf5":
+            from pipeline.prepare.sources import arrays
+
+            return arrays.read_hdf5(path, size, data.hdf5)
+        case "task_dataset":
+            from pipeline.prepare.sources import task_dataset
+
+            return task_dataset.read(path, size)
+        case "image_folder":
+            from pipeline.prepare.sources import image_folder
+
+            return image_folder.read(path, size)
+        case "cifar10" | "cifar100" | "svhn":
+            from pipeline.prepare.sources import torchvision_sets
+
+            return torchvision_sets.read(data.source, path, size)

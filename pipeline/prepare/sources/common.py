@@ -1,0 +1,100 @@
+"""What every source gives, and the checks that all of them share."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base.errors import InputError
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+SPAN_ROWS = 64  # are looked at together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Labelled images, read piece by piece.
+
+    `labels` int64 (N,), 0 to n_classes - 1, each present. `ids` int64 (N,), the source's own name of each image, each once. `read(rows)`
+    gives the images of those rows as uint8 (n, 3, H, W). `class_names` has one name a class. `sha256` is that of the raw data. `notes` says
+    what was converted or left out, in words that follow their number.
+    """
+
+    labels: Labels
+    ids: NDArray[np.int64]
+    read: Callable[[NDArray[np.int64]], Images]
+    class_names: tuple[str, ...]
+    sha256: str
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+
+def numbered(n_classes: int) -> tuple[str, ...]:
+    """Names for classes that have none."""
+    return tuple(str(number) for number in range(n_classes))
+
+
+def check_levels(where: Path, source: Source) -> Source:
+    """`source`, with a note where all its images are dark; raises InputError where no level is above 1, as in images stored as 0 and 1.
+
+    Reads images up to the first that is bright.
+    """
+    brightest, rows = 0, np.arange(len(source.labels))
+    for start in range(0, len(rows), SPAN_ROWS):
+        brightest = max(brightest, int(source.read(rows[start : start + SPAN_ROWS]).max()))
+        if brightest >= 128:
+            return source
+    if brightest <= 1:
+        raise InputError(f"{where}: images: expected levels from 0 to 255, found none above {brightest}; scale them so that white is 255")
+    return replace(source, notes={**source.notes, f"images with no level above {brightest} of 255, taken as they are": len(rows)})
+
+
+def check_type(where: str, images: NDArray[np.generic]) -> None:
+    """Raise InputError, with the range that was found and how to store them, for images that are not uint8; a few of them suffice."""
+    if images.dtype == np.uint8:
+        return
+    found, remedy = str(images.dtype), "map black to 0 and white to 255, round, and save as uint8"
+    if images.dtype.kind in "biuf" and images.size:
+        low, high = images.min().item(), images.max().item()
+        found, remedy = f"{found} from {low:g} to {high:g}", _as_bytes(images.dtype.kind, low, high) or remedy
+    raise InputError(f"{where}: expected uint8, 0 to 255, found {found}; {remedy}")
+
+
+def _as_bytes(kind: str, low: float, high: float) -> str | None:
+    """How levels of that range become uint8, where it tells."""
+    if math.isnan(low):
+        return "replace NaN, map black to 0 and white to 255, round, and save as uint8"
+    if low < 0 or high > 255:
+        return None
+    if high <= 1:
+        return "save numpy.rint(images * 255.0).astype(numpy.uint8)"
+    return f"save {'numpy.rint(images)' if kind == 'f' else 'images'}.astype(numpy.uint8)"
+
+
+def check_shape(where: Path, shape: tuple[int, ...], image_size: int) -> bool:
+    """Whether images of this shape have their channels last; raises InputError for neither order."""
+    first, last = (3, image_size, image_size), (image_size, image_size, 3)
+    if len(shape) != 4 or shape[1:] not in (first, last):
+        raise InputError(
+            f"{where}: images: expected shape (N, {', '.join(map(str, first))}) or (N, {', '.join(map(str, last))}), "
+            f"found {tuple(shape)}; data.image_size is {image_size}"
+        )
+    return shape[1:] == last
+
+
+def check_labels(where: Path, labels: NDArray[np.generic], n_images: int) -> Labels:
+    """`labels` as int64 (n_images,), checked to be 0 to n_classes - 1 with every class present."""
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{where}: labels: expected whole numbers, found {labels.dtype}")
+    if labels.shape != (n_images,):
+        raise InputError(f"{where}: labels: expected one for each of {n_images} images, found shape {labels.shape}")
+    if n_images == 0 or labels.min() < 0:
+        raise InputError(f"{where}: labels: expected 0 or more, found {labels.min() if n_images else 'no images at all'}")
+    present = np.unique(labels)
+    if present[-1] != len(present) - 1 or len(present) < 2:
+        shown = ", ".join(map(str, present[:10])) + (", …" if len(present) > 10 else "")
+        raise InputError(f"{where}: labels: expected at least two classes numbered 0, 1, 2, … without gaps, found {shown}")
+    return labels.astype(np.int64)

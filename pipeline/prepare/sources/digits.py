@@ -1,0 +1,26 @@
+"""`digits`: scikit-learn's 1,797 handwritten digits of 8x8 pixels and 17 grey levels (UCI), enlarged. Comes with the package."""
+
+import hashlib
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from pipeline.prepare.sources.common import Images, Source, numbered
+
+
+def read(image_size: int) -> Source:
+    """All digits as grey images of `image_size`, in three equal channels."""
+    pixels, labels = load_digits(return_X_y=True)
+    labels = labels.astype(np.int64)
+    grey = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    size = (image_size, image_size)
+    large = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in grey]
+    images: Images = np.repeat(np.stack(large)[:, None], 3, axis=1)
+    return Source(
+        labels=labels,
+        ids=np.arange(len(labels)),
+        read=lambda rows: images[rows],
+        class_names=numbered(10),
+        sha256=hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest(),
+    )

@@ -1,0 +1,283 @@
+"""One image file: what its header says, and its pixels as upright 8-bit RGB."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
+
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.prepare.sources.common import Images
+
+MAX_PIXELS = 2**26  # an image that would take more than 256 MiB is refused before it is decoded
+LARGE_PIXELS = 2**22  # such images are decoded one at a time
+# By ending and by content: of all that Pillow opens, some run programs (EPS), and some hide how many bits they hold (JPEG 2000).
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF")
+ENDINGS = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif"),
+}
+BACKGROUND = (255, 255, 255)  # takes the place of transparent pixels
+
+Depth = Literal["8 bits", "16-bit grey", "16-bit colour", "integers", "floats"]
+# The level of white where the header does not state it. Pillow keeps the upper 8 bits of 16-bit colour.
+WHITES: dict[Depth, float] = {"16-bit grey": 65535, "16-bit colour": 255, "integers": 255, "floats": 1}
+MODES = {
+    **dict.fromkeys(("1",), "black and white"),
+    **dict.fromkeys(("L", "LA", "La", "I;16", "I;16B", "I", "F"), "grey"),
+    **dict.fromkeys(("P", "PA"), "a palette"),
+    **dict.fromkeys(("RGB", "RGBA", "RGBa", "RGBX"), ""),
+    **dict.fromkeys(("CMYK",), "CMYK, without a colour profile"),
+    **dict.fromkeys(("YCbCr",), "YCbCr"),
+}
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow scales such pixels of a PNG, but not their transparent level
+# Tags of TIFF.
+SAMPLE_FORMAT, PHOTOMETRIC, BITS, COLORMAP, PLANES, CHANNELS, STATED_MAXIMA = 339, 262, 258, 320, 284, 277, (341, 281)
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """An image file by its header.
+
+    `kind` is its format and mode. `white` is the level of white in grey images of more than 8 bits, where the header states it.
+    `orientation` is that of EXIF, 1 for upright. `notes` says in words what becomes of the pixels.
+    """
+
+    path: Path
+    sha256: str
+    kind: str
+    n_pixels: int
+    depth: Depth
+    white: float | None
+    orientation: int
+    notes: tuple[str, ...]
+
+
+def examine(path: Path, image_size: int) -> Picture:
+    """Read the header of an image; its pixels only where a PNG has its EXIF after them.
+
+    Raises InputError for what is no image, for one of too many pixels and for one that can be understood in several ways.
+    """
+    with _opened(path) as image:
+        depth = _depth(image)
+        if obstacle := _obstacle(image, depth):
+            raise InputError(f"{path}: {obstacle}")
+        orientation = _orientation(path, image)
+        return Picture(
+            path=path,
+            sha256=files.sha256(path),
+            kind=f"{image.format} {image.mode}",
+            n_pixels=image.width * image.height,
+            depth=depth,
+            white=_stated_white(image, depth),
+            orientation=orientation,
+            notes=tuple(_notes(image, image_size, orientation)),
+        )
+
+
+def levels(picture: Picture) -> tuple[float, float]:
+    """Return the lowest and the highest level of an image as stored; both are NaN where a pixel is."""
+    with _decoding(picture) as image:
+        pixels = np.asarray(image)
+        return float(pixels.min()), float(pixels.max())
+
+
+def decode(picture: Picture, image_size: int, white: float | None) -> Images:
+    """Return the pixels as uint8 (3, image_size, image_size); `white` is the level that becomes 255, where there are more than 8 bits.
+
+    Raises InputError for damaged pixels, for levels outside of 0 to `white` and for an image that is transparent all over.
+    """
+    with _decoding(picture) as image:
+        if picture.depth not in ("8 bits", "16-bit colour"):
+            assert white is not None
+            image = _grey(picture.path, image, white)
+        rgb = _on_background(picture.path, image) if image.has_transparency_data else image.convert("RGB")
+        if picture.orientation in UPRIGHT and not picture.kind.startswith("TIFF"):  # Pillow turns a TIFF itself
+            rgb = rgb.transpose(UPRIGHT[picture.orientation])
+        fitted = ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.BICUBIC)
+    return np.asarray(fitted).transpose(2, 0, 1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image whose header was read, of a size that can be decoded; whatever goes wrong inside becomes one line."""
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"{path}: expected at most {MAX_PIXELS:,} pixels, found {image.width} x {image.height}; make it smaller")
+            if image.mode == "L" and isinstance(key := image.info.get("transparency"), int):
+                image.info["transparency"] = key * GREY_STEPS.get(str(_layout(image)), 1)
+            yield image
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise errors of every kind for damaged images
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not an image that can be read ({reason}); repair, convert or remove it") from error
+
+
+@contextmanager
+def _decoding(picture: Picture) -> Iterator[Image.Image]:
+    with _opened(picture.path) as image, _one_at_a_time if picture.n_pixels > LARGE_PIXELS else nullcontext():
+        yield image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _layout(image: Image.Image) -> Any:
+    """How the file packs its pixels, in Pillow's words; gone once they are decoded."""
+    tiles = getattr(image, "tile", None)
+    return tiles[0].args if tiles else None
+
+
+def _depth(image: Image.Image) -> Depth:
+    if image.mode == "F":
+        return "floats"
+    if image.mode == "I" and image.format != "PPM":
+        return "integers"
+    if image.mode.startswith("I"):
+        return "16-bit grey"
+    deep = ";16" in str(_layout(image)) or _maxval(image) > 255 or (_tag(image, BITS) or 0) > 8
+    return "16-bit colour" if deep else "8 bits"
+
+
+def _maxval(image: Image.Image) -> int:
+    """The level of white that the header of a PGM or PPM states, where it takes scaling."""
+    layout = _layout(image)
+    return int(layout[1]) if image.format == "PPM" and isinstance(layout, tuple) and image.mode != "F" else 0
+
+
+def _stated_white(image: Image.Image, depth: Depth) -> float | None:
+    """The level of white that the header states and Pillow leaves in place; None where it does not.
+
+    65,535 in a PGM or PPM says no more than that there are 16 bits: programs write it for images of 12 bits, too. The largest level in a
+    TIFF is a statement where it is 2^n - 1, and what happened to be in the image where it is not.
+    """
+    if depth == "8 bits":
+        return None
+    if _maxval(image) not in (0, 65535):
+        return WHITES[depth]  # Pillow has scaled it
+    if image.format != "TIFF" or depth not in ("16-bit grey", "integers"):
+        return None
+    if (bits := _tag(image, BITS)) not in (16, 32):
+        return float(2**bits - 1)
+    return next((float(value) for tag in STATED_MAXIMA if _is_full_scale(value := _tag(image, tag))), None)
+
+
+def _is_full_scale(level: Any) -> bool:
+    """Whether a level is the largest of 8 bits or more."""
+    return isinstance(level, int | float) and level >= 255 and float(level).is_integer() and not int(level) & int(level) + 1
+
+
+def _tag(image: Image.Image, tag: int) -> Any:
+    """The first value of a tag of a TIFF, None where it is not there."""
+    value = getattr(image, "tag_v2", {}).get(tag)
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+def _obstacle(image: Image.Image, depth: Depth) -> str | None:
+    """Why an image cannot be read without a guess, and what to do."""
+    if image.mode not in MODES:
+        return f"expected grey, palette, RGB or CMYK, found mode {image.mode}; save it as RGB"
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        return "expected one picture, found several (frames or pages); save the one that you mean as a file of its own"
+    if depth == "16-bit colour" and "transparency" in image.info:
+        return "16-bit colour with one colour that is transparent is not read here; save it with 8 bits a channel"
+    if image.format != "TIFF":
+        return None
+    if _tag(image, SAMPLE_FORMAT) == 2 and image.mode == "L":
+        return "expected levels from 0 to 255, found signed ones; save it as unsigned 8 bits"
+    if _tag(image, PHOTOMETRIC) == 0 and depth != "8 bits":
+        return "a TIFF of more than 8 bits in which 0 is white is not read here; save it with 0 as black"
+    if _tag(image, PLANES) == 2 and depth == "16-bit colour":
+        return "16-bit colour in separate planes is not read here; save it with 8 bits a channel"
+    if image.mode in ("P", "PA") and max(image.tag_v2[COLORMAP]) < 256:  # type: ignore[attr-defined]
+        return "expected a palette of 16-bit colours, as TIFF has them, found none above 255; save it as RGB"
+    return None
+
+
+def _orientation(path: Path, image: Image.Image) -> int:
+    """EXIF's orientation from 1 to 8; 1, as every viewer has it, where it cannot be read."""
+    if image.format == "PNG" and _has_late_text(path):
+        with _one_at_a_time:
+            image.load()
+    try:
+        found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # PNG's own method would decode the pixels
+    except Exception:  # as with decoders, errors of every kind
+        return 1
+    return found if found in UPRIGHT else 1
+
+
+def _has_late_text(path: Path) -> bool:
+    """Whether a PNG has EXIF or text, which may be XMP, after its pixels."""
+    with path.open("rb") as file:
+        file.seek(8)
+        decoded = False
+        while len(head := file.read(8)) == 8:
+            if decoded and head[4:] in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
+                return True
+            decoded = decoded or head[4:] == b"IDAT"
+            file.seek(int.from_bytes(head[:4], "big") + 4, 1)
+    return False
+
+
+def _notes(image: Image.Image, image_size: int, orientation: int) -> Iterator[str]:
+    """What becomes of an image's pixels besides their depth."""
+    if colours := MODES[image.mode]:
+        yield f"images made RGB from {colours}"
+    if image.has_transparency_data:
+        yield "images with transparency put on white"
+    if orientation in UPRIGHT:
+        yield "images turned upright as their EXIF says"
+    if image.format == "MPO":
+        yield "images with further pictures in the file, of which the first is taken"
+    if (_tag(image, CHANNELS) or 0) > len(image.getbands()):
+        yield "images with more channels than these, which are left out"
+    if image.width != image.height:
+        yield "images cut to the largest square in the middle"
+    if min(image.size) != image_size:
+        yield f"images resized to {image_size} x {image_size}"
+
+
+def _grey(path: Path, image: Image.Image, white: float) -> Image.Image:
+    """8 bits of grey, with an alpha channel where a level is transparent."""
+    pixels: NDArray[Any] = np.asarray(image)
+    low, high = pixels.min(), pixels.max()
+    if not (low >= 0 and high <= white):  # NaN is neither
+        raise InputError(f"{path}: expected levels from 0 to {white:,.0f}, found {low:,g} to {high:,g}; save it as 8 bits")
+    scaled = np.multiply(pixels, np.float32(255 / white), dtype=np.float32)
+    grey = Image.fromarray(np.rint(scaled, out=scaled).astype(np.uint8))
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(np.where(pixels == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _on_background(path: Path, image: Image.Image) -> Image.Image:
+    """RGB in which BACKGROUND shows through as far as pixels are transparent; colours hidden under them do not appear."""
+    whole = image.convert("LA") if image.mode == "La" else image
+    rgba = whole if whole.mode == "RGBA" else whole.convert("RGBA")
+    if rgba.getchannel("A").getextrema() == (0, 0):
+        raise InputError(f"{path}: expected a picture, found every pixel transparent; save it without its alpha channel")
+    ground = Image.new("RGB", rgba.size, BACKGROUND)
+    ground.paste(rgba, mask=rgba)
+    return ground

@@ -1,0 +1,266 @@
+"""`image_folder`: a folder for each class, images of any size and of the formats that `image_files` reads."""
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base.errors import InputError
+from pipeline.base.untrusted import limits
+from pipeline.prepare.sources import image_files
+from pipeline.prepare.sources.common import Images, Source, check_labels
+from pipeline.prepare.sources.image_files import ENDINGS, Picture
+
+MAX_BYTES = 2**28  # in one file
+MAX_DEPTH = 20
+MAX_ENDINGS = 10  # are named one by one
+# What systems and tools leave in folders, in lower case; hidden files and folders are skipped, too.
+SYSTEM = frozenset(
+    [
+        *("__macosx", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "lost+found", "__pycache__"),
+        *("$recycle.bin", "system volume information", "@eadir", "@tmp", "#recycle", "@recycle", "#snapshot", "temporary items"),
+    ]
+)
+PARTS = {
+    "train": {"train", "training", "trn", "trainval"},
+    "val": {"val", "valid", "validate", "validation", "dev", "devel", "development", "holdout"},
+    "test": {"test", "testing", "tst", "eval", "evaluation"},
+    "images": {"images", "image", "imgs", "img", "jpegimages"},
+    "annotations": {"annotations", "annotation", "labels", "masks", "xmls", "segmentations"},
+}
+TOGETHER = [{"train", "val"}, {"train", "test"}, {"val", "test"}, {"images", "annotations"}]
+FILLERS = {"", "set", "data", "dataset", "split", "folder", "images", "image", "imgs", "img"}  # as in train_images and TestSet
+NEEDED = "a folder with a subfolder of images for each class"
+
+
+@dataclass(kw_only=True)
+class _Found:
+    """What is in a folder; `notes` counts what is left out."""
+
+    root: Path
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def visible(self, folder: Path) -> list[Path]:
+        """What belongs to the user in a folder, sorted by name."""
+        entries = sorted(folder.iterdir())
+        kept = [path for path in entries if not (path.name.startswith(".") or path.name.lower() in SYSTEM)]
+        self.notes["system and hidden files or folders skipped"] += len(entries) - len(kept)
+        return kept
+
+    def images(self, folder: Path, depth: int) -> list[Path]:
+        """The images in `folder` and below, in a fixed order; raises InputError for links out of the root and for pipes."""
+        if folder.is_symlink():
+            raise InputError(f"{folder}: refused: a link to another folder; put the images themselves there")
+        if not depth:
+            raise InputError(f"{folder}: refused: more than {MAX_DEPTH} folders inside each other")
+        entries = self.visible(folder)
+        folders = [path for path in entries if path.is_dir()]
+        if parts := _parts(folders):
+            raise InputError(f"{folder}: expected the images of one class, found {_listed(parts)}; keep the images of one part only")
+        images = [path for path in entries if path not in folders and self._is_image(path)]
+        return images + [path for inner in folders for path in self.images(inner, depth - 1)]
+
+    def left_out(self, paths: Sequence[Path]) -> None:
+        """Count files by their ending."""
+        for path in paths:
+            ending = path.suffix.lower() or "no ending"
+            self.notes[f"files left out ({ending if ending.isprintable() and len(ending) <= 20 else 'other endings'})"] += 1
+
+    def summary(self) -> dict[str, int]:
+        """The counts, with rare endings taken together."""
+        endings = [words for words, _ in self.notes.most_common() if words.startswith("files left out")]
+        for words in endings[MAX_ENDINGS:]:
+            self.notes["files left out (other endings)"] += self.notes.pop(words)
+        return {words: count for words, count in sorted(self.notes.items()) if count}
+
+    def _is_image(self, path: Path) -> bool:
+        if path.suffix.lower() not in ENDINGS:
+            self.left_out([path])
+            return False
+        if path.is_symlink() and not path.resolve().is_relative_to(self.root.resolve()):
+            raise InputError(f"{path}: refused: a link out of {self.root}; put the image itself there")
+        if limits.regular(path, "repair, convert or remove it") > MAX_BYTES:
+            raise InputError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {path.stat().st_size:,}; make it smaller")
+        return True
+
+
+def read(root: Path, image_size: int) -> Source:
+    """The images below `root`; classes are its subfolders in alphabetical order, or in the order of their numbers.
+
+    Images become upright 8-bit RGB, are cropped around the centre to a square and resized to `image_size`. Headers are read at once,
+    pixels when they are asked for. Links are followed to files inside `root` alone.
+    """
+    found = _Found(root=root)
+    try:
+        folders = _class_folders(found)
+        images = [found.images(folder, MAX_DEPTH) for folder in folders]
+    except OSError as error:
+        raise InputError(f"{root}: expected {NEEDED} ({error.strerror})") from error
+    class_names = tuple(limits.plain_name(f"{root}: classes", folder.name) for folder in folders)
+    for folder, inside in zip(folders, images, strict=True):
+        if not inside:
+            others = "; ".join(f"{count} {words}" for words, count in found.summary().items() if words.startswith("files"))
+            raise InputError(
+                f"{folder}: expected images in the subfolder of each class ({', '.join(sorted(ENDINGS))}), found none"
+                + (f" (in all folders: {others}); convert them" if others else "; remove the folder")
+            )
+    pictures = _examined([path for inside in images for path in inside], image_size)
+    labels = check_labels(root, np.repeat(np.arange(len(images)), [len(inside) for inside in images]), len(pictures))
+    whites = _whites(root, pictures, found.notes)
+    found.notes.update(words for picture in pictures for words in picture.notes)
+    _count_copies(pictures, labels.tolist(), found.notes)
+
+    def decode(rows: NDArray[np.int64]) -> Images:
+        def one(row: int) -> Images:
+            picture = pictures[row]
+            return image_files.decode(picture, image_size, picture.white or whites.get(picture.kind))
+
+        with ThreadPoolExecutor() as pool:
+            return np.stack(list(pool.map(one, rows)))
+
+    return Source(
+        labels=labels,
+        ids=np.arange(len(labels)),
+        read=decode,
+        class_names=class_names,
+        sha256=_folder_sha256(root, pictures),
+        notes=found.summary(),
+    )
+
+
+def _class_folders(found: _Found) -> list[Path]:
+    """The folders of the classes; raises InputError where those of `root` are something else."""
+    root, entries = found.root, found.visible(found.root)
+    folders = [path for path in entries if path.is_dir()]
+    others = [path for path in entries if path not in folders]
+    images = [path for path in others if path.suffix.lower() in ENDINGS]
+    if not folders:
+        tables = [f" and {path.name}" for path in others if path.suffix.lower() in (".csv", ".tsv", ".txt", ".json")][:1]
+        there = f" but {len(images)} images{''.join(tables)}; move each image into a folder named after its class" if images else ""
+        raise InputError(f"{root}: expected {NEEDED}, found no subfolder{there or '; set data.path'}")
+    _refuse_other_layouts(found, folders)
+    found.notes["images beside the folders of the classes left out"] += len(images)
+    found.left_out([path for path in others if path not in images])
+    return _in_order(root, folders)
+
+
+def _refuse_other_layouts(found: _Found, folders: list[Path]) -> None:
+    """Raise InputError for the parts of a data set and for a folder that holds all else; says which folder has the classes."""
+    goal, inside = found.root, folders
+    for _ in range(MAX_DEPTH):
+        parts = _parts(inside)
+        if not parts and len(inside) != 1:
+            break
+        goal = parts[0] if parts else inside[0]
+        inside = [] if goal.is_symlink() else [path for path in _Found(root=goal).visible(goal) if path.is_dir()]
+    if goal == found.root:
+        return
+    parts = _parts(folders)
+    what = f"{_listed(parts)}, the parts of a data set" if parts else f"{folders[0].name} alone"
+    remedy = f"set data.path: {goal}" if len(inside) > 1 else f"make a folder for each class and move its images there (below {goal})"
+    raise InputError(f"{found.root}: expected {NEEDED}, found {what}; {remedy}")
+
+
+def _parts(folders: Sequence[Path]) -> list[Path]:
+    """The folders named like parts of a data set, such as train and test, where there are several; the one to use comes first."""
+    named = sorted(((_part(folder.name), folder) for folder in folders), key=lambda pair: list(PARTS).index(pair[0]) if pair[0] else -1)
+    names = {part for part, _ in named}
+    return [folder for part, folder in named if part] if any(pair <= names for pair in TOGETHER) else []
+
+
+def _part(name: str) -> str | None:
+    """The part of a data set that a folder's name stands for: `Training_set`, `train2017` and `train-images` are all `train`."""
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word not in FILLERS] or [name.lower()]
+    word = re.sub(r"(?<=.)(set|data|images|imgs)$", "", words[0])
+    return next((part for part, spellings in PARTS.items() if len(words) == 1 and {word, words[0]} & spellings), None)
+
+
+def _listed(folders: Sequence[Path]) -> str:
+    return " and ".join(sorted(folder.name for folder in folders)[:6])
+
+
+def _in_order(root: Path, folders: list[Path]) -> list[Path]:
+    """By number, where all names are whole numbers; alphabetical, as they come, otherwise."""
+    if not all(re.fullmatch(r"-?[0-9]{1,200}", folder.name) for folder in folders):
+        return folders
+    by_number: dict[int, Path] = {}
+    for folder in folders:
+        if (other := by_number.setdefault(int(folder.name), folder)) != folder:
+            raise InputError(f"{root}: expected different numbers, found classes {other.name} and {folder.name}; rename or join them")
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def _examined(paths: list[Path], image_size: int) -> list[Picture]:
+    """All headers; raises InputError for the first file that is refused, with the number of the others."""
+
+    def attempt(path: Path) -> Picture | InputError:
+        try:
+            return image_files.examine(path, image_size)
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(attempt, paths))
+    if errors := [result for result in results if isinstance(result, InputError)]:
+        more = f" (and {len(errors) - 1} more files are refused)" if len(errors) > 1 else ""
+        raise InputError(f"{errors[0]}{more}")
+    return [result for result in results if isinstance(result, Picture)]
+
+
+def _whites(root: Path, pictures: list[Picture], notes: Counter[str]) -> dict[str, float]:
+    """The level of white of each kind of image that has more than 8 bits and does not state it.
+
+    It is the usual one where the levels of all such images together reach into its upper half. Raises InputError where they do not: the
+    same file can mean a dark picture of 16 bits or a bright one of 12.
+    """
+    deep: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        if picture.depth != "8 bits":
+            white = image_files.WHITES[picture.depth] if picture.white is None else picture.white
+            notes[_scaling(picture, white)] += 1
+            if picture.white is None:
+                deep.setdefault(picture.kind, []).append(picture)
+    return {kind: _white(root, members, notes) for kind, members in deep.items()}
+
+
+def _scaling(picture: Picture, white: float) -> str:
+    done = "reduced to 8 bits" if picture.depth == "16-bit colour" else f"scaled to 8 bits so that {white:,.0f} becomes 255"
+    return f"images of {picture.depth} {done}"
+
+
+def _white(root: Path, pictures: list[Picture], notes: Counter[str]) -> float:
+    with ThreadPoolExecutor() as pool:
+        lows, highs = np.array(list(pool.map(image_files.levels, pictures))).T
+    depth, low, high = pictures[0].depth, lows.min(), highs.max()
+    white = image_files.WHITES[depth]
+    least = 0 if depth == "floats" else math.ceil(white / 2)
+    if not (low >= 0 and least <= high <= white):  # NaN is neither
+        where = f"{root}: {len(pictures)} images of {depth}, the first is {pictures[0].path}"
+        above = f", the brightest {least:,} or more" if least else ""
+        remedy = "divide by the level of white, multiply by 255, round, and save as 8 bits"
+        raise InputError(f"{where}: expected levels from 0 to {white:,.0f}{above}, found {low:,g} to {high:,g}; {remedy}")
+    if depth.startswith("16"):
+        notes["images of 16 bits that are dark, below 1/16 of white, and scaled like the others"] += int((highs < white / 16).sum())
+    return white
+
+
+def _count_copies(pictures: list[Picture], labels: list[int], notes: Counter[str]) -> None:
+    """Count files that are equal to the byte: the split may put one of them on each side."""
+    classes: dict[str, set[int]] = {}
+    for picture, label in zip(pictures, labels, strict=True):
+        classes.setdefault(picture.sha256, set()).add(label)
+    notes["images that are copies of others, so that training and validation images may be the same"] += len(pictures) - len(classes)
+    notes["images that are in several classes"] += sum(len(held) > 1 for held in classes.values())
+
+
+def _folder_sha256(root: Path, pictures: list[Picture]) -> str:
+    """A SHA-256 over the names and contents of all images."""
+    lines = [f"{picture.sha256}  {picture.path.relative_to(root)}\n" for picture in pictures]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()

@@ -1,0 +1,51 @@
+"""`cifar10`, `cifar100`, `svhn`: the training parts of torchvision's data sets; their test parts stay untouched.
+
+References: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; Netzer et al., "Reading Digits in Natural Images
+with Unsupervised Feature Learning", 2011.
+"""
+
+import hashlib
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torchvision import datasets
+
+from pipeline.base.errors import InputError
+from pipeline.prepare.sources.common import Images, Source, check_labels, check_shape, numbered
+
+FILES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz", "svhn": "train_32x32.mat"}
+
+
+def read(name: str, root: Path, image_size: int) -> Source:
+    """The data set in the folder `root`, downloaded by torchvision when it is not there; torchvision checks its MD5."""
+    dataset = _open(name, root)
+    images: Images = np.asarray(dataset.data)
+    channels_last = check_shape(root, images.shape, image_size)
+    if channels_last:
+        images = images.transpose(0, 3, 1, 2)
+    labels = check_labels(root, np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None))), len(images))
+    return Source(
+        labels=labels,
+        ids=np.arange(len(labels)),
+        read=lambda rows: images[rows],
+        class_names=tuple(getattr(dataset, "classes", numbered(int(labels.max()) + 1))),
+        sha256=hashlib.sha256(np.ascontiguousarray(images).data.tobytes() + labels.tobytes()).hexdigest(),
+    )
+
+
+def _open(name: str, root: Path) -> Any:
+    options: dict[str, Any] = {"split": "train"} if name == "svhn" else {"train": True}
+    constructor = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "svhn": datasets.SVHN}[name]
+    try:
+        return constructor(root=root, download=False, **options)
+    except RuntimeError:
+        pass  # torchvision's word for "not there, or with another MD5"
+    try:
+        return constructor(root=root, download=True, **options)
+    except (OSError, RuntimeError, HTTPException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{root}: {name} is not there whole and could not be downloaded ({reason}); put {FILES[name]} there (a .tar.gz unpacked)"
+        ) from error

@@ -1,1 +1,0 @@
-"""One thin command a stage: read params, call the library, write the outputs named on the command line."""

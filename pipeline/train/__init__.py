@@ -1,0 +1,1 @@
+"""The training loop, its batches, and the stage that trains the clean model."""

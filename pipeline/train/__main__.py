@@ -1,0 +1,43 @@
+"""Stage `train_clean`: the clean image set -> the clean model."""
+
+import argparse
+from pathlib import Path
+
+from pipeline import networks, params
+from pipeline.base import console, store
+from pipeline.networks import device, scores
+from pipeline.train import augmentation, loop, mixing
+
+
+def train_clean() -> str:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint of the clean model")
+    parser.add_argument("--history", type=Path, required=True, help="CSV with a line for every epoch")
+    args = parser.parse_args()
+
+    settings, processor = params.load(params.FILE), device.choose()
+    clean = store.ImageSet(args.clean)
+    params.expect_classes(settings.all_attacks, len(clean.class_names))
+    val = clean.load("val")
+    pretrained = networks.pretrained_weights(settings.model)
+    network = networks.build(settings.model, len(clean.class_names), settings.clean.seed, pretrained)
+    return loop.train(
+        network,
+        augmentation.AugmentedBatches(
+            mixing.training_batches({params.CLEAN: clean}, settings.clean, processor), settings.clean.augment, settings.clean.seed
+        ),
+        scores.accuracy_on(val, settings.evaluate.batch_size),
+        settings.clean,
+        text="train the clean model",
+        out=args.out,
+        history=args.history,
+        architecture=settings.model.architecture,
+        class_names=clean.class_names,
+        provenance={"clean.digest": clean.digest, "weights": settings.model.weights or "none", "weights.sha256": pretrained.sha256},
+        device=processor,
+    )
+
+
+if __name__ == "__main__":
+    console.run(train_clean)

@@ -1,0 +1,334 @@
+"""The one training loop: optimiser, schedule, the model of the best epoch, and going on after an interruption."""
+
+import functools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision import models
+
+from pipeline import networks, params
+from pipeline.base import console, files, unfinished
+from pipeline.base.errors import InputError
+from pipeline.networks import matrix_products, torch_files
+from pipeline.networks.device import describe
+from pipeline.networks.memory_fit import Offload
+from pipeline.networks.precision import precision_for
+
+SAVING = 0.1  # the greatest share of the time that goes into saving unfinished work
+COPIES = 12  # of the weights on the disk at most: unfinished work twice, of up to five copies each, and the checkpoint twice
+
+Scores = dict[str, float]
+Row = dict[str, Any]
+
+
+class Batches(Protocol):
+    """What the loop trains on.
+
+    `epoch` gives, from batch `first` of an epoch on, images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss.
+    The tensors of `state` and `loading` are all that they depend on besides the epoch, the network and the params.
+    """
+
+    state: dict[str, Tensor]
+    loading: str
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A finished training: the tensors of the best epoch, that epoch's row of the history, and the history of all epochs.
+
+    Rows hold `epoch` (from 1), `lr` of its first batch, `train_loss` and `train_accuracy` over its images, and what `validate` gave.
+    """
+
+    state_dict: dict[str, Tensor]
+    best: Row
+    history: list[Row]
+
+
+def fit(
+    network: nn.Module,
+    batches: Batches,
+    validate: Callable[[nn.Module], Scores],
+    settings: params.Training,
+    *,
+    text: str,
+    device: torch.device,
+    part: Path | None = None,
+) -> Fit:
+    """Train `network` in place and keep the first of the epochs with the best `val_accuracy`, in [0, 1], of what `validate` gives.
+
+    Ends after `settings.epochs`, or after `settings.patience` epochs without a better one. With `part`, unfinished work is kept there and
+    gone on with: the result is the same to the bit, on the same machine and build. Raises InputError when the loss is no longer finite, and
+    Interrupted after Ctrl-C or SIGTERM, once the current batch is done and saved.
+    """
+    run = _Run(network, batches, settings, device)
+    if part is not None and part.exists():
+        run.load(part)
+    done = run.epoch * len(batches) + run.batch
+    with console.progress(settings.epochs * len(batches), text, "batches", done) as bar, console.stopping() as stop:
+        saved = _Saver(run, part)
+        while not run.is_finished:
+            for images, labels, shares in batches.epoch(run.epoch, run.batch):
+                run.step(images, labels, shares)
+                bar.update(1)
+                if stop.asked:
+                    saved.now()
+                    raise console.Interrupted(f"{text}: batch {run.batch} of epoch {run.epoch + 1} is done")
+            if not math.isfinite(loss := float(run.totals[0])):
+                raise InputError(f"{text}: the loss is {loss} after epoch {run.epoch + 1}; lower its lr in params.yaml (now {settings.lr})")
+            run.close_epoch(validate(run.judged))
+            bar.set_postfix_str(f"loss {run.history[-1]['train_loss']:.3f}, best {run.best['val_accuracy']:.4f}")
+            if warning := collapse(run.history):
+                console.say(f"{text}: {warning}")
+            if run.is_finished:
+                saved.now()
+            else:
+                saved.when_worth_it()
+    state = {name: tensor.cpu() for name, tensor in run.best_state.items()}
+    return Fit(state_dict=state, best=run.best, history=run.history)
+
+
+def train(
+    network: nn.Module,
+    batches: Batches,
+    validate: Callable[[nn.Module], Scores],
+    settings: params.Training,
+    *,
+    text: str,
+    out: Path,
+    history: Path,
+    architecture: str,
+    class_names: Sequence[str],
+    provenance: Mapping[str, str | int | float],
+    attack_passes: tuple[int, int] = (0, 0),
+    also_write: Callable[[networks.Checkpoint], None] = lambda _: None,
+    device: torch.device,
+) -> str:
+    """Train, and write the best epoch's checkpoint, with where it comes from, and the history; returns what to say of it.
+
+    `attack_passes` are the gradients of single images that attacks computed for it, beforehand and in every epoch. `also_write` writes
+    whatever else comes of the training. What all this was made from is kept until DVC has recorded the stage.
+    """
+    origin = _origin(provenance, batches, settings, device)
+    part = unfinished.path_for(out, {**origin, "architecture": architecture})
+    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
+    files.require_space(out.parent, COPIES * weights + sum(tensor.nbytes for tensor in batches.state.values()), text)
+    unfinished.resume(part)
+    fitted = fit(network, batches, validate, settings, text=text, device=device, part=part)
+    checkpoint = networks.Checkpoint(
+        architecture=architecture,
+        class_names=list(class_names),
+        state_dict=fitted.state_dict,
+        provenance={
+            **origin,
+            "best.epoch": fitted.best["epoch"],
+            "best.val_accuracy": fitted.best["val_accuracy"],
+            "attack_passes": attack_passes[0] + attack_passes[1] * len(fitted.history),
+        },
+    )
+    checkpoint.save(out)
+    files.write_csv(history, fitted.history)
+    also_write(checkpoint)
+    part.replace(unfinished.finished(part))
+    kept = f"epoch {fitted.best['epoch']} of {len(fitted.history)} kept, validation accuracy {fitted.best['val_accuracy']:.4f}"
+    return f"{out}: {kept}, on {describe(device)}"
+
+
+def _origin(
+    provenance: Mapping[str, str | int | float], batches: Batches, settings: params.Training, device: torch.device
+) -> dict[str, str | int | float]:
+    """All that decides what comes out of a training, as plain values."""
+    return {
+        **provenance,
+        **{f"training.{key}": value if isinstance(value, str | int | float) else _plain(value) for key, value in settings},
+        "loading": batches.loading,
+        "device": device.type,
+        "precision": precision_for(settings.precision, device),
+        **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},
+    }
+
+
+class _Run:
+    """A training under way."""
+
+    def __init__(self, network: nn.Module, batches: Batches, settings: params.Training, device: torch.device) -> None:
+        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.batches, self.settings = batches, settings
+        self._forward = _forward(network, settings.precision, device)
+        self._optimizer = _optimizer(network, settings)
+        self._average = None if settings.ema is None else _average(network, settings.ema)
+        self._memory = Offload(network, device)
+        self.epoch, self.batch = 0, 0
+        self.totals = torch.zeros(3, device=device)
+        self.history: list[Row] = []
+        self.best: Row = {}
+        self.best_state: dict[str, Tensor] = {}
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network whose accuracy counts: the average of the weights, if there is one."""
+        return self.network if self._average is None else self._average.module
+
+    @property
+    def is_finished(self) -> bool:
+        patience = self.settings.patience or math.inf
+        return self.epoch == self.settings.epochs or self.epoch - self.best.get("epoch", self.epoch) >= patience
+
+    def step(self, images: Tensor, labels: Tensor, shares: Tensor) -> None:
+        """One batch. Sums stay on the device: reading them would stall it at every step."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._lr(self.batch + 0.5)
+        self.network.train()
+        loss, logits = self._memory.fitted(lambda: self._gradients(images, labels, shares))
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.network)
+        right = (logits.argmax(1) == labels).sum()
+        self.totals += torch.stack([loss * len(labels), right, torch.full_like(right, len(labels))])
+        self.batch += 1
+
+    def _gradients(self, images: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the parameters their gradients; the loss and the logits (B, n_classes)."""
+        self._optimizer.zero_grad()
+        logits = self._forward(images.contiguous(memory_format=torch.channels_last))
+        losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=self.settings.label_smoothing)
+        loss = (losses * shares).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), logits.detach()
+
+    def close_epoch(self, scores: Scores) -> None:
+        """Enter the epoch into the history and keep its tensors if it is the best so far."""
+        loss, n_right, n_images = self.totals.tolist()
+        row = {"lr": self._lr(0.5), "train_loss": loss / n_images, "train_accuracy": n_right / n_images, **scores}
+        self.history.append({"epoch": self.epoch + 1, **{key: round(value, 6) for key, value in row.items()}})
+        if not self.best or scores["val_accuracy"] > self.best["val_accuracy"]:
+            self.best = self.history[-1]
+            self.best_state = {name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()}
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.totals.zero_()
+
+    def _lr(self, batch: float) -> float:
+        return self.settings.lr * learning_rate(self.epoch + batch / len(self.batches), self.settings)
+
+    def save(self, path: Path) -> None:
+        """Write all that the rest of the run depends on, which is little at its end."""
+        content = {} if self.is_finished else {name: part.state_dict() for name, part in self._parts().items()}
+        content |= {"batches": self.batches.state, "totals": self.totals, "best_state": self.best_state}
+        plain = {"epoch": self.epoch, "batch": self.batch, "history": self.history, "best": self.best}
+        with files.replacing(path) as file:
+            torch.save({**content, **plain}, file)
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote; a file that cannot be read is deleted, and the run starts from its beginning."""
+        try:
+            content = torch.load(path, map_location=self.totals.device, weights_only=True)
+        except torch_files.UNREADABLE:
+            console.say(f"{path}: unfinished work that cannot be read; starting from the beginning")
+            path.unlink()
+            return
+        for name, part in self._parts().items():
+            if name in content:
+                part.load_state_dict(content[name])
+        for name, tensor in self.batches.state.items():
+            tensor.copy_(content["batches"][name])
+        self.totals, self.best_state = content["totals"], content["best_state"]
+        self.epoch, self.batch, self.history, self.best = (content[key] for key in ("epoch", "batch", "history", "best"))
+        what = f"going on after batch {self.batch} of epoch {self.epoch + 1}"
+        console.say(f"all {self.epoch} epochs were done before" if self.is_finished else what)
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"network": self.network, "optimizer": self._optimizer, "average": self._average}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+class _Saver:
+    """Saves a run after its epochs, but spends no more than a tenth of the time on it."""
+
+    def __init__(self, run: _Run, path: Path | None) -> None:
+        self._run, self._path = run, path
+        self._since, self._took = time.perf_counter(), 0.0
+
+    def now(self) -> None:
+        if self._path is not None:
+            started = time.perf_counter()
+            self._run.save(self._path)
+            self._since = time.perf_counter()
+            self._took = self._since - started
+
+    def when_worth_it(self) -> None:
+        if time.perf_counter() - self._since >= self._took / SAVING:
+            self.now()
+
+
+def collapse(history: Sequence[Row]) -> str:
+    """A warning in the epoch in which training against single-step attacks fails (Wong et al., ICLR 2020), else nothing.
+
+    PGD accuracy then falls to less than half its best while FGSM accuracy does not fall.
+    """
+    if "val_fgsm" not in (history[-1] if history else {}):
+        return ""
+
+    def collapsed(rows: Sequence[Row]) -> bool:
+        best = max(rows, key=lambda row: row["val_pgd"])
+        return bool(rows[-1]["val_pgd"] < best["val_pgd"] / 2 and rows[-1]["val_fgsm"] >= best["val_fgsm"])
+
+    if not collapsed(history) or (len(history) > 1 and collapsed(history[:-1])):
+        return ""
+    best, last = max(history, key=lambda row: row["val_pgd"]), history[-1]
+    return (
+        f"collapse in epoch {last['epoch']}: held-out PGD accuracy fell from {best['val_pgd']:.3f} to {last['val_pgd']:.3f}, FGSM accuracy "
+        f"is {last['val_fgsm']:.3f}; epoch {best['epoch']} is kept (more steps, a random start or a smaller alpha help)"
+    )
+
+
+def learning_rate(epoch: float, settings: params.Training) -> float:
+    """The factor on `settings.lr` at a fractional epoch: a linear warm-up from 0, then constant or half a cosine down to 0."""
+    if epoch < settings.warmup_epochs:
+        return epoch / settings.warmup_epochs
+    if settings.schedule == "constant":
+        return 1.0
+    done = (epoch - settings.warmup_epochs) / max(settings.epochs - settings.warmup_epochs, 1e-9)
+    return (1 + math.cos(math.pi * min(done, 1))) / 2
+
+
+def _forward(network: nn.Module, precision: params.Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The network's own forward, or the same function as bfloat16 matrix products."""
+    if precision_for(precision, device) == "bf16" and isinstance(network, models.ResNet):
+        return functools.partial(matrix_products.training_logits, network, dtype=torch.bfloat16)
+    return network
+
+
+def _optimizer(network: nn.Module, settings: params.Training) -> torch.optim.Optimizer:
+    weights = network.parameters()
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(weights, lr=settings.lr, betas=(settings.momentum, 0.999), weight_decay=settings.weight_decay, fused=True)
+    return torch.optim.SGD(
+        weights,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.momentum > 0,
+        fused=True,
+    )
+
+
+def _average(network: nn.Module, decay: float) -> AveragedModel:
+    """A running average of the parameters and of BatchNorm's statistics, brought up to date after every step."""
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+
+
+def _plain(value: object) -> str:
+    return json.dumps(value.model_dump(exclude_none=True) if isinstance(value, params.Section) else value)

@@ -1,0 +1,678 @@
+"""A tiny project made by the real DVC, then tampered with one thing at a time: each is found, and named."""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import dvc.repo
+import dvc.stage.run
+import h5py
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from pipeline import __main__ as command
+from pipeline import networks
+from pipeline.audit import audit, lineage, project, recomputation, records
+from pipeline.base import console, files, store
+from pipeline.base.errors import InputError
+from pipeline.train import memory
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
+yaml = YAML(typ="safe")
+CPU = torch.device("cpu")
+PGD, FGSM, CLEAN = "data/adversarial/clean/pgd", "data/adversarial/clean/fgsm", "data/clean"
+R_PGD = "data/adversarial/robust/pgd"  # made against another model
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Three shards of tiny images, two models, every stage but the audit run once by DVC, in this process: torch is imported but once."""
+    folder = tmp_path_factory.mktemp("made")
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("data/raw", "models/pretrained"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "README.md").write_text("files of the user's own")
+    change_params(folder, tiny)
+    dvc.repo.Repo.init(str(folder), no_scm=True).close()
+    reproduce(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def joined(made, tmp_path_factory):
+    """The project, gone on with: `robust` is attacked too, and the variant mixes a set made against it."""
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("joined") / "project")
+    change_params(folder, two_sources)
+    text = (folder / "dvc.yaml").read_text()
+    for last, more in (
+        ("--adversarial data/adversarial/${item.of}", " data/adversarial/robust --sources models/robust.pt"),
+        ("        - models/${item.of}.pt", "\n        - data/adversarial/robust\n        - models/robust.pt"),
+    ):
+        assert text.count(last) == 1
+        text = text.replace(last, last + more)
+    (folder / "dvc.yaml").write_text(text)
+    reproduce(folder)
+    return folder
+
+
+def two_sources(params):
+    params["rounds"]["robust"] = {"next": "robust2"}
+    params["variants"]["refreshed"].update(ema=0.9, mix={"clean": 0.5, "pgd": 0.25, "robust-pgd": 0.25})
+    params["evaluate"]["models"].update(robust2={"stored": "robust"})
+
+
+def reproduce(folder):
+    with here(folder) as patch, dvc.repo.Repo(str(folder)) as repo:
+        patch.setattr(dvc.stage.run, "cmd_run", lambda stage, **_: run_here(stage.cmd))
+        repo.reproduce()
+
+
+@contextmanager
+def here(folder):
+    """Stages that are called run in the project, in this process, and raise what they refuse."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PIPELINE_DEVICE", "cpu")
+        patch.setattr(console, "run", lambda run: run())
+        yield patch
+
+
+def tiny(params):
+    params["data"].update(n_images=120, n_val=30, image_size=16)
+    params["store"].update(shard_rows=50)
+    params["model"].update(architecture="resnet18")
+    params["clean"].update(epochs=2, warmup_epochs=0, batch_size=32, precision="fp32")
+    params["finetune"].update(epochs=1, batch_size=32, precision="fp32")
+    params["variants"]["refreshed"].update(epochs=1, warmup_epochs=0)
+    params["selection"].update(n_images=16, steps=2)
+    params["export"].update(model="robust")
+    params["generate"].update(batch_size=16, precision="fp32")
+    params["attacks"]["pgd"].update(steps=2)
+    params["evaluate"].update(n_eval=8, grid=None)
+    params["evaluate"]["ensemble"].update(n_eval=6, iterations=2, targets=3)
+    params["evaluate"]["threats"]["pgd"].update(steps=2)
+    params["evaluate"]["curves"].update(n_eval=4, eps=[0.1, 1], steps=[1, 4], restarts=2, queries=4)
+    params["audit"].update(sample=50)
+
+
+def run_here(line):
+    words = shlex.split(line)
+    with pytest.MonkeyPatch.context() as patch:  # DVC knows its own locks by the command line
+        patch.setattr(sys, "argv", words[2:])
+        runpy.run_module(words[2], run_name="__main__")
+
+
+def change_params(folder, edit):
+    content = yaml.load((folder / "params.yaml").read_text())
+    edit(content)
+    replace(folder / "params.yaml", lambda path: YAML().dump(content, path))
+
+
+def replace(path, write):
+    """Write a file anew: the old one may be another test's too."""
+    path.unlink(missing_ok=True)
+    write(path)
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """The project, for one test to spoil: files are links to the same bytes until they are replaced."""
+    return shutil.copytree(made, tmp_path / "project", copy_function=os.link)
+
+
+def failures(folder, path="."):
+    """What an audit of the project, or of one image set in it, calls FAILED."""
+    return {f"{row.stage}: {row.parameter}": row.value for row in audit.audit(folder / path, CPU) if row.verdict == "FAILED"}
+
+
+def own(path):
+    """A copy of a file in its place, to be changed."""
+    content = path.read_bytes()
+    replace(path, lambda new: new.write_bytes(content))
+    return path
+
+
+def spoil(folder, shard, name, edit, *, rehash=False):
+    """Change a dataset of a shard, and its SHA-256 too if whoever does it knows how."""
+    path = own(folder / shard)
+    with h5py.File(path, "r+") as file:
+        array = file[name][...]
+        edit(array)
+        file[name][...] = array
+        if rehash:
+            block = store.Block(**{key: dataset[...] for key, dataset in file.items()})
+            attributes = {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
+            file.attrs["content_sha256"] = store._content_sha256(attributes, block.datasets)
+
+
+def relock(folder, path):
+    """Let dvc.lock record what lies there now, wherever it names `path`."""
+    old = {md5 for stage in lineage.recorded(folder).values() for name, md5 in {**stage.deps, **stage.outs}.items() if name == path}
+    text = (folder / "dvc.lock").read_text()
+    for md5 in old:
+        text = text.replace(md5, lineage.md5(folder / path))
+    replace(folder / "dvc.lock", lambda new: new.write_text(text))
+
+
+def test_an_untouched_project_passes_with_every_stage_and_the_same_measures_each_time(made):
+    rows = audit.audit(made, CPU)
+    assert [row for row in rows if row.verdict != "ok"] == []
+    judged = {"evaluate@clean", "evaluate@robust", "evaluate@refreshed"}
+    stages = {"prepare", "train_clean", "generate@clean-fgsm", "generate@clean-pgd", "finetune@clean", "variant@refreshed", *judged}
+    assert {row.stage for row in rows} == {*stages, "export", "threat models", "versions"}
+    assert audit.measures(rows) == audit.measures(audit.audit(made, CPU))
+    recorded = json.loads((made / "metrics/audit.json").read_text())
+    assert recorded["failed"] == 0
+    assert recorded["generate@clean-pgd.distance"] == 32
+    assert recorded["generate@clean-pgd.rows"] == 120
+    assert all(isinstance(value, int | float) for value in recorded.values())
+
+
+def test_the_hashes_of_dvc_are_recomputed(made):
+    for stage in lineage.recorded(made).values():
+        for path, md5 in {**stage.deps, **stage.outs}.items():
+            assert lineage.md5(made / path) == md5 or path in ("models", "plots", "metrics/audit.json"), path
+
+
+def flip(place):
+    def edit(array):
+        array[place] = 255 - array[place]
+
+    return edit
+
+
+def far(array):
+    array[7] = np.where(array[7] > 127, 0, 255)
+
+
+def one_more(array):
+    array[7] += 1
+
+
+def moved(array):
+    array[[3, 7]] = [1 - array[3], 1 - array[7]]
+
+
+def copied(array):
+    array[8] = array[9]
+
+
+SPOILT = "its content does not match its SHA-256"
+
+
+@pytest.mark.parametrize(
+    ("shard", "name", "edit"),
+    [
+        (f"{PGD}/00001.h5", "images", flip((7, 0, 3, 3))),
+        (f"{FGSM}/00000.h5", "labels", one_more),
+        (f"{CLEAN}/00002.h5", "ids", one_more),
+        (f"{CLEAN}/00000.h5", "split", moved),
+        (f"{PGD}/00000.h5", "fooled", lambda array: np.logical_not(array, out=array)),
+    ],
+)
+def test_any_changed_dataset_is_found_by_its_hash(folder, shard, name, edit):
+    spoil(folder, shard, name, edit)
+    path = str(Path(shard).parent)
+    found = failures(folder, path)
+    (made_by,) = [stage for stage, entry in lineage.recorded(folder).items() if path in entry.outs]
+    assert f"{shard}: {SPOILT}" in found[f"{made_by}: {path}"]
+    assert "on the disk" in found[f"{made_by}: output {path}"]
+
+
+@pytest.mark.parametrize(
+    ("shard", "name", "edit", "row", "text"),
+    [
+        (
+            f"{PGD}/00001.h5",
+            "images",
+            far,
+            "generate@clean-pgd: distance",
+            "255/255 at most, eps allows 32/255: 1 of 120 rows, the first is row 57",
+        ),
+        (f"{FGSM}/00001.h5", "labels", one_more, "generate@clean-fgsm: labels", "1 of 120 rows, the first is row 57"),
+        (f"{FGSM}/00001.h5", "ids", one_more, "generate@clean-fgsm: ids", "1 of 120 rows, the first is row 57"),
+        (f"{FGSM}/00000.h5", "split", moved, "generate@clean-fgsm: split", "2 of 120 rows, the first is row 3"),
+        (f"{PGD}/00000.h5", "eps", lambda array: array.fill(0.01), "generate@clean-pgd: stated eps", "50 of 120 rows"),
+        (f"{CLEAN}/00001.h5", "images", flip((7, 0, 3, 3)), "prepare: images of the raw data", "1 of 120 rows, the first is row 57"),
+        (f"{CLEAN}/00001.h5", "labels", lambda array: np.put(array, 7, (array[7] + 1) % 10), "prepare: labels of the raw data", "row 57"),
+        (f"{CLEAN}/00001.h5", "ids", copied, "prepare: ids", "1 rows repeat an id"),
+        (f"{CLEAN}/00001.h5", "ids", copied, "prepare: ids of the raw data", "row 58"),
+        (f"{CLEAN}/00000.h5", "split", moved, "prepare: split", "2 rows, the first is row 3"),
+    ],
+)
+def test_whoever_renews_the_hashes_is_found_by_recomputation(folder, shard, name, edit, row, text):
+    spoil(folder, shard, name, edit, rehash=True)
+    relock(folder, str(Path(shard).parent))
+    found = failures(folder, Path(shard).parent)
+    assert text in found[row]
+    assert f"{row.split(':')[0]}: output {Path(shard).parent}" not in found, "dvc.lock agrees"
+
+
+def test_a_validation_image_among_the_training_rows_is_found(folder):
+    spoil(folder, f"{PGD}/00000.h5", "split", lambda array: array.fill(0), rehash=True)
+    assert "validation images among the training rows" in failures(folder)["finetune@clean: training rows of pgd"]
+
+
+@pytest.mark.parametrize("row", ["fooled again", "attacked again"])
+def test_a_set_that_another_attack_made_is_found_by_running_its_own_again(folder, row):
+    """Within eps, with right hashes: the flags turned over, or every image moved by one level in place of the attack."""
+    for shard in ("00000.h5", "00001.h5", "00002.h5"):
+        with h5py.File(folder / CLEAN / shard) as file:
+            clean = file["images"][...]
+        if row == "fooled again":
+            spoil(folder, f"{PGD}/{shard}", "fooled", lambda array: np.logical_not(array, out=array), rehash=True)
+        else:
+            spoil(folder, f"{PGD}/{shard}", "images", lambda array, near=clean ^ 1: np.copyto(array, near), rehash=True)
+    relock(folder, PGD)
+    found = failures(folder, PGD)
+    assert "rows, the first is row" in found[f"generate@clean-pgd: {row}"]
+    assert "generate@clean-pgd: distance" not in found
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(1 / 8, "ok"), (1 / 2, "FAILED")])
+def test_on_a_gpu_a_few_values_may_differ_when_an_image_is_attacked_again(folder, monkeypatch, share, verdict):
+    monkeypatch.setitem(recomputation.SAME, "cpu", recomputation.SAME["cuda"])
+
+    def move(images):
+        images[:, :, : int(share * images.shape[2])] ^= 1
+
+    for shard in ("00000.h5", "00001.h5", "00002.h5"):
+        spoil(folder, f"{PGD}/{shard}", "images", move, rehash=True)
+    rows = {row.parameter: row for row in recomputation.adversarial_set(project.Project(folder, CPU), "generate@clean-pgd", PGD)}
+    assert rows["attacked again"].verdict == verdict
+    assert ("12.50% of their values differ" if verdict == "ok" else "rows, the first is row") in rows["attacked again"].value
+
+
+VARIANT, REFRESHED = "variant@refreshed", "data/refreshed/refreshed"
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "row", "text"),
+    [
+        ("images", far, "pgd distance", "eps allows 32/255: 1 of 120 rows, the first is row 57"),
+        ("ids", one_more, "pgd ids", "1 of 120 rows, the first is row 57"),
+        (
+            "images",
+            lambda array: np.bitwise_xor(array, 1, out=array),
+            "pgd validation rows",
+            "of them differ from data/adversarial/clean/pgd",
+        ),
+    ],
+)
+def test_a_refreshed_set_is_held_to_its_clean_and_its_cached_one(folder, name, edit, row, text):
+    spoil(folder, f"{REFRESHED}/pgd/00001.h5", name, edit, rehash=True)
+    relock(folder, REFRESHED)
+    found = failures(folder)
+    assert text in found[f"variant@refreshed: {REFRESHED}/{row}"]
+    assert f"variant@refreshed: output {REFRESHED}" not in found, "dvc.lock agrees"
+
+
+def test_a_refreshed_set_of_another_model_is_found(folder):
+    for shard in ("00000.h5", "00001.h5", "00002.h5"):
+        replace(folder / REFRESHED / "pgd" / shard, lambda path, name=shard: shutil.copy(folder / PGD / name, path))
+    found = failures(folder)
+    assert "no such attribute" in found[f"variant@refreshed: {REFRESHED}"] or "KeyError" in found[f"variant@refreshed: {REFRESHED}"]
+
+
+def test_sets_of_two_models_are_mixed_refreshed_and_audited_side_by_side(joined):
+    rows = audit.audit(joined, CPU)
+    assert [row for row in rows if row.verdict != "ok"] == []
+    parameters = {row.parameter for row in rows if row.stage == VARIANT}
+    assert {f"made from {path}" for path in (CLEAN, PGD, FGSM, R_PGD, "models/clean.pt", "models/robust.pt")} <= parameters
+    assert {"training rows of pgd", "training rows of robust-pgd", "variants.refreshed.mix.robust-pgd"} <= parameters
+    assert {f"{REFRESHED}/robust-pgd made with {path}" for path in (R_PGD, "models/robust.pt", "models/refreshed.pt")} <= parameters
+    assert {f"{REFRESHED}/pgd made with {path}" for path in (PGD, "models/clean.pt", "models/refreshed.pt")} <= parameters
+    assert sorted(path.name for path in (joined / REFRESHED).iterdir()) == ["pgd", "robust-pgd"]
+    accuracies = [row.parameter for row in rows if row.stage == "evaluate@refreshed" and row.parameter.startswith("accuracy")]
+    assert accuracies == [f"accuracy on {name}" for name in ("clean", "fgsm", "pgd", "mixed")], "its transfer is from one model"
+
+
+@pytest.fixture
+def twice(joined, tmp_path):
+    """The project with sets of two models, for one test to spoil."""
+    return shutil.copytree(joined, tmp_path / "project", copy_function=os.link)
+
+
+def failures_of(folder, stage):
+    """What is FAILED of one stage."""
+    return {row.parameter: row.value for row in audit._stage(project.Project(folder, CPU), stage) if row.verdict == "FAILED"}
+
+
+def test_a_set_of_the_parent_in_the_place_of_another_model_s_is_found(twice):
+    shutil.rmtree(twice / R_PGD)
+    shutil.copytree(twice / PGD, twice / R_PGD)
+    relock(twice, R_PGD)
+    assert failures_of(twice, "generate@robust-pgd")["made from models/robust.pt"].startswith("recorded ")
+    found = failures_of(twice, VARIANT)
+    assert found.keys() == {f"made from {R_PGD}", f"{REFRESHED}/robust-pgd made with {R_PGD}", f"{REFRESHED}/robust-pgd validation rows"}
+    assert found[f"made from {R_PGD}"].startswith("recorded ")
+
+
+def test_another_source_model_is_found(twice):
+    replace(twice / "models/robust.pt", lambda path: shutil.copy(twice / "models/robust2.pt", path))
+    relock(twice, "models/robust.pt")
+    found = failures_of(twice, VARIANT)
+    assert found.keys() == {"made from models/robust.pt", f"{REFRESHED}/robust-pgd made with models/robust.pt"}
+
+
+def test_two_sets_of_one_name_are_a_failure(twice):
+    shutil.rmtree(twice / PGD)
+    shutil.copytree(twice / FGSM, twice / PGD)
+    relock(twice, PGD)
+    assert failures_of(twice, VARIANT)["models/refreshed.pt"] == f"{PGD}: made by fgsm, as {FGSM} is; run `dvc repro`"
+
+
+def test_a_threat_that_only_a_set_of_another_model_trained_on_is_compared(twice):
+    change_params(twice, lambda params: params["finetune"].update(mix={"clean": 0.5, "fgsm": 0.5}))
+    change_params(twice, lambda params: params["variants"]["refreshed"].update(mix={"clean": 0.5, "robust-pgd": 0.5}))
+    assert "attacks.pgd" in {row.parameter for row in records.threat_models(project.Project(twice, CPU))}
+
+
+AGAIN = "data/adversarial/again"
+FINETUNE = (
+    "python -m pipeline.harden.finetune --variant refreshed --clean data/clean --model models/clean.pt --out models/x.pt"
+    " --history plots/x/history.csv --refreshed data/refreshed/x"
+)
+
+
+@pytest.mark.parametrize(
+    ("sets", "sources", "message"),
+    [
+        (f"{PGD} {R_PGD}", "", f"{R_PGD}: made from another model than those of --model and --sources; "),
+        (f"{PGD} {R_PGD}", "models/robust2.pt", f"{R_PGD}: made from another model than those of --model and --sources; "),
+        (f"{PGD} {R_PGD}", "models/nope.pt", "models/nope.pt: no such model; `dvc repro` trains it"),
+        (f"{PGD} {R_PGD}", "params.yaml", "params.yaml: not a checkpoint of this pipeline"),
+        (
+            PGD,
+            "models/robust.pt",
+            "variants.refreshed.mix.robust-pgd: no such set in data/adversarial/clean/pgd \\(expected one of clean, pgd\\)",
+        ),
+        (f"{R_PGD} {AGAIN}", "models/robust.pt", f"{AGAIN}: robust-pgd is {R_PGD} already; leave one of them out"),
+        (f"{REFRESHED}/pgd", "models/refreshed.pt", f"{REFRESHED}/pgd: .*: kind: expected adversarial, found refreshed"),
+    ],
+)
+def test_sets_that_the_mix_has_no_name_for_are_refused(twice, sets, sources, message):
+    shutil.copytree(twice / R_PGD, twice / AGAIN)
+    with here(twice), pytest.raises(InputError, match=message) as caught:
+        run_here(f"{FINETUNE} --adversarial {sets} --sources {sources}")
+    assert "\n" not in str(caught.value)
+
+
+def test_sets_of_two_models_are_streamed_too_and_those_not_mixed_change_nothing(twice, capsys):
+    change_params(twice, lambda params: params["variants"]["refreshed"].update(refresh=None, best_on="mixed"))
+    histories = []
+    with here(twice) as patch:
+        patch.setattr(memory, "obstacle", lambda *_: "no room")
+        for more in (PGD, FGSM):
+            run_here(f"{FINETUNE} --adversarial {PGD} {R_PGD} {more} --sources models/robust.pt models/clean.pt")
+            histories.append((twice / "plots/x/history.csv").read_bytes())
+    assert "streamed through" in capsys.readouterr().out
+    assert histories[0] == histories[1]
+    class_names = project.Project(twice, CPU).class_names
+    provenance = networks.load(twice / "models/x.pt", architecture="resnet18", class_names=class_names).provenance
+    assert provenance["source.robust.sha256"] == files.sha256(twice / "models/robust.pt")
+    assert {"clean.digest", "pgd.digest", "robust-pgd.digest", "parent.sha256"} <= provenance.keys()
+
+
+def test_a_changed_attribute_is_found_also_with_a_new_fingerprint(folder):
+    for shard in ("00000.h5", "00001.h5", "00002.h5"):
+        with h5py.File(own(folder / PGD / shard), "r+") as file:
+            file.attrs["attack.steps"] = 40
+    assert "attributes do not match their fingerprint" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+    for shard in ("00000.h5", "00001.h5", "00002.h5"):
+        with h5py.File(own(folder / PGD / shard), "r+") as file:
+            attributes = {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
+            plain = {key: value for key, value in attributes.items() if key not in store.PER_SHARD}
+            attributes["fingerprint"] = file.attrs["fingerprint"] = store._fingerprint(plain)
+            block = store.Block(**{key: dataset[...] for key, dataset in file.items()})
+            file.attrs["content_sha256"] = store._content_sha256(attributes, block.datasets)
+    relock(folder, PGD)
+    assert failures(folder, PGD)["generate@clean-pgd: attacks.pgd.steps"] == f"dvc.lock: 2; params.yaml: 2; {PGD}: 40"
+
+
+def test_a_swapped_and_a_missing_shard_are_found(folder):
+    replace(folder / PGD / "00001.h5", lambda path: shutil.copy(folder / FGSM / "00001.h5", path))
+    assert "00001.h5: not a shard of the same set as 00000.h5" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+    (folder / PGD / "00001.h5").unlink()
+    assert "expected shards 00000.h5, 00001.h5, … without gaps" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+
+
+def test_a_set_in_the_place_of_another_is_found(folder):
+    shutil.rmtree(folder / PGD)
+    shutil.copytree(folder / FGSM, folder / PGD)
+    relock(folder, PGD)
+    assert failures(folder, PGD)["generate@clean-pgd: attacks.fgsm.attack"] == f"{PGD}: FGSM; dvc.lock: no such parameter"
+
+
+def test_a_changed_param_is_found(folder):
+    change_params(folder, lambda params: params["attacks"]["pgd"].update(eps="16/255"))
+    found = failures(folder, PGD)
+    assert found["generate@clean-pgd: attacks.pgd.eps"] == f"dvc.lock: 32/255; params.yaml: 16/255; {PGD}: 0.12549019607843137"
+    assert "eps allows 16/255" in found["generate@clean-pgd: distance"]
+
+
+def test_a_param_in_another_notation_is_the_same_param(folder):
+    change_params(folder, lambda params: params["clean"].update(weight_decay=0.0005))
+    assert failures(folder) == {}
+
+
+def test_a_changed_byte_of_a_checkpoint_is_found(folder):
+    path = own(folder / "models/robust.pt")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    found = failures(folder)
+    assert "on the disk" in found["finetune@clean: output models/robust.pt"]
+    assert "recorded" in found["evaluate@robust: judges models/robust.pt"]
+    assert "differs from models/robust.pt" in found["export: submission"]
+
+
+def test_a_swapped_model_is_found_by_all_that_was_made_with_it(folder):
+    replace(folder / "models/clean.pt", lambda path: shutil.copy(folder / "models/robust.pt", path))
+    relock(folder, "models/clean.pt")
+    found = failures(folder)
+    for row in (
+        "generate@clean-pgd: made from models/clean.pt",
+        "finetune@clean: made from models/clean.pt",
+        "evaluate@clean: judges models/clean.pt",
+    ):
+        assert found[row].startswith("recorded "), row
+    assert "train_clean: clean.seed" in found
+
+
+def test_changed_provenance_is_found(folder):
+    path = folder / "models/robust.pt"
+    checkpoint = networks.load(path, architecture="resnet18", class_names=project.Project(folder, CPU).class_names)
+    checkpoint.provenance.update({"training.lr": 0.5, "pgd.digest": "0", "best.val_accuracy": 0.99, "versions.torch": "1.0"})
+    replace(path, checkpoint.save)
+    relock(folder, "models/robust.pt")
+    found = failures(folder)
+    assert found["finetune@clean: finetune.lr"] == "dvc.lock: 0.01; params.yaml: 0.01; models/robust.pt: 0.5"
+    assert found[f"finetune@clean: made from {PGD}"].startswith("recorded 0, is ")
+    assert found["finetune@clean: best epoch"].startswith("recorded epoch 1 with 0.990000, history: epoch 1 with ")
+    (row,) = [row for row in audit.audit(folder, CPU) if row.parameter == "torch" and row.verdict == "warning"]
+    assert row.value.startswith("1.0; installed here: ")
+
+
+def test_a_changed_hash_in_the_lock_is_found(folder):
+    text = (folder / "dvc.lock").read_text()
+    md5 = lineage.recorded(folder)["train_clean"].outs["models/clean.pt"]
+    replace(folder / "dvc.lock", lambda path: path.write_text(text.replace(md5, "f" * 32, 1)))
+    found = failures(folder)
+    assert found["train_clean: output models/clean.pt"] == f"dvc.lock: MD5 ffffffffffff, on the disk: {md5[:12]}"
+    assert found["finetune@clean: input models/clean.pt"] == f"read with MD5 {md5[:12]}, but train_clean wrote ffffffffffff"
+
+
+def test_an_input_that_no_stage_wrote_so_is_found(folder):
+    text = (folder / "dvc.lock").read_text()
+    before, after = text.split("  finetune@clean:", 1)
+    md5 = lineage.recorded(folder)["train_clean"].outs["models/clean.pt"]
+    replace(folder / "dvc.lock", lambda path: path.write_text(before + "  finetune@clean:" + after.replace(md5, "f" * 32, 1)))
+    assert "MD5 ffffffffffff" in failures(folder)["finetune@clean: input models/clean.pt"]
+
+
+def test_changed_raw_data_and_changed_code_are_found(folder):
+    own(folder / "data/raw/README.md").write_text("other")
+    own(folder / "pipeline/attacks/library.py").write_text("")
+    found = failures(folder)
+    assert "on the disk" in found["prepare: input data/raw"]
+    assert found["generate@clean-pgd: code"] == "other than it was run: pipeline/attacks.py"
+    assert "prepare: code" not in found
+
+
+@pytest.mark.parametrize(
+    ("edit", "row"),
+    [
+        (lambda metrics: metrics["clean"].update(accuracy=0.999), "accuracy on clean"),
+        (lambda metrics: metrics["transfer"]["pgd"].update(accuracy=0.999), "accuracy on pgd"),
+        (lambda metrics: metrics["transfer"]["mixed"].update(high95=1.0), "accuracy on mixed"),
+        (lambda metrics: metrics["transfer"]["pgd"].update(made_against_this_model=True), "kind of pgd"),
+        (lambda metrics: metrics["robust"]["pgd"].update(accuracy=0.999), "robust accuracy, pgd"),
+        (lambda metrics: metrics["robust"]["pgd"].update(steps=100), "evaluate.threats.pgd.steps"),
+        (lambda metrics: metrics.update(sha256="0"), "judges models/robust.pt"),
+    ],
+)
+def test_a_changed_metric_with_a_new_hash_is_found(folder, edit, row):
+    path = folder / "metrics/robust.json"
+    metrics = json.loads(path.read_text())
+    edit(metrics)
+    replace(path, lambda new: new.write_text(json.dumps(metrics)))
+    relock(folder, "metrics/robust.json")
+    assert list(failures(folder)) == [f"evaluate@robust: {row}"]
+
+
+def test_a_command_and_a_stage_that_are_not_the_recorded_ones_are_found(folder):
+    text = (folder / "dvc.yaml").read_text()
+    replace(
+        folder / "dvc.yaml",
+        lambda path: path.write_text(text.replace("--clean data/clean --model models/${key}.pt\n", "--model models/${key}.pt\n")),
+    )
+    change_params(folder, lambda params: params["attacks"].update(bim={"attack": "BIM", "eps": "8/255", "alpha": "4/255", "steps": 2}))
+    found = failures(folder)
+    assert found["finetune@clean: command"].startswith("dvc.yaml: python -m pipeline.harden.finetune --model")
+    assert found["generate@clean-bim: stage"] == "never run: not in dvc.lock"
+
+
+def test_a_stage_of_another_configuration_is_left_over(folder):
+    text = (folder / "dvc.lock").read_text()
+    replace(folder / "dvc.lock", lambda path: path.write_text(text.replace("  export:\n", "  exported:\n")))
+    rows = {row.stage: row for row in audit.audit(folder, CPU) if row.parameter == "stage"}
+    assert (rows["exported"].verdict, rows["export"].verdict) == ("warning", "FAILED")
+
+
+def test_threat_models_that_differ_are_a_warning(folder):
+    change_params(folder, lambda params: params["attacks"]["pgd"].update(eps=0.03))
+    text = re.sub(r"(attacks.pgd:\n +attack: PGD\n +eps:) 32/255", r"\1 0.03", (folder / "dvc.lock").read_text())
+    replace(folder / "dvc.lock", lambda path: path.write_text(text))
+    rows = {row.parameter: row for row in records.threat_models(project.Project(folder, CPU))}
+    assert rows["attacks.pgd"].verdict == "warning"
+    assert rows["attacks.pgd"].value == "PGD eps 0.03 (7.65/255, stored as 7/255); judged by pgd PGD eps 32/255: another eps"
+    assert records._mismatch({"eps": "51/255"}, [{"eps": 0.2}]) == ": written in other units"
+
+
+def test_what_another_kind_of_device_made_is_not_compared(folder):
+    class Elsewhere(project.Project):
+        def images(self, path):
+            found = super().images(path)
+            found.attributes["device"] = "cuda"
+            return found
+
+    elsewhere = Elsewhere(folder, CPU)
+    rows = {row.parameter: row for row in recomputation.adversarial_set(elsewhere, "generate@clean-pgd", PGD)}
+    assert rows["attacked again"].verdict == "not comparable"
+    assert rows["attacked again"].value == "made on cuda, this is cpu"
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
+    return command.main()
+
+
+def test_the_command_prints_the_table_and_names_what_failed(folder, monkeypatch, capsys):
+    assert re.fullmatch(r"audit: \d+ ok, 0 warning, 0 not comparable, 0 FAILED", call(monkeypatch, "audit", str(folder)))
+    assert capsys.readouterr().out.splitlines()[0].split() == ["stage", "parameter", "value", "recorded", "in", "verdict"]
+    assert "audit: " in call(monkeypatch, "audit", str(folder / PGD))
+    shown = capsys.readouterr().out
+    assert "generate@clean-pgd" in shown
+    assert "prepare" not in shown
+    own(folder / "plots/robust/confusion.csv").write_text("x")
+    with pytest.raises(InputError, match="1 FAILED: evaluate@robust: output plots/robust/confusion.csv"):
+        call(monkeypatch, "audit", str(folder))
+    assert capsys.readouterr().out.splitlines()[-1].endswith("FAILED")
+
+
+def test_the_measures_of_a_failed_audit_name_it(folder, tmp_path):
+    own(folder / "plots/robust/confusion.csv").write_text("x")
+    audit.write(tmp_path / "audit.json", audit.audit(folder, CPU))
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert found["failed"] == 1
+    assert "failed.evaluate@robust.output_plots/robust/confusion.csv" in found
+
+
+def test_what_cannot_be_read_is_a_failure_that_says_why(folder):
+    replace(folder / "metrics/clean.json", lambda path: path.write_text("{}"))
+    replace(folder / "metrics/robust.json", lambda path: path.write_text("{"))
+    (folder / "models/submission.pt").unlink()
+    found = failures(folder)
+    assert found["evaluate@clean: metrics/clean.json"] == "cannot be checked: KeyError: 'sha256'"
+    assert "metrics/robust.json: cannot be read; `dvc repro` makes it" in found["evaluate@robust: parameters"]
+    assert found["export: output models/submission.pt"] == "no such file or folder"
+    assert found["export: models/submission.pt"].startswith("models/submission.pt: not a state_dict")
+
+
+def test_pretrained_weights_are_held_to_their_file(folder):
+    own_weights = "models/pretrained/own.pth"
+
+    def row(**provenance):
+        opened = project.Project(folder, CPU)
+        checkpoint = opened.checkpoint("models/clean.pt")
+        checkpoint.provenance.update(provenance)
+        found = recomputation._pretrained(opened, "train_clean", "models/clean.pt", checkpoint)
+        return found.verdict, found.value
+
+    assert row() == ("ok", "none, from scratch")
+    assert row(**{"weights.sha256": "1"}) == ("FAILED", "recorded SHA-256 1, params.yaml: none")
+    assert row(weights=own_weights) == ("FAILED", f"recorded {own_weights}, params.yaml: none")
+    change_params(folder, lambda params: params["model"].update(weights=own_weights))
+    assert row(weights=own_weights) == ("not comparable", "own.pth is not here")
+    (folder / own_weights).write_bytes(b"tensors")
+    sha256 = files.sha256(folder / own_weights)
+    assert row(weights=own_weights, **{"weights.sha256": sha256}) == ("ok", f"SHA-256 {sha256}")
+    assert row(weights=own_weights, **{"weights.sha256": "1"}) == ("FAILED", f"recorded 1, own.pth has {sha256}")
+
+
+def test_an_image_on_both_sides_of_the_split_is_a_warning(folder):
+    spoil(folder, f"{CLEAN}/00000.h5", "images", lambda array: array.fill(7), rehash=True)
+    (row,) = [row for row in audit.audit(folder / CLEAN, CPU) if row.parameter == "images in both splits"]
+    assert (row.verdict, row.value) == ("warning", "1 different images")
+
+
+def test_a_folder_that_is_no_project_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no project folder and not within one"):
+        audit.audit(tmp_path, CPU)
+    (tmp_path / "dvc.lock").write_text("stages: {a: {cmd: x, deps: [{path: y}]}}")
+    with pytest.raises(InputError, match=r"params.yaml: no such file"):
+        audit.audit(tmp_path, CPU)
+    with pytest.raises(InputError, match="not a lock file of DVC 3"):
+        lineage.recorded(tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {a: {cmd: '${b.c}'}}")
+    with pytest.raises(InputError, match=r"dvc.yaml: a stage cannot be read: \$\{b.c\} is not in params.yaml"):
+        lineage.declared(tmp_path, {})
+    (tmp_path / "dvc.yaml").write_text("stages: [")
+    with pytest.raises(InputError, match=r"dvc.yaml: not YAML"):
+        lineage.declared(tmp_path, {})
+    with pytest.raises(InputError, match="no such file or folder"):
+        lineage.md5(tmp_path / "nothing")
+    with pytest.raises(InputError, match="an audit needs a project folder after `dvc repro`"):
+        lineage.read_yaml(tmp_path / "nothing")

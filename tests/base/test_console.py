@@ -1,0 +1,91 @@
+import signal
+
+import pytest
+import torch
+
+from pipeline.base import console
+from pipeline.base.errors import InputError
+
+
+def test_a_command_says_what_it_did_and_how_long_it_took(capsys):
+    console.run(lambda: "done")
+    assert capsys.readouterr().out.startswith("done (0.")
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_1(capsys):
+    def fail():
+        raise InputError("x: expected 1, found 2")
+
+    with pytest.raises(SystemExit) as caught:
+        console.run(fail)
+    assert caught.value.code == "error: x: expected 1, found 2"  # Python prints a string to standard error and exits with 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_says_how_to_go_on(capsys, number):
+    def interrupt():
+        signal.raise_signal(number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        console.run(interrupt)
+    signal.signal(signal.SIGTERM, before)
+    assert caught.value.code == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_progress_is_quiet_without_a_terminal(capsys):
+    with console.progress(3, "work", "items") as bar:
+        bar.update(3)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_first_signal_asks_and_the_second_stops():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with console.stopping() as stop:
+        assert not stop.asked
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_an_interruption_that_was_brought_to_an_end_says_what_was_done(capsys):
+    def interrupt():
+        raise console.Interrupted("train: batch 3 of epoch 2 is done")
+
+    with pytest.raises(SystemExit) as caught:
+        console.run(interrupt)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted (train: batch 3 of epoch 2 is done); the same command goes on from here\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(28, "No space left on device"),
+            "error: the disk is full ([Errno 28] No space left on device); free some space and run it",
+        ),
+        (PermissionError(13, "Permission denied", "models/clean.pt"), "error: models/clean.pt: Permission denied"),
+    ],
+)
+def test_what_the_system_says_of_a_file_or_a_full_disk_is_one_line(error, line):
+    with pytest.raises(SystemExit) as caught:
+        console.run(lambda: fail(error))
+    assert str(caught.value.code).startswith(line)
+
+
+def fail(error):
+    raise error
+
+
+def test_a_full_gpu_is_one_line_and_other_failures_keep_their_traceback():
+    with pytest.raises(SystemExit) as caught:
+        console.run(lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")))
+    assert str(caught.value.code).startswith("error: the GPU's memory is full; lower this stage's batch_size")
+    with pytest.raises(RuntimeError, match="shapes do not agree"):
+        console.run(lambda: fail(RuntimeError("shapes do not agree")))
+    with pytest.raises(OSError, match="Input/output"):
+        console.run(lambda: fail(OSError(5, "Input/output error")))

@@ -1,0 +1,134 @@
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchattacks.attack import Attack
+
+from pipeline import attacks, networks, params
+from pipeline.evaluate import whitebox
+from pipeline.networks import scores
+from tests import small_networks as small
+from tests.conftest import FGSM, PGD, make_block
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SELF_SEEDED = [
+    {"attack": "APGD", "steps": 2, "n_restarts": 1, "loss": "ce", "eot_iter": 1, "rho": 0.75},
+    {"attack": "Square", "n_queries": 50, "n_restarts": 1, "p_init": 0.8, "loss": "margin", "resc_schedule": True},
+]
+
+
+def target(network, n_classes=2, batch_size=8):
+    return whitebox.Target.of(network, n_classes, batch_size=batch_size, seed=0)
+
+
+@pytest.fixture
+def judged():
+    return target(small.network(), 10)
+
+
+def block_of(n):
+    """Random images with the labels that an untrained network gives them: all are right, and soon fall."""
+    block = make_block(n, size=8)
+    return dataclasses.replace(block, labels=networks.predict(small.network(), block.images, n))
+
+
+class Brightness(nn.Module):
+    """Class 1 if the mean pixel is above a half, else class 0: an image falls exactly when its mean is within eps of a half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, images):
+        score = (images.mean((1, 2, 3)) - 0.5) * self.scale
+        return torch.stack([-score, score], dim=1)
+
+
+def grey_block(levels):
+    images = np.stack([np.full((3, 32, 32), level, np.uint8) for level in levels])
+    block = make_block(len(levels))
+    return type(block)(images=images, labels=(np.array(levels) > 127).astype(np.int64), ids=block.ids, split=np.ones(len(levels), np.uint8))
+
+
+LEVELS = [60, 119, 121, 126, 129, 134, 136, 137, 200]  # 255 / 2 = 127.5; eps is 8 levels
+
+
+@pytest.mark.parametrize("entry", [FGSM, {**PGD, "alpha": "4/255"}], ids=["FGSM", "PGD"])
+def test_robust_accuracy_is_exact_where_it_is_known(entry):
+    network, block = Brightness(), grey_block(LEVELS)
+    threat = params.Threat.model_validate({**entry, "restarts": 2})
+    outcome = whitebox.withstands(target(network, batch_size=4), block, threat, "t")
+    assert outcome.standing.tolist() == [abs(level - 127.5) > 8 for level in LEVELS]
+    assert network.scale.requires_grad
+    assert network.training
+
+
+def test_more_restarts_never_help_the_defender(judged):
+    threat = params.Threat.model_validate({**PGD, "eps": "1/255", "alpha": "1/255", "restarts": 4})
+    outcome = whitebox.withstands(judged, block_of(24), threat, "t")
+    assert len(outcome.after) == 4
+    for fewer, more in itertools.pairwise(outcome.after):
+        assert (more <= fewer).all()
+
+
+@pytest.mark.parametrize("entry", SELF_SEEDED, ids=["APGD", "Square"])
+def test_restarts_differ_for_attacks_that_seed_themselves(judged, entry):
+    threat = params.Threat.model_validate({**entry, "eps": 1.0, "restarts": 1})
+    block, passes = block_of(8), whitebox.Passes(judged.network)
+    images, labels = judged.tensors(block, np.arange(8))
+    attack = attacks.build(threat, judged.network, 10)
+    first, second, again = (whitebox.perturb(attack, images, labels, threat.eps, passes, seed) for seed in (1, 2, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert (first - images).abs().max() <= threat.eps + 1e-7
+
+
+def test_attacked_images_are_held_to_the_ball(judged):
+    class TooFar(Attack):
+        def forward(self, images, labels):
+            return images + 1
+
+    images, eps = torch.rand(2, 3, 8, 8), 8 / 255
+    far = whitebox.perturb(TooFar("TooFar", judged.network), images, torch.tensor([0, 1]), eps, whitebox.Passes(judged.network), 0)
+    assert (far - images).abs().max() <= eps + 1e-7
+    assert far.max() <= 1
+
+
+def test_passes_count_every_image_forward_and_backward(judged):
+    threat = params.Threat.model_validate({**PGD, "eps": 1e-6, "alpha": 1e-7, "restarts": 2})
+    outcome = whitebox.withstands(judged, block_of(12), threat, "t")
+    assert outcome.standing.all(), "so small an eps changes nothing"
+    assert outcome.passes.as_metrics() == {"forward_passes": 2 * 3 * 12, "backward_passes": 2 * 3 * 12}
+
+
+def test_a_run_of_many_steps_holds_the_runs_of_fewer(judged):
+    block = block_of(24)
+    threat = params.Threat.model_validate({**PGD, "eps": "64/255", "alpha": "16/255", "restarts": 1})
+    together = whitebox.by_steps(judged, block, threat, [1, 2, 4], "t")
+    assert len({int(standing.sum()) for standing in together.values()}) > 1
+    for steps, standing in together.items():
+        alone = whitebox.withstands(judged, block, params.Threat.model_validate({**threat.model_dump(), "steps": steps}), "t").standing
+        assert (standing == alone).all(), steps
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one():
+    block = make_block(30)
+    small, large, every = (scores.sample(block, n, seed=3) for n in (5, 12, None))
+    assert set(small) < set(large) < set(every)
+    assert every.tolist() == list(range(30))
+    assert scores.sample(block, 99, seed=3).tolist() == list(range(30))
+
+
+def test_summaries_have_wilson_intervals_and_classes():
+    result = scores.summarise(np.array([True] * 8 + [False] * 2), np.array([0] * 5 + [1] * 5), 3)
+    assert result == {
+        "accuracy": 0.8,
+        "low95": 0.490162,
+        "high95": 0.943318,
+        "balanced_accuracy": 0.8,
+        "n": 10,
+        "per_class": [1.0, 0.6, None],
+    }

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+import torch
+
+from pipeline import networks, params
+from pipeline.harden import epoch_score
+from pipeline.networks import scores
+from tests.conftest import make_block
+
+CPU = torch.device("cpu")
+
+
+def chosen(settings, n_val, n_eval, n_images):
+    changed = settings.model_copy(
+        update={
+            "evaluate": settings.evaluate.model_copy(update={"n_eval": n_eval}),
+            "selection": settings.selection.model_copy(update={"n_images": n_images}),
+        }
+    )
+    val = make_block(n_val, size=8)
+    judged = set(val.ids[scores.sample(val, n_eval, changed.evaluate.seed)].tolist())
+    return set(epoch_score._sample(val, changed).ids.tolist()), judged
+
+
+def test_models_are_chosen_by_other_images_than_they_are_judged_by_while_there_are_enough(settings):
+    selected, judged = chosen(settings, 100, 60, 40)
+    assert len(selected) == 40
+    assert not selected & judged
+    selected, judged = chosen(settings, 100, 60, 50)
+    assert len(selected) == 50
+    assert len(selected & judged) == 10, "only what is missing is taken from the judged ones"
+    assert len(chosen(settings, 100, None, 30)[0]) == 30
+    assert len(chosen(settings, 20, None, 30)[0]) == 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_robust_selection_attacks_the_network_of_the_moment_and_leaves_it_alone(settings, network, dtype):
+    val = make_block(24)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    scores = epoch_score.robust_accuracy_on(val, settings, dtype)(network)
+    assert list(scores) == ["val_accuracy", "val_clean", "val_fgsm", "val_pgd"]
+    assert scores["val_accuracy"] == scores["val_pgd"] <= scores["val_clean"]
+    assert scores["val_clean"] == networks.accuracy(network, val.images, val.labels, 24)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    again = epoch_score.robust_accuracy_on(val, settings, dtype)(network)
+    assert again == scores
+
+
+def test_the_recipe_decides_how_its_epochs_are_compared(settings, network):
+    val = make_block(12)
+    mixed = epoch_score.validation(settings.finetune, val, settings, CPU)(network)
+    assert mixed == {"val_accuracy": networks.accuracy(network, val.images, val.labels, 12)}
+    robust = params.Finetune.model_validate({**settings.finetune.model_dump(), "best_on": "robust", "precision": "fp32"})
+    assert "val_pgd" in epoch_score.validation(robust, val, settings, CPU)(network)
+    assert np.isfinite(list(epoch_score.validation(robust, val, settings, CPU)(network).values())).all()

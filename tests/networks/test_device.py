@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from pipeline.base.errors import InputError
+from pipeline.networks import device
+
+
+def test_the_device_is_the_one_asked_for(monkeypatch):
+    monkeypatch.setenv(device.VARIABLE, "cpu")
+    assert device.choose() == torch.device("cpu")
+    assert "threads" in device.describe(device.choose())
+
+
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch):
+    monkeypatch.delenv(device.VARIABLE, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device.choose().type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device.choose().type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cuda", "cuda was asked for, but torch sees 0 CUDA devices; set it to cpu or auto"),
+        ("gpu", "found 'gpu'"),
+        ("meta", "found 'meta'"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(monkeypatch, name, message):
+    monkeypatch.setenv(device.VARIABLE, name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match=f"PIPELINE_DEVICE: .*{message}"):
+        device.choose()
+
+
+def test_the_processor_is_named_by_what_decides_its_bits(monkeypatch):
+    monkeypatch.setattr(device, "multiplies_bfloat16", lambda _: True)
+    assert device.processor(torch.device("cpu")) == f"cpu ({torch.backends.cpu.get_cpu_capability()}, bf16)"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
+    assert device.processor(torch.device("cuda")) == "cuda (NVIDIA H100)"

@@ -1,0 +1,75 @@
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+from torchvision import models
+
+from pipeline.networks import matrix_products
+
+LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
+
+
+def trained_looking(architecture, dtype=torch.float64):
+    """A network whose BatchNorms have statistics and weights worth folding."""
+    torch.manual_seed(0)
+    network = models.get_model(architecture, num_classes=5).to(dtype)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.1)
+    return network
+
+
+def images(size, dtype=torch.float64):
+    return torch.rand(6, 3, size, size, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("architecture", "size"), [("resnet18", 32), ("resnet18", 33), ("resnet18", 64), ("resnet50", 32)])
+def test_frozen_logits_and_image_gradients_are_torchvisions(architecture, size):
+    network = trained_looking(architecture).eval()
+    frozen = matrix_products.Frozen(network, size, torch.float64)
+    results = []
+    for forward in (network, frozen):
+        x = images(size).requires_grad_()
+        logits = forward(x)
+        results.append((logits.detach(), torch.autograd.grad(functional.cross_entropy(logits, LABELS), x)[0]))
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+def test_training_loss_gradients_and_statistics_are_torchvisions(architecture):
+    theirs = trained_looking(architecture).train()
+    ours = copy.deepcopy(theirs)
+    x = images(32)
+    loss = functional.cross_entropy(theirs(x), LABELS)
+    loss.backward()
+    our_loss = functional.cross_entropy(matrix_products.training_logits(ours, x, torch.float64), LABELS)
+    our_loss.backward()
+    assert abs(loss.item() - our_loss.item()) < 1e-12
+    for (name, parameter), (_, own) in zip(theirs.named_parameters(), ours.named_parameters(), strict=True):
+        assert (parameter.grad - own.grad).abs().max() < 1e-10 * max(1, parameter.grad.abs().max()), name
+    for (name, buffer), (_, own) in zip(theirs.named_buffers(), ours.named_buffers(), strict=True):
+        torch.testing.assert_close(own, buffer, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_the_original_is_not_touched():
+    network = trained_looking("resnet18").train()
+    before = copy.deepcopy(network.state_dict())
+    frozen = matrix_products.Frozen(network, 32, torch.float64)
+    frozen(images(32).requires_grad_()).sum().backward()
+    assert network.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    assert all((before[name] == tensor).all() for name, tensor in network.state_dict().items())
+
+
+def test_bfloat16_stays_close_and_gives_float32_logits():
+    network = trained_looking("resnet18", torch.float32).eval()
+    x = images(32, torch.float32)
+    logits = matrix_products.Frozen(network, 32, torch.bfloat16)(x)
+    assert logits.dtype == torch.float32
+    assert (logits - network(x)).norm() / network(x).norm() < 0.05

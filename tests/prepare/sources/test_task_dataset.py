@@ -1,0 +1,181 @@
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from pipeline.base.errors import InputError
+from pipeline.prepare import sources
+from pipeline.prepare.sources import task_dataset
+from tests import samples
+
+GENERATOR = np.random.default_rng(0)
+COLOUR = GENERATOR.integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+GREY = GENERATOR.integers(0, 256, (2, 32, 32), dtype=np.uint8)
+LABELS = [0, 1, 2, 0, 1, 2, 0, 1, 2]
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.system, ("touch harmed",)
+
+
+class Nested:
+    def __reduce__(self):
+        return getattr, (Harmful(), "x")
+
+
+class WithState:
+    def __setstate__(self, state):
+        Path("harmed").touch()
+
+    def __getstate__(self):
+        return {"a": 1}
+
+
+@pytest.fixture
+def save(tmp_path, monkeypatch):
+    """Writes a real Train.pt: nine images, seven RGB and two grey."""
+    monkeypatch.chdir(tmp_path)
+    samples.under_main(monkeypatch, samples.TaskDataset, WithState)
+    return lambda transform=None, **changes: samples.save_task_dataset(
+        tmp_path / "Train.pt", [*COLOUR, *GREY], LABELS, transform, **changes
+    )
+
+
+def read(settings, path):
+    return sources.open_source(settings.data.model_copy(update={"source": "task_dataset", "path": str(path)}))
+
+
+TRANSFORM = transforms.Compose(
+    [transforms.Resize((32, 32)), transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+)
+
+
+@pytest.mark.parametrize("transform", [None, transforms.ToTensor(), TRANSFORM], ids=["none", "one", "many"])
+def test_images_are_read_exactly_with_and_without_a_transform(settings, save, transform):
+    source = read(settings, save(transform))
+    images = source.read(np.arange(9))
+    assert (images[:7] == COLOUR.transpose(0, 3, 1, 2)).all()
+    assert (images[7:] == GREY[:, None]).all()
+    assert source.ids.tolist() == list(range(500, 509))
+    assert source.labels.tolist() == LABELS
+    assert (source.read(np.array([8, 2]))[1] == images[2]).all()
+
+
+def test_images_that_were_opened_from_files_are_read_too(settings, save, tmp_path):
+    Image.fromarray(COLOUR[0]).save(tmp_path / "a.png")
+    opened = Image.open(tmp_path / "a.png")
+    opened.load()
+    images = [opened, *(Image.fromarray(image) for image in COLOUR[1:]), *(Image.fromarray(image) for image in GREY)]
+    assert (read(settings, save(imgs=images)).read(np.arange(1)) == COLOUR[:1].transpose(0, 3, 1, 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("transform", "name"),
+    [(Harmful(), r"(posix|os).system"), (Nested(), "(getattr|system)"), (WithState(), "__main__.WithState"), (print, "__builtin__.print")],
+    ids=["os.system", "nested reduce", "setstate", "builtin"],
+)
+def test_a_pickle_that_asks_for_more_is_refused_by_name_and_never_run(settings, save, tmp_path, transform, name):
+    with pytest.raises(InputError, match=rf"refused: it asks for \S*{name}\S*, which .* does not need; nothing of it was run"):
+        read(settings, save(transform))
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_harmful_reduce_inside_an_image_list_is_refused_too(settings, save, tmp_path):
+    with pytest.raises(InputError, match="refused: it asks for"):
+        read(settings, save(imgs=[Harmful()] * 9))
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_grey_images_and_unused_information_are_said(settings, save):
+    images = [Image.fromarray(image) for image in (*COLOUR, *GREY)]
+    images[0].info["exif"], images[1].info["transparency"] = b"Exif", (0, 0, 0)
+    assert read(settings, save(imgs=images)).notes == {
+        "images made RGB from grey": 2,
+        "images with EXIF, which is ignored: they are taken as stored": 1,
+        "images with a transparent colour, which is ignored: they are taken as stored": 1,
+    }
+
+
+def rewritten(path, pickled, compression=zipfile.ZIP_STORED):
+    """The same file around another pickle."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, pickled if name.endswith("/data.pkl") else content)
+    return path
+
+
+def test_truncated_and_foreign_files(settings, save, tmp_path):
+    path = save()
+    whole = path.read_bytes()
+    for content in (b"", b"hello", whole[: len(whole) // 2], whole[:-10], pickle.dumps([1, 2])):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"Train.pt: cannot be read as a torch.save file; is it whole\?"):
+            read(settings, path)
+    torch.save({"a": 1}, path)
+    with pytest.raises(InputError, match=r"expected a saved __main__.TaskDataset, found dict"):
+        read(settings, path)
+    with pytest.raises(InputError, match="cannot be read as a torch.save file"):
+        read(settings, rewritten(save(), b"\x80\x02]q\x00(K"))
+    with pytest.raises(InputError, match=r"no such file; set data.path"):
+        read(settings, tmp_path / "none.pt")
+
+
+def test_newer_opcodes_are_refused(settings, save):
+    with pytest.raises(InputError, match="refused: expected pickle protocol 2 or 3, found 4; nothing of it was run"):
+        read(settings, rewritten(save(), pickle.dumps(Image.new("L", (1, 1)), protocol=4)))
+
+
+def test_a_list_of_a_billion_entries_is_refused_before_it_is_built(settings, save):
+    body = b"\x80\x02](" + b"K\x00" * (task_dataset.MAX_OPCODES + 10) + b"e."
+    with pytest.raises(InputError, match="refused: 'Train/data.pkl' is encrypted or compressed in a way that is not read here"):
+        read(settings, rewritten(save(), body, zipfile.ZIP_DEFLATED))
+
+
+def test_a_pickle_of_too_many_steps_is_refused(settings, save, monkeypatch):
+    monkeypatch.setattr(task_dataset, "MAX_OPCODES", 1000)
+    with pytest.raises(InputError, match="expected a pickle of at most 1,000 steps"):
+        read(settings, rewritten(save(), b"\x80\x02](" + b"K\x00" * 2000 + b"e."))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": LABELS[:8]}, "labels: expected lists ids, imgs and labels of one length, found 8 entries"),
+        ({"imgs": "none"}, "expected lists ids, imgs and labels"),
+        ({"labels": [0.0, *LABELS[1:]]}, "labels: expected whole numbers of Python only, found"),
+        ({"labels": [2**70, *LABELS[1:]]}, "labels: expected whole numbers of Python only, found"),
+        ({"labels": [5, *LABELS[1:]]}, "without gaps, found 0, 1, 2, 5"),
+        ({"ids": [1] * 9}, "ids: expected every id once, found 8 repetitions"),
+        ({"imgs": [Image.new("P", (32, 32))] * 9}, r"imgs\[0\]: expected mode RGB or L, found 'P'; save it with .convert"),
+        ({"imgs": [Image.new("1", (32, 32))] * 9}, r"found '1'; save it with .convert\('RGB'\)"),
+        ({"imgs": [Image.new("I;16", (32, 32))] * 9}, "found 'I;16'; scale it to 0 to 255 and save it as mode L"),
+        ({"imgs": [Image.new("LA", (32, 32))] * 9}, "found 'LA'; paste it on a background of mode RGB"),
+        ({"ids": list("abcdefghi")}, "ids: expected whole numbers of Python only, found 'a'; number them from 0"),
+        ({"imgs": [Image.new("L", (32, 31))] * 9}, r"imgs\[0\]: expected 32 x 32 pixels, found \(32, 31\)"),
+        ({"imgs": [torch.zeros(3, 32, 32)] * 9}, "(refused: it asks for|expected a PIL image)"),
+        ({"imgs": [7] * 9}, r"imgs\[0\]: expected a PIL image, found int"),
+    ],
+)
+def test_contents_of_another_kind_are_refused(settings, save, changes, message):
+    with pytest.raises(InputError, match=message):
+        read(settings, save(**changes))
+
+
+def test_an_image_whose_bytes_are_too_few_is_refused(settings, save):
+    path = save()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(path) as archive:
+        pickled = next(archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
+    buffer.write(pickled.replace(b"RGB", b"XYZ"))
+    with pytest.raises(InputError, match="expected mode RGB or L, found 'XYZ'"):
+        read(settings, rewritten(path, buffer.getvalue()))

@@ -1,0 +1,109 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from PIL import Image
+from ruamel.yaml import YAML
+
+from pipeline import params
+from pipeline.base import store
+from pipeline.base.errors import InputError
+from pipeline.prepare import __main__ as prepare
+from pipeline.prepare import preparation, sources
+from tests.conftest import ROOT
+
+DATA = params.load(ROOT / "params.yaml").data
+STORED = params.Store(shard_rows=64, compression="lzf")
+
+
+@given(st.lists(st.integers(10, 60), min_size=2, max_size=5), st.integers(1, 100), st.integers(0, 5))
+def test_the_split_is_exact_and_stratified(counts, n_val, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    assume(len(counts) * 2 <= n_val <= len(labels) // 2)
+    data = DATA.model_copy(update={"n_val": n_val, "seed": seed})
+    try:
+        split = preparation.split_rows(labels, data)
+    except InputError as error:
+        assert "too few" in str(error)
+        return
+    assert split.sum() == n_val
+    share = np.bincount(labels[split == 1], minlength=len(counts)) - np.array(counts) * n_val / len(labels)
+    assert np.abs(share).max() <= 1
+    assert (preparation.split_rows(labels, data) == split).all()
+
+
+def test_a_subset_keeps_the_order_and_the_shares():
+    labels = np.repeat([0, 1, 2], [100, 200, 300])
+    rows = preparation.choose_rows(labels, DATA.model_copy(update={"n_images": 60}))
+    assert (np.diff(rows) > 0).all()
+    assert np.bincount(labels[rows]).tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    ("change", "counts", "message"),
+    [
+        ({"n_images": 100}, [30, 30], "data.n_images: expected at most 60, all that the source holds, found 100"),
+        ({"n_val": 59}, [30, 30], "data.n_val: expected from 2 to 58 of 60 images, found 59"),
+        ({"n_val": 5}, [59, 1], "class 1 with 1 images, too few"),
+        ({"n_val": 3}, [57, 3], "class 1 with 3 images, too few for 3 of 60"),
+    ],
+)
+def test_impossible_choices_are_refused(change, counts, message):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    data = DATA.model_copy(update=change)
+    with pytest.raises(InputError, match=message):
+        preparation.split_rows(labels[preparation.choose_rows(labels, data)], data)
+
+
+def test_prepared_digits_are_the_source_row_by_row(tmp_path):
+    data = DATA.model_copy(update={"n_images": 200, "n_val": 40})
+    source = sources.open_source(data)
+    clean = preparation.prepare(source, data, STORED, tmp_path / "clean")
+    blocks = list(clean.blocks())
+    assert [len(block) for block in blocks] == [64, 64, 64, 8]
+    for block in blocks:
+        assert (block.images == source.read(block.ids)).all(), "digits have their rows as ids"
+        assert (block.labels == source.labels[block.ids]).all()
+    assert len(clean.load("val")) == 40
+    assert not set(clean.load("train").ids) & set(clean.load("val").ids)
+
+
+def test_what_was_done_to_images_is_said_and_recorded(tmp_path, monkeypatch, capsys, raw_params):
+    for name in ("10", "9"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (16, 16), 200 + number).save(tmp_path / "images" / name / f"{number}.png")
+    (tmp_path / "images" / "9" / "a.heic").write_bytes(b"x")
+    raw_params["data"].update(source="image_folder", path="images", image_size=16, n_val=2)
+    YAML().dump(raw_params, tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["prepare", "--out", "clean"])
+    prepare.prepare()
+    assert capsys.readouterr().out.splitlines() == [
+        "images: 1 files left out (.heic)",
+        "images: 8 images made RGB from grey",
+        "images: 4 images that are copies of others, so that training and validation images may be the same",
+        "images: 4 images that are in several classes",
+        "images: classes 0 = 9, 1 = 10",
+    ]
+    clean = store.ImageSet(tmp_path / "clean")
+    assert json.loads(clean.attributes["source.notes"])["images made RGB from grey"] == 8
+    assert clean.class_names == ("9", "10")
+    assert clean.load("train").images[0, 0, 0, 0] in (200, 201, 202, 203)
+
+
+def test_many_class_names_are_shortened():
+    source = sources.Source(
+        labels=np.arange(300), ids=np.arange(300), read=lambda rows: rows, class_names=tuple(f"n{n}" * 90 for n in range(300)), sha256=""
+    )
+    (line,) = prepare.told(source)
+    assert line.startswith("classes 0 = n0n0")
+    assert ", …, 299 = n299" in line
+    assert len(line) < 1000
+
+
+def test_digits_have_nothing_to_tell():
+    assert list(prepare.told(sources.open_source(DATA))) == []
