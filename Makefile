@@ -33,7 +33,7 @@ soak: $(READY)  ## kill a tiny pipeline 200 times, refuse its writes, cut its fi
 	@$(BIN)/python -W ignore -m tests.faults --kills 200
 
 test: $(READY)  ## run every test
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)  ## lint, formatting, types
 	@$(BIN)/ruff check .
