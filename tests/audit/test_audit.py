@@ -510,7 +510,8 @@ def test_a_changed_hash_in_the_lock_is_found(folder):
     md5 = lineage.recorded(folder)["train_clean"].outs["models/clean.pt"]
     replace(folder / "dvc.lock", lambda path: path.write_text(text.replace(md5, "f" * 32, 1)))
     found = failures(folder)
-    assert found["train_clean: output models/clean.pt"] == f"dvc.lock: MD5 ffffffffffff, on the disk: {md5[:12]}"
+    remedy = f"run `python -m pipeline discard {folder}/models/clean.pt`, then `dvc repro`"
+    assert found["train_clean: output models/clean.pt"] == f"dvc.lock: MD5 ffffffffffff, on the disk: {md5[:12]}; {remedy}"
     assert found["finetune@clean: input models/clean.pt"] == f"read with MD5 {md5[:12]}, but train_clean wrote ffffffffffff"
 
 
