@@ -109,7 +109,7 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def md5(path: Path) -> str:
     """The MD5 that DVC 3 records: a file's, or for a folder that of the JSON list of its files' MD5s and names, followed by `.dir`.
 
-    What `.dvcignore` leaves out in this project, unfinished parts, is left out. Raises InputError where there is nothing, and OSError
+    What `.dvcignore` leaves out in this project, unfinished parts and bytecode, is left out. Raises InputError where there is nothing, and OSError
     for what cannot be read.
     """
     if path.is_file():
@@ -137,7 +137,7 @@ def _file_md5(path: Path) -> str:
 
 
 def _is_ignored(name: str) -> bool:
-    return any(part.startswith(".") and part.endswith(".part") for part in name.split("/"))
+    return any(part == "__pycache__" or (part.startswith(".") and part.endswith(".part")) for part in name.split("/"))
 
 
 def _expand(name: str, entry: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:

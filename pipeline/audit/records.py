@@ -15,6 +15,7 @@ from pipeline.audit.project import OWN, Project, Row, Verdict, judged
 from pipeline.base import unfinished
 from pipeline.base.errors import discarding
 
+CODE = "pipeline"  # the folder of the code
 Held = list[tuple[str, str, Any]]  # dotted key of params.yaml, where else it is recorded, the value there
 
 
@@ -42,9 +43,9 @@ def command(project: Project, stage: str) -> Iterator[Row]:
 def hashes(project: Project, stage: str) -> Iterator[Row]:
     """What the stage read is what an earlier one wrote; both are what lies on the disk. Code is counted, and named where it differs."""
     entry = project.recorded[stage]
-    code = {path: md5 for path, md5 in entry.deps.items() if path.endswith(".py")}
+    code = {path: md5 for path, md5 in entry.deps.items() if path.split("/")[0] == CODE}
     faults = [path for path, md5 in code.items() if _differs(project, path, md5)]
-    yield judged(stage, "code", f"other than it was run: {', '.join(faults)}" if faults else "", f"{len(code)} files", "dvc.lock")
+    yield judged(stage, "code", f"other than it was run: {', '.join(faults)}" if faults else "", f"{len(code)} paths", "dvc.lock")
     for path, md5 in {**entry.deps, **entry.outs}.items():
         if path not in code:
             role = "output" if path in entry.outs else "input"

@@ -329,7 +329,8 @@ def test_sets_of_two_models_are_mixed_refreshed_and_audited_side_by_side(joined)
     rows = audit.audit(joined, CPU)
     assert [row for row in rows if row.verdict != "ok"] == []
     parameters = {row.parameter for row in rows if row.stage == VARIANT}
-    assert {f"made from {path}" for path in (CLEAN, PGD, FGSM, R_PGD, "models/clean.pt", "models/robust.pt")} <= parameters
+    assert {f"made from {path}" for path in (CLEAN, PGD, R_PGD, "models/clean.pt", "models/robust.pt")} <= parameters
+    assert f"made from {FGSM}" not in parameters, "it is in no mix of this model"
     assert {"training rows of pgd", "training rows of robust-pgd", "variants.refreshed.mix.robust-pgd"} <= parameters
     assert {f"{REFRESHED}/robust-pgd made with {path}" for path in (R_PGD, "models/robust.pt", "models/refreshed.pt")} <= parameters
     assert {f"{REFRESHED}/pgd made with {path}" for path in (PGD, "models/clean.pt", "models/refreshed.pt")} <= parameters
@@ -353,6 +354,7 @@ def test_a_set_of_the_parent_in_the_place_of_another_model_s_is_found(twice):
     shutil.rmtree(twice / R_PGD)
     shutil.copytree(twice / PGD, twice / R_PGD)
     relock(twice, R_PGD)
+    relock(twice, "data/adversarial/robust")
     assert failures_of(twice, "generate@robust-pgd")["made from models/robust.pt"].startswith("recorded ")
     found = failures_of(twice, VARIANT)
     assert found.keys() == {f"made from {R_PGD}", f"{REFRESHED}/robust-pgd made with {R_PGD}", f"{REFRESHED}/robust-pgd validation rows"}
@@ -528,8 +530,14 @@ def test_changed_raw_data_and_changed_code_are_found(folder):
     own(folder / "pipeline/attacks/library.py").write_text("")
     found = failures(folder)
     assert "on the disk" in found["prepare: input data/raw"]
-    assert found["generate@clean-pgd: code"] == "other than it was run: pipeline/attacks.py"
+    assert found["generate@clean-pgd: code"] == "other than it was run: pipeline/attacks"
     assert "prepare: code" not in found
+
+
+def test_bytecode_beside_the_code_changes_nothing(folder):
+    (folder / "pipeline/base/__pycache__").mkdir()
+    (folder / "pipeline/base/__pycache__/files.cpython-311.pyc").write_bytes(b"x")
+    assert not [name for name in failures(folder) if name.endswith(": code")]
 
 
 @pytest.mark.parametrize(
