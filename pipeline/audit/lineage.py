@@ -109,8 +109,8 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def md5(path: Path) -> str:
     """The MD5 that DVC 3 records: a file's, or for a folder that of the JSON list of its files' MD5s and names, followed by `.dir`.
 
-    What `.dvcignore` leaves out in this project, unfinished parts and bytecode, is left out. Raises InputError where there is nothing, and OSError
-    for what cannot be read.
+    What `.dvcignore` leaves out in this project, unfinished parts and bytecode, is left out. Raises InputError where there is nothing, and
+    OSError for what cannot be read.
     """
     if path.is_file():
         return _file_md5(path)
