@@ -50,7 +50,7 @@ def hashes(project: Project, stage: str) -> Iterator[Row]:
         if path not in code:
             role = "output" if path in entry.outs else "input"
             fault = _differs(project, path, md5) or (_other_origin(project, path, md5) if role == "input" else "")
-            if fault and role == "output" and unfinished.is_cached(path):
+            if fault and role == "output" and unfinished.is_cached(path) and (project.root / path).exists():
                 fault += f"; {discarding(project.root / path)}"
             yield judged(stage, f"{role} {path}", fault, f"MD5 {md5[:12]}", "dvc.lock")
 

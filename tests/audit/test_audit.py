@@ -582,7 +582,9 @@ def test_a_stage_of_another_configuration_is_left_over(folder):
 
 def test_threat_models_that_differ_are_a_warning(folder):
     change_params(folder, lambda params: params["attacks"]["pgd"].update(eps=0.03))
-    text = re.sub(r"(attacks.pgd:\n +attack: PGD\n +eps:) 32/255", r"\1 0.03", (folder / "dvc.lock").read_text())
+    alone, beside_fgsm = r"attacks\.pgd:\n", r"attacks:\n +fgsm:\n +attack: FGSM\n +eps: 32/255\n +pgd:\n"
+    pattern = rf"((?:{alone}|{beside_fgsm}) +attack: PGD\n +eps:) 32/255"
+    text = re.sub(pattern, r"\1 0.03", (folder / "dvc.lock").read_text())
     replace(folder / "dvc.lock", lambda path: path.write_text(text))
     rows = {row.parameter: row for row in records.threat_models(project.Project(folder, CPU))}
     assert rows["attacks.pgd"].verdict == "warning"
