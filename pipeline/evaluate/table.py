@@ -13,7 +13,7 @@ robust:   accuracy under white-box attacks run freshly against the model itself.
 evidence: how well the robust accuracy was tested, not how robust the model is (docs/evaluation.md)."""
 # By the words of `diagnostics.verdict`, which is not imported because torch comes with it.
 WORTH = {
-    "strong": "worst of {models} was found with APGD-CE and targeted APGD, and more iterations, target classes or images may lower it a little",
+    "strong": "worst of {models} was found with APGD-CE and targeted APGD, and more iterations, targets or images may lower it a little",
     "upper bound": "worst of {models} was found without APGD-CE and targeted APGD, so it is only an upper bound",
     "static only": "{models} withstands stored images only, so expect worst from an attacker of this model, never transfer",
     "suspect": "a check of {models} failed, so worst may be far too high",
