@@ -164,6 +164,7 @@ def check() -> str:
             from pipeline import networks
 
             networks.expect_weights(model, f"{params.FILE}: {where}")
+    _check_classes(settings)
     return f"{params.FILE} is sound"
 
 
@@ -193,6 +194,14 @@ def _check_stages(settings: params.Params) -> None:
                 raise InputError(
                     f"variants.{variant}.mix.{name}: the stage variant in dvc.yaml does not read {folder}; see docs/robustness.md"
                 )
+
+
+def _check_classes(settings: params.Params) -> None:
+    """Raise InputError for an attack whose loss compares more classes than the source has; counts them only where one might."""
+    if any(attack.fewest_classes > 2 for attack in settings.all_attacks.values()):
+        from pipeline.prepare import sources
+
+        params.expect_classes(settings.all_attacks, len(sources.open_source(settings.data).class_names))
 
 
 def remove_undeclared_sets(settings: params.Params) -> None:

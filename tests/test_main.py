@@ -1,6 +1,7 @@
 import shutil
 import sys
 
+import numpy as np
 import pytest
 
 from pipeline import __main__ as command
@@ -70,6 +71,20 @@ def test_check_names_the_words_of_an_attack(folder, monkeypatch):
     tifgsm += " resize_rate: 0.9, diversity_prob: 0.5, random_start: true}"
     path.write_text(path.read_text().replace("\nattacks:", f"\nattacks:\n  ti: {tifgsm}\n#"))
     with pytest.raises(InputError, match="^params.yaml: attacks.ti.kernel_name: expected gaussian, linear or uniform, found 'gaus'$"):
+        call(monkeypatch, "check")
+
+
+def test_check_counts_the_classes_that_a_loss_compares(folder, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
+    np.savez(folder / "data/raw/two.npz", images=images, labels=np.arange(8) % 2)
+    path = folder / "params.yaml"
+    text = path.read_text().replace("source: digits", "source: npz").replace("path: data/raw ", "path: data/raw/two.npz ")
+    upgd = "{attack: UPGD, eps: 8/255, alpha: 2/255, steps: 2, random_start: true, loss: LOSS, decay: 1.0, eot_iter: 1}"
+    text = text.replace("\nattacks:", f"\nattacks:\n  up: {upgd}\n#")
+    path.write_text(text.replace("LOSS", "ce"))
+    assert call(monkeypatch, "check") == "params.yaml is sound"
+    path.write_text(text.replace("LOSS", "dlr"))
+    with pytest.raises(InputError, match="^attacks.up: expected at least 3 classes, which the loss of UPGD compares, found 2; use another"):
         call(monkeypatch, "check")
 
 

@@ -292,7 +292,7 @@ def test_a_stage_by_itself_refuses_inputs_that_do_not_belong_together(project):
     online = ["--clean", "data/clean", "--model", "models/clean.pt", "--out", "x.pt", "--history", "x.csv"]
     assert "online.nope: expected one of none yet, found 'nope'" in refused("harden.train_online", *online, "--name", "nope")
     attack = ["--clean", "data/clean", "--out", "x", "--model", "models/clean.pt", "--attack"]
-    assert "attacks.nope: expected one of fgsm, pgd" in refused("generate", *attack, "nope")
+    assert "attacks.nope: expected one of " in refused("generate", *attack, "nope")
     assert not list(project.folder.glob("x*"))
 
 

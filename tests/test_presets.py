@@ -71,7 +71,7 @@ def test_every_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatc
         runpy.run_module(command[2], run_name="__main__")
     submission = (tmp_path / "models/submission.pt").read_bytes()
     assert len(hashlib.sha256(submission).hexdigest()) == 64
-    assert sorted(path.name for path in (tmp_path / "data/adversarial/clean").iterdir()) == ["fgsm", "pgd"]
+    assert sorted(path.name for path in (tmp_path / "data/adversarial/clean").glob("[!.]*")) == ["fgsm", "pgd"]
 
 
 def commands(folder) -> list[list[str]]:
