@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.tables import machine
-from pipeline import networks, params
-from pipeline.base import console, store
+from pipeline import document, networks
+from pipeline.base import console, params, store
 from pipeline.evaluate import ensemble, whitebox
 from pipeline.networks import device, scores
 
@@ -19,22 +19,22 @@ def main() -> str:
     parser.add_argument("--images", type=int, default=60, help="validation images, the first of those that an evaluation judges")
     args = parser.parse_args()
 
-    settings, processor = params.load(params.FILE), device.choose()
+    settings, processor = document.load(params.FILE), device.choose()
     assert settings.evaluate.ensemble is not None
     clean = store.ImageSet(Path("data/clean"))
     val = clean.load("val")
     rows = scores.sample(val, args.images, settings.evaluate.seed)
     block = val.select(np.isin(np.arange(len(val)), rows))
-    own = settings.evaluate.ensemble
+    own, eps = settings.evaluate.ensemble, settings.evaluate.threats[settings.evaluate.curves.threat].eps
     standard = own.model_copy(update=ensemble.STANDARD)
-    console.say(f"{machine()}; {len(block)} images, eps {own.eps * 255:.3g}/255; accuracy in %, seconds")
+    console.say(f"{machine()}; {len(block)} images, eps {eps * 255:.3g}/255; accuracy in %, seconds")
     for name in args.models:
         path, architecture = Path("models", f"{name}.pt"), settings.architecture_of(name)
         network = networks.load(path, architecture=architecture, class_names=clean.class_names).network().to(processor)
-        target = whitebox.Target.of(network, len(clean.class_names), batch_size=settings.evaluate.batch_size, seed=settings.evaluate.seed)
+        target = whitebox.Target.of(network, len(clean.class_names), batch_size=whitebox.BATCH_SIZE, seed=settings.evaluate.seed)
         for chosen in (own, standard):
             started = time.perf_counter()
-            standing, about = ensemble.withstands(target, block, chosen)
+            standing, about = ensemble.withstands(target, block, chosen, eps)
             console.say(f"{name}: {about['attack']}: {100 * standing.mean():.1f} ({time.perf_counter() - started:.0f} s)")
     return "done"
 

@@ -18,8 +18,10 @@ from torch.nn import functional
 from torchvision import models
 
 from benchmarks.tables import machine, markdown
-from pipeline import attacks, networks, params
-from pipeline.base import files, seeds, store
+from pipeline import attacks, document, networks
+from pipeline.attacks.params import Attack
+from pipeline.base import files, params, seeds, store
+from pipeline.base.values import greatest
 from pipeline.networks import device, matrix_products
 from pipeline.train import mixing
 
@@ -31,7 +33,7 @@ SPECS: dict[str, dict[str, object]] = {
 }
 
 
-def attacked(exact: models.ResNet, precision: str, spec: params.Attack, val: store.Block, processor: torch.device) -> NDArray[np.uint8]:
+def attacked(exact: models.ResNet, precision: str, spec: Attack, val: store.Block, processor: torch.device) -> NDArray[np.uint8]:
     """The stored adversarial images of `val` (N, 3, H, W), made in one precision."""
     network = matrix_products.Frozen(exact, val.images.shape[2], torch.bfloat16) if precision == "bf16" else exact
     attack = attacks.build(spec, network, exact.fc.out_features)
@@ -40,13 +42,13 @@ def attacked(exact: models.ResNet, precision: str, spec: params.Attack, val: sto
         images = torch.from_numpy(val.images[start : start + BATCH]).to(processor)
         labels = torch.from_numpy(val.labels[start : start + BATCH]).to(processor)
         adv_images = attacks.perturb(attack, images / 255, labels, seeds.batch_seed(0, start))
-        parts.append(attacks.quantise(adv_images, images, params.greatest(spec.eps)).cpu().numpy())
+        parts.append(attacks.quantise(adv_images, images, greatest(spec.eps)).cpu().numpy())
     return np.concatenate(parts)
 
 
 def adversarially_trained(network: models.ResNet, train: store.Block, processor: torch.device) -> models.ResNet:
     """The network after EPOCHS of training on PGD images made against itself at every step (Madry et al., ICLR 2018)."""
-    spec = params.Attack.model_validate({"attack": "PGD", "eps": "8/255", "alpha": "4/255", "steps": 3, "random_start": True})
+    spec = Attack.model_validate({"attack": "PGD", "eps": "8/255", "alpha": "4/255", "steps": 3, "random_start": True})
     batches = mixing.MixedBatches({"clean": train}, {"clean": BATCH}, 0, processor)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
     for epoch in range(EPOCHS):
@@ -64,9 +66,7 @@ def compare(network: models.ResNet, val: store.Block, processor: torch.device) -
     exact = networks.frozen_copy(network).to(processor)
     rows = {}
     for name, entry in SPECS.items():
-        images = {
-            precision: attacked(exact, precision, params.Attack.model_validate(entry), val, processor) for precision in ("fp32", "bf16")
-        }
+        images = {precision: attacked(exact, precision, Attack.model_validate(entry), val, processor) for precision in ("fp32", "bf16")}
         accuracy = {precision: 100 * networks.accuracy(exact, made, val.labels, 500) for precision, made in images.items()}
         rows[name] = {
             **{f"{precision}_accuracy": round(value, 2) for precision, value in accuracy.items()},
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clean", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True, nargs="+")
-    parser.add_argument("--architecture", default=params.load(params.FILE).model.architecture)
+    parser.add_argument("--architecture", default=document.load(params.FILE).model.architecture)
     args = parser.parse_args()
     processor, clean = device.choose(), store.ImageSet(args.clean)
     val, train = clean.load("val"), clean.load("train")

@@ -87,12 +87,12 @@ def fgsm(folder: Path, *_: int) -> None:
     import torch
     from torchvision import models
 
-    from pipeline import params
+    from pipeline.attacks.params import Attack, Generate
     from pipeline.base import store
     from pipeline.generate import generation
 
-    spec = params.Attack.model_validate({"attack": "FGSM", "eps": "8/255"})
-    settings = params.Generate(batch_size=128, precision="auto", seed=0)
+    spec = Attack.model_validate({"attack": "FGSM", "eps": "8/255"})
+    settings = Generate(batch_size=128, precision="auto", seed=0)
     network = models.resnet18(num_classes=10)
     clean = store.ImageSet(folder / "set")
     generation.generate(clean, network, "", spec, settings, name="fgsm", out=folder / "fgsm", device=torch.device("cpu"))

@@ -16,8 +16,10 @@ from torch.nn import functional
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision import models
 
-from pipeline import params
+from pipeline import document
+from pipeline.base import params
 from pipeline.prepare import preparation, sources
+from pipeline.train.params import Training
 
 WORKERS = 2
 
@@ -68,7 +70,7 @@ def training_step(network: nn.Module, optimizer: torch.optim.Optimizer, images: 
     optimizer.step()
 
 
-def recipe(settings: params.Params, folder: Path) -> None:
+def recipe(settings: document.Document, folder: Path) -> None:
     """From the raw images to the fine-tuned network."""
     source = sources.open_source(settings.data)
     rows = preparation.choose_rows(source.labels, settings.data)
@@ -85,11 +87,11 @@ def recipe(settings: params.Params, folder: Path) -> None:
         for side in ("train", "val"):
             store_attacked(network.eval(), attack, folder / f"clean_{side}.h5", folder / f"{name}_{side}.h5")
     paths = {side: [folder / f"{name}_{side}.h5" for name in ("clean", "fgsm", "pgd")] for side in ("train", "val")}
-    fit(network, lambda: mixed_batches(*paths["train"]), paths["val"], settings.finetune)
+    fit(network, lambda: mixed_batches(*paths["train"]), paths["val"], settings.finetuned["robust"])
     torch.save(network.state_dict(), folder / "robust.pt")
 
 
-def fit(network: nn.Module, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]], val: list[Path], settings: params.Training) -> None:
+def fit(network: nn.Module, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]], val: list[Path], settings: Training) -> None:
     """Train, and end with the weights of the epoch that is best on the validation images."""
     optimizer = torch.optim.SGD(network.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
@@ -115,4 +117,4 @@ def store_attacked(network: nn.Module, attack: Callable[[nn.Module, Tensor, Tens
 
 
 if __name__ == "__main__":
-    recipe(params.load(params.FILE), Path(sys.argv[1]))
+    recipe(document.load(params.FILE), Path(sys.argv[1]))

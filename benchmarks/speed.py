@@ -13,13 +13,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from torchattacks.attack import Attack
+import torchattacks
 from torchvision import models
 
 from benchmarks import naive
 from benchmarks.tables import machine, markdown
-from pipeline import attacks, params
-from pipeline.base import files, store
+from pipeline import attacks, document
+from pipeline.attacks.params import Attack
+from pipeline.base import files, params, store
 from pipeline.networks import device, matrix_products
 from pipeline.train import augmentation, loop, mixing, streaming
 
@@ -52,10 +53,10 @@ def network_figures(architecture: str, block: store.Block, processor: torch.devi
     }
     figures = {}
     for name, entry in specs.items():
-        spec = params.Attack.model_validate({"eps": "8/255", **entry})
+        spec = Attack.model_validate({"eps": "8/255", **entry})
         attack, usual = attacks.build(spec, fast, 10), {"fgsm": naive.fgsm, "pgd": naive.pgd}[name]
 
-        def ours(attack: Attack = attack) -> None:
+        def ours(attack: torchattacks.attack.Attack = attack) -> None:
             attacks.quantise(attacks.perturb(attack, pixels, labels, 0), images, 8 / 255)
 
         def theirs(usual: Callable[..., object] = usual) -> None:
@@ -63,7 +64,7 @@ def network_figures(architecture: str, block: store.Block, processor: torch.devi
 
         figures[f"{architecture} {name}"] = compare(ours, theirs, BATCH)
     mixed = mixing.MixedBatches({"clean": block.select(np.arange(len(block)) < 4 * BATCH)}, {"clean": BATCH}, 0, processor)
-    recipe = params.load(params.FILE).clean.model_copy(update={"epochs": 1, "warmup_epochs": 0.0, "precision": "auto"})
+    recipe = document.load(params.FILE).clean.model_copy(update={"epochs": 1, "warmup_epochs": 0.0, "precision": "auto"})
     batches = augmentation.AugmentedBatches(mixed, "none", seed=0)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
 

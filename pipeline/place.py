@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import params
 from pipeline.audit import lineage
+from pipeline.base import params
 from pipeline.base.errors import InputError
 
 DVC = Path(".dvc")

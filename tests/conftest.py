@@ -10,7 +10,8 @@ import torch
 from ruamel.yaml import YAML
 from torchvision import models
 
-from pipeline import params
+from pipeline import document
+from pipeline.attacks.params import Attack
 from pipeline.base import store
 
 ROOT = Path(__file__).parent.parent
@@ -34,8 +35,8 @@ def one_thread():
 
 
 @pytest.fixture
-def settings() -> params.Params:
-    return params.load(ROOT / "params.yaml")
+def settings() -> document.Document:
+    return document.load(ROOT / "params.yaml")
 
 
 @pytest.fixture
@@ -80,8 +81,8 @@ def write_set(path: Path, block: store.Block, shard_rows: int = 16, compression:
     return store.ImageSet(path)
 
 
-def attack_spec(**entry) -> params.Attack:
-    return params.Attack.model_validate(entry)
+def attack_spec(**entry) -> Attack:
+    return Attack.model_validate(entry)
 
 
 FGSM = {"attack": "FGSM", "eps": "8/255"}

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import datasets, models
 from torchvision.models import Weights
 
-from pipeline import params
+from pipeline.attacks.parameters import ATTACK_PARAMETERS
 
 # For every parameter of torchattacks' attacks a value that makes it quick.
 PARAMETERS = {
@@ -26,7 +26,7 @@ PARAMETERS = {
 
 def attack_entry(name: str) -> dict[str, object]:
     """An entry of `attacks` with all its parameters."""
-    return {"attack": name, "eps": "8/255", **{key: PARAMETERS[key] for key in params.ATTACK_PARAMETERS[name]}}
+    return {"attack": name, "eps": "8/255", **{key: PARAMETERS[key] for key in ATTACK_PARAMETERS[name]}}
 
 
 class TaskDataset(torch.utils.data.Dataset):

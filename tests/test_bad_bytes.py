@@ -18,12 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import networks, params
+from pipeline import document, networks
 from pipeline.base import store
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import hdf5, limits
+from pipeline.base.values import parse_level
 from pipeline.networks.checkpoint import FORMAT
 from pipeline.prepare import sources
+from pipeline.prepare.params import Hdf5
 from pipeline.prepare.sources import image_folder
 from tests import samples
 from tests.conftest import make_block, write_set
@@ -37,7 +39,7 @@ def opened(settings, tmp_path):
     """Opens a source under `tmp_path` and reads all of it."""
 
     def read(source, name):
-        names = params.Hdf5(images="images", labels="labels")
+        names = Hdf5(images="images", labels="labels")
         data = settings.data.model_copy(update={"source": source, "path": str(tmp_path / name), "image_size": 8, "hdf5": names})
         found = sources.open_source(data)
         return found.read(np.arange(len(found.labels)))
@@ -479,19 +481,19 @@ def test_pickles(opened, tmp_path, pickled, message):
 def test_params_that_would_harm(tmp_path, text, message):
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(InputError, match=message):
-        params.load(tmp_path / "params.yaml")
+        document.load(tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize("value", ["1e-999999999", "1e999999999", "9/1e-999999999"])
 def test_numbers_that_would_take_for_ever(value):
     with pytest.raises(ValueError, match="expected more than 0 and at most 1"):
-        params.parse_level(value)
+        parse_level(value)
 
 
 def test_whole_numbers_have_an_end(raw_params):
     raw_params["clean"]["epochs"] = 10**30
     with pytest.raises(ValueError, match="less than 2147483648"):
-        params.Params.model_validate(raw_params)
+        document.Document.model_validate(raw_params)
 
 
 class Marked:

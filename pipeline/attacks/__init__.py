@@ -1,7 +1,44 @@
 """Attacks on networks, and adversarial images as they are stored."""
 
-from pipeline.attacks.ascent import LOSSES, ascend, margin
-from pipeline.attacks.library import build, perturb, scaled
-from pipeline.attacks.stored import eps_levels, identity, passes, quantise, versions
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["LOSSES", "ascend", "build", "eps_levels", "identity", "margin", "passes", "perturb", "quantise", "scaled", "versions"]
+if TYPE_CHECKING:
+    from pipeline.attacks.ascent import LOSSES, ascend, margin
+    from pipeline.attacks.library import build, perturb, scaled
+    from pipeline.attacks.stored import eps_levels, identity, passes, quantise, versions
+
+# Where each public name is defined. It is imported when it is first asked for, so that reading the
+# params of this folder does not import torch.
+HOMES = {
+    "LOSSES": "ascent",
+    "ascend": "ascent",
+    "margin": "ascent",
+    "build": "library",
+    "perturb": "library",
+    "scaled": "library",
+    "eps_levels": "stored",
+    "identity": "stored",
+    "passes": "stored",
+    "quantise": "stored",
+    "versions": "stored",
+}
+__all__ = [
+    "LOSSES",
+    "ascend",
+    "build",
+    "eps_levels",
+    "identity",
+    "margin",
+    "passes",
+    "perturb",
+    "quantise",
+    "scaled",
+    "versions",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pipeline import params
+from pipeline.attacks import params
 from pipeline.networks.memory_fit import fitted
 
 if TYPE_CHECKING:

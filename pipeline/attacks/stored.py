@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import params
+from pipeline.attacks import params
 
 if TYPE_CHECKING:
     pass

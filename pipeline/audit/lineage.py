@@ -1,16 +1,14 @@
-"""What `dvc.yaml` and `dvc.lock` say about a project, and the hashes they say it with, without DVC.
+"""What `dvc.yaml` and `dvc.lock` say about a project, and the hashes they say it with.
 
-`dvc.yaml` and `params.yaml` together declare the stages; `dvc.lock` records what each of them read, ran and wrote. Both are plain files, so
-they can be held against each other, and against what lies on the disk, wherever the project's files are.
+`dvc.yaml` and `params.yaml` together declare the stages: DVC itself reads them. `dvc.lock` records what each stage read, ran and wrote. It
+is read here as a plain file, and hashes are computed here, so that an audit does not rely on what DVC remembers of the disk.
 """
 
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,6 @@ from ruamel.yaml.error import YAMLError
 from pipeline.base.errors import InputError
 
 DECLARED, RECORDED = "dvc.yaml", "dvc.lock"
-OUTS = ("outs", "metrics", "plots")
-_TEMPLATE = re.compile(r"\$\{([^}]*)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +40,31 @@ class Recorded:
     outs: dict[str, str]
 
 
-def declared(root: Path, params: Mapping[str, Any]) -> dict[str, Declared]:
-    """The stages of a project folder by name, such as `generate@clean-pgd`.
+def declared(root: Path) -> dict[str, Declared]:
+    """Return the stages of a project folder by name, such as `generate@clean-pgd`, as DVC reads them.
 
-    Raises InputError for a `dvc.yaml` that is missing or uses what is not read here (`vars`, functions, `wdir`).
+    Raises InputError for a folder that is no project of DVC, and for stages that DVC cannot read.
     """
-    path = root / DECLARED
+    from dvc.dependency import ParamsDependency
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+
     try:
-        expanded = [parts for name, entry in read_yaml(path)["stages"].items() for parts in _expand(name, entry, params)]
-        return {name: _declared(entry, values) for name, entry, values in expanded}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{path}: a stage cannot be read: {' '.join(str(error).split())}") from error
+        with Repo(str(root)) as repo:
+            stages = [stage for stage in repo.index.stages if isinstance(stage, PipelineStage)]
+    except DvcException as error:
+        reason = " ".join(str(error).split()).partition(" Use `dvc")[0][:300]
+        raise InputError(f"{root / DECLARED}: DVC cannot read the stages: {reason}") from error
+    return {
+        stage.name: Declared(
+            cmd=stage.cmd,
+            deps=tuple(dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency)),
+            params=tuple(key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params),
+            outs=tuple(out.def_path for out in stage.outs),
+        )
+        for stage in stages
+    }
 
 
 def recorded(root: Path) -> dict[str, Recorded]:
@@ -85,7 +95,7 @@ def output_folders(root: Path) -> list[Path]:
         folders = {folder for out in outs for folder in Path(out).parents}
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: a stage cannot be read: {error}") from error
-    return sorted(folder for folder in folders if folder.name and not _TEMPLATE.search(str(folder)))
+    return sorted(folder for folder in folders if folder.name and "$" not in str(folder))
 
 
 def read_yaml(path: Path) -> Any:
@@ -109,8 +119,8 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def md5(path: Path) -> str:
     """The MD5 that DVC 3 records: a file's, or for a folder that of the JSON list of its files' MD5s and names, followed by `.dir`.
 
-    What `.dvcignore` leaves out in this project, unfinished parts and bytecode, is left out. Raises InputError where there is nothing, and
-    OSError for what cannot be read.
+    What `.dvcignore` leaves out is left out: unfinished parts, bytecode, and what marks empty folders. Raises InputError where there is
+    nothing, and OSError for what cannot be read.
     """
     if path.is_file():
         return _file_md5(path)
@@ -137,48 +147,4 @@ def _file_md5(path: Path) -> str:
 
 
 def _is_ignored(name: str) -> bool:
-    return any(part == "__pycache__" or (part.startswith(".") and part.endswith(".part")) for part in name.split("/"))
-
-
-def _expand(name: str, entry: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """The stages that one entry stands for, each with the values for its templates."""
-    if "foreach" in entry:
-        items = _value(entry["foreach"], params)
-        for key, item in items.items() if isinstance(items, dict) else zip(items, items, strict=True):
-            yield f"{name}@{key}", entry["do"], {**params, "key": key, "item": item}
-    elif "matrix" in entry:
-        axes = {axis: list(_value(values, params)) for axis, values in entry["matrix"].items()}
-        for chosen in product(*axes.values()):
-            key = "-".join(map(str, chosen))
-            yield f"{name}@{key}", entry, {**params, "key": key, "item": dict(zip(axes, chosen, strict=True))}
-    else:
-        yield name, entry, params
-
-
-def _declared(entry: Mapping[str, Any], values: Mapping[str, Any]) -> Declared:
-    paths = {kind: [next(iter(item)) if isinstance(item, dict) else item for item in entry.get(kind, [])] for kind in (*OUTS, "deps")}
-    return Declared(
-        cmd=_filled(entry["cmd"], values),
-        deps=tuple(dict.fromkeys(_filled(path, values) for path in paths["deps"])),
-        params=tuple(_filled(key, values) for key in entry.get("params", [])),
-        outs=tuple(_filled(path, values) for kind in OUTS for path in paths[kind]),
-    )
-
-
-def _filled(text: str, values: Mapping[str, Any]) -> str:
-    return _TEMPLATE.sub(lambda match: str(_at(values, match[1])), text).strip()
-
-
-def _value(text: Any, values: Mapping[str, Any]) -> Any:
-    """What a template that is a whole value stands for; anything else is itself."""
-    match = _TEMPLATE.fullmatch(text) if isinstance(text, str) else None
-    return _at(values, match[1]) if match else text
-
-
-def _at(values: Mapping[str, Any], key: str) -> Any:
-    found: Any = values
-    for part in key.strip().split("."):
-        if not isinstance(found, Mapping) or part not in found:
-            raise ValueError(f"${{{key}}} is not in params.yaml")
-        found = found[part]
-    return found
+    return any(part in ("__pycache__", ".gitkeep") or (part.startswith(".") and part.endswith(".part")) for part in name.split("/"))

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torchvision import models
 
-from pipeline import networks, params
+from pipeline import document, networks
 from pipeline.audit import lineage
-from pipeline.base import files, store
+from pipeline.base import files, params, store
 from pipeline.base.errors import InputError
+from pipeline.base.values import CLEAN
 
 OWN = "audit"  # the stage that audits is not among what it audits
 Verdict = Literal["ok", "warning", "not comparable", "FAILED"]
@@ -58,18 +59,17 @@ class Project:
     _opened: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     @cached_property
-    def settings(self) -> params.Params:
-        return params.load(self.root / params.FILE)
+    def settings(self) -> document.Document:
+        return document.load(self.root / params.FILE)
 
     @cached_property
     def values(self) -> dict[str, Any]:
         """params.yaml as it is written."""
-        content: dict[str, Any] = lineage.read_yaml(self.root / params.FILE)
-        return content
+        return params.read(self.root / params.FILE)
 
     @cached_property
     def declared(self) -> dict[str, lineage.Declared]:
-        return lineage.declared(self.root, self.values)
+        return lineage.declared(self.root)
 
     @cached_property
     def recorded(self) -> dict[str, lineage.Recorded]:
@@ -120,7 +120,7 @@ class Project:
         """The path of the clean image set."""
         for stage in self.stages.values():
             for path in self.sets(stage.outs):
-                if self.images(path).attributes["kind"] == params.CLEAN:
+                if self.images(path).attributes["kind"] == CLEAN:
                     return path
         raise InputError(f"{self.root / lineage.RECORDED}: names no clean image set; `dvc repro` makes it")
 
@@ -129,21 +129,23 @@ class Project:
         return [path for path in paths if path in self._below(path)]
 
     def _below(self, path: str) -> list[str]:
-        """Return the recorded path if it is an image set, else those of its folders that are."""
-        folder = self.root / path
-        return [path if found == folder else f"{path}/{found.name}" for found in store.paths_below(folder)]
+        """Return the recorded path if it is an image set, else those of the folders in it that are."""
+        folders = sorted({shard.parent for shard in (self.root / path).rglob("*.h5")})
+        found = [folder.relative_to(self.root) for folder in folders]
+        return [str(folder) for folder in found if not any(part.startswith(".") for part in folder.parts)]
 
-    def adversarial(self, paths: dict[str, str], parent: str) -> dict[str, str]:
-        """The adversarial sets among the recorded paths, by attack; those made against another model than `parent`, by model and attack.
+    def adversarial(self, paths: dict[str, str]) -> dict[str, str]:
+        """Return the adversarial sets among the recorded paths, by their names in a mix.
 
+        A set right below a path is named after its attack, one that is deeper after its model too.
         Raises InputError for two sets of one name.
         """
         found: dict[str, str] = {}
-        for path in (path for folder in paths for path in self._below(folder)):
+        for folder, path in ((folder, path) for folder in paths for path in self._below(folder)):
             attributes = self.images(path).attributes
             if attributes["kind"] == "adversarial":
-                model = Path(self.attacked(path)).stem
-                name = f"{'' if model == parent else f'{model}-'}{attributes['attack']}"
+                deep = len(Path(path).relative_to(folder).parts) > 1
+                name = f"{Path(self.attacked(path)).stem}-{attributes['attack']}" if deep else str(attributes["attack"])
                 if name in found:
                     raise InputError(f"{path}: made by {attributes['attack']}, as {found[name]} is; run `dvc repro`")
                 found[name] = path

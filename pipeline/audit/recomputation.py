@@ -19,16 +19,21 @@ from numpy.typing import NDArray
 from torch import nn
 from torchvision import models
 
-from pipeline import attacks, networks, params
+from pipeline import attacks, networks
+from pipeline.attacks.params import Attack
 from pipeline.audit.project import Project, Row, Verdict, judged
-from pipeline.base import files, store
+from pipeline.base import files, params, store
 from pipeline.base.errors import InputError, discarding
+from pipeline.base.values import CLEAN, MIXED, Spread, greatest
+from pipeline.document import Document
 from pipeline.generate import generation
 from pipeline.networks import scores, torch_files
 from pipeline.networks.device import processor
+from pipeline.networks.params import Model
 from pipeline.prepare import preparation, sources
 
 TIGHT = 1e-2  # of a logit: below this margin another processor may decide otherwise
+SAMPLE = 128  # images of every adversarial set that are attacked again, in whole batches
 CHUNK = 1024  # images compared at once
 # The share of an image's values that may differ when it is attacked again. A GPU adds in no fixed order, and in another one where a batch
 # went through the network in parts; each sign that this turns moves a pixel. An attack of other random numbers differs in most pixels.
@@ -132,16 +137,16 @@ def adversarial_set(project: Project, stage: str, path: str) -> Iterator[Row]:
         yield from _samples(project, stage, path, model, _sample(clean, images, project.settings))
 
 
-def _distances(stage: str, path: str, clean: store.ImageSet, images: store.ImageSet, spec: params.Attack) -> Iterator[Row]:
+def _distances(stage: str, path: str, clean: store.ImageSet, images: store.ImageSet, spec: Attack) -> Iterator[Row]:
     """All images against their clean originals."""
-    tally, levels = Tally(), attacks.eps_levels(params.greatest(spec.eps))
+    tally, levels = Tally(), attacks.eps_levels(greatest(spec.eps))
     pairs = zip(clean.blocks(), images.blocks(), strict=True)
     for number, ((start, _), (original, stored)) in enumerate(zip(images.bounds, pairs, strict=True)):
         _compare(tally, original, stored, spec, start, store.shard_name(number))
     everywhere = f"{path} (all images)"
     for what in ("labels", "ids", "split"):
         yield judged(stage, what, tally.problem(what), f"{tally.n} equal to the clean set's", everywhere)
-    stated = f"{levels}/255 {'at most' if isinstance(spec.eps, params.Spread) else 'for every image'}"
+    stated = f"{levels}/255 {'at most' if isinstance(spec.eps, Spread) else 'for every image'}"
     yield judged(stage, "stated eps", tally.problem("stated eps"), stated, f"{path}, {params.FILE}")
     problem = tally.problem("distance")
     largest = f"{tally.largest}/255 at most, eps allows {levels}/255"
@@ -151,7 +156,7 @@ def _distances(stage: str, path: str, clean: store.ImageSet, images: store.Image
     yield judged(stage, "fooled", "", f"{tally.fooled / tally.n:.2%} by the stored flags", everywhere, round(tally.fooled / tally.n, 6))
 
 
-def _compare(tally: Tally, original: store.Block, stored: store.Block, spec: params.Attack, start: int, shard: str) -> None:
+def _compare(tally: Tally, original: store.Block, stored: store.Block, spec: Attack, start: int, shard: str) -> None:
     """Count one shard's rows."""
     rows, ids = range(start, start + len(stored)), stored.ids
     tally.n += len(stored)
@@ -159,7 +164,7 @@ def _compare(tally: Tally, original: store.Block, stored: store.Block, spec: par
         tally.blame(what, original.datasets[what] != stored.datasets[what], rows, original.ids, shard)
     if stored.eps is None or stored.fooled is None:
         raise InputError(f"{shard}: no eps or no fooled dataset; run `dvc repro`")
-    least, most = (attacks.eps_levels(eps) / 255 for eps in (spec.eps.bounds if isinstance(spec.eps, params.Spread) else (spec.eps,) * 2))
+    least, most = (attacks.eps_levels(eps) / 255 for eps in (spec.eps.bounds if isinstance(spec.eps, Spread) else (spec.eps,) * 2))
     tally.blame("stated eps", (stored.eps < least - 1e-6) | (stored.eps > most + 1e-6), rows, ids, shard)
     levels = np.round(np.minimum(stored.eps, most) * 255)
     tally.fooled += int(stored.fooled.sum())
@@ -178,7 +183,7 @@ def refreshed_sets(project: Project, stage: str, path: str) -> Iterator[Row]:
     """Refreshed sets are cached ones whose training rows moved on within eps; `fooled` is about the model that came out."""
     entry, clean = project.recorded[stage], project.images(project.clean)
     (model,) = project.checkpoints(entry.outs)
-    cached = project.adversarial(entry.deps, project.settings.parent_of(Path(model).stem))
+    cached = project.adversarial(entry.deps)
     for name, source in project.refreshed(path).items():
         images, origin, attacked = project.images(source), project.images(cached[name]), project.attacked(cached[name])
         spec = project.settings.attacks[str(origin.attributes["attack"])]
@@ -219,13 +224,13 @@ class Sample:
         return tally.problem("sample")
 
 
-def _sample(clean: store.ImageSet, images: store.ImageSet, settings: params.Params) -> Sample:
-    """At least `audit.sample` rows, if their shard has as many from there on, at a place that only the set's content decides."""
+def _sample(clean: store.ImageSet, images: store.ImageSet, settings: Document) -> Sample:
+    """At least SAMPLE rows, if their shard has as many from there on, at a place that only the set's content decides."""
     size = settings.generate.batch_size
     starts = [(shard, start) for shard, (first, stop) in enumerate(images.bounds) for start in range(0, stop - first, size)]
     shard, start = starts[int(images.digest, 16) % len(starts)]
     original, stored = clean.block(shard), images.block(shard)
-    stop = min(start + math.ceil(settings.audit.sample / size) * size, len(stored))
+    stop = min(start + math.ceil(SAMPLE / size) * size, len(stored))
     taken = (np.arange(len(stored)) >= start) & (np.arange(len(stored)) < stop)
     first = images.bounds[shard][0]
     return Sample(
@@ -279,14 +284,14 @@ def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
     """A checkpoint came from the sets and the model that its stage read, and never saw a validation image."""
     entry, checkpoint = project.recorded[stage], project.checkpoint(path)
     yield Row(stage=stage, parameter="model", value=f"SHA-256 {project.sha256(path)}", where=path, verdict="ok")
-    parent = project.settings.parent_of(Path(path).stem)
     mix = project.settings.mix_of(Path(path).stem)
-    stored = project.adversarial(entry.deps, parent).items()
-    sets = {params.CLEAN: project.clean, **{name: source for name, source in stored if name in mix}}
+    stored = project.adversarial(entry.deps).items()
+    sets = {CLEAN: project.clean, **{name: source for name, source in stored if name in mix}}
     origins = {f"{name}.digest": (source, project.images(source).digest) for name, source in sets.items()}
     for model in project.checkpoints(entry.deps):
-        name = Path(model).stem
-        origins["parent.sha256" if name == parent else f"source.{name}.sha256"] = (model, project.sha256(model))
+        origins["parent.sha256"] = (model, project.sha256(model))
+    for model in {project.attacked(source) for name, source in sets.items() if "-" in name}:
+        origins[f"source.{Path(model).stem}.sha256"] = (model, project.sha256(model))
     for key, (source, value) in origins.items():
         recorded = checkpoint.provenance.get(key)
         yield judged(
@@ -308,7 +313,7 @@ def _pretrained(project: Project, stage: str, path: str, checkpoint: networks.Ch
     if "weights" not in checkpoint.provenance:
         return judged(stage, "weights", "", "the parent's", path)
     start = project.settings.online[Path(path).stem].start if Path(path).stem in project.settings.online else None
-    model = start if isinstance(start, params.Model) else project.settings.model
+    model = start if isinstance(start, Model) else project.settings.model
     name = model.weights or "none"
     if checkpoint.provenance["weights"] != name:
         return judged(stage, "weights", f"recorded {checkpoint.provenance['weights']}, params.yaml: {name}", "", path)
@@ -343,15 +348,15 @@ def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
         stage, f"judges {model}", "" if metrics["sha256"] == sha256 else f"recorded {metrics['sha256']}, is {sha256}", sha256, path
     )
     network = project.network(model)
-    stored = project.adversarial(entry.deps, project.settings.evaluate.models[Path(model).stem].stored)
-    recorded = {params.CLEAN: metrics["clean"], **{name: metrics["transfer"].get(name, {}) for name in stored}}
+    stored = project.adversarial(entry.deps)
+    recorded = {CLEAN: metrics["clean"], **{name: metrics["transfer"].get(name, {}) for name in stored}}
     pooled: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
-    for name, source in {params.CLEAN: project.clean, **stored}.items():
+    for name, source in {CLEAN: project.clean, **stored}.items():
         val = project.images(source).load("val")
-        pooled.append((_margins(network, val.images, val.labels, project.settings.evaluate.batch_size, project.device), val.labels))
+        pooled.append((_margins(network, val.images, val.labels, networks.BATCH_SIZE, project.device), val.labels))
         yield _accuracy(project, stage, f"accuracy on {name}", recorded[name], *pooled[-1], f"{path}, {source}")
     margins, labels = (np.concatenate(parts) for parts in zip(*pooled, strict=True))
-    yield _accuracy(project, stage, "accuracy on mixed", metrics["transfer"].get(params.MIXED, {}), margins, labels, path)
+    yield _accuracy(project, stage, "accuracy on mixed", metrics["transfer"].get(MIXED, {}), margins, labels, path)
     for name, source in stored.items():
         own, claimed = project.images(source).attributes["model.sha256"] == sha256, recorded[name].get("made_against_this_model")
         fault = "" if own == claimed else f"recorded made_against_this_model: {claimed}, is {own}"

@@ -7,13 +7,15 @@ import json
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
-from pipeline import attacks, params
+from pipeline import attacks
 from pipeline.audit import lineage
 from pipeline.audit.project import OWN, Project, Row, Verdict, judged
-from pipeline.base import unfinished
+from pipeline.base import params, unfinished
 from pipeline.base.errors import discarding
+from pipeline.base.values import CLEAN, parse_level
 
 CODE = "pipeline"  # the folder of the code
 Held = list[tuple[str, str, Any]]  # dotted key of params.yaml, where else it is recorded, the value there
@@ -99,7 +101,7 @@ def held_parameters(project: Project, stage: str) -> Held:
     for path in project.checkpoints(outs):
         checkpoint = project.checkpoint(path)
         own = [key for key in recorded if key.endswith(".start.architecture")]
-        held.append((own[0] if own else "model.architecture", path, checkpoint.architecture))
+        held += [(key, path, checkpoint.architecture) for key in own or ["model.architecture"] if key in recorded]
         held += _held_by_checkpoint(path, checkpoint.provenance, recorded)
     for path in outs:
         if path.endswith(".json"):
@@ -108,26 +110,24 @@ def held_parameters(project: Project, stage: str) -> Held:
 
 
 def _held_by_set(path: str, attributes: Mapping[str, Any]) -> Held:
-    if attributes["kind"] == params.CLEAN:
-        names = {"source": "data.source", "split.n_val": "data.n_val", "seed": "data.seed", "image_size": "data.image_size"}
+    if attributes["kind"] == CLEAN:
+        names = {"source": "data.source", "split.n_val": "data.n_val", "seed": "seed", "image_size": "data.image_size"}
     else:
         prefix = f"attacks.{attributes['attack']}"
         own = {key: f"{prefix}.{key.removeprefix('attack.')}" for key in attributes if key.startswith("attack.")}
-        names = {**own, "attack.class": f"{prefix}.attack", "batch_size": "generate.batch_size", "seed": "generate.seed"}
+        names = {**own, "attack.class": f"{prefix}.attack", "batch_size": "generate.batch_size", "seed": "seed"}
     return [(key, path, attributes.get(name)) for name, key in names.items()]
 
 
 def _held_by_checkpoint(path: str, provenance: Mapping[str, Any], recorded: Mapping[str, Any]) -> Held:
-    sections = [key.removesuffix(".epochs") for key in recorded if key.endswith(".epochs") and not key.startswith("variants.")]
-    changed = [key for key in recorded if key.startswith("variants.")]
+    name = Path(path).stem
     training = {key.removeprefix("training."): _parsed(value) for key, value in provenance.items() if key.startswith("training.")}
-    held = lineage.flatten(training)
-    return [(_source_of(key, section, changed), path, value) for section in sections for key, value in held.items()]
-
-
-def _source_of(key: str, section: str, changed: list[str]) -> str:
-    """Where in params.yaml a training's parameter stands: with its variant if that changes it, else in its section."""
-    return next((other for other in changed if other.split(".", 2)[2] == key), f"{section}.{key}")
+    held: Held = []
+    for key, value in lineage.flatten(training).items():
+        own = (f"{section}.{key}" for section in (name, f"finetuned.{name}", f"online.{name}"))
+        written = next((place for place in (*own, f"training.{key}", key) if place in recorded), f"training.{key}")
+        held.append((written, path, value))
+    return held
 
 
 def _parsed(value: Any) -> Any:
@@ -161,7 +161,7 @@ def _specs(project: Project, makes: str) -> dict[str, dict[str, Any]]:
     """The attacks among the parameters of the stages that make models (those in the mix) or metrics, by dotted key."""
     specs: dict[str, dict[str, Any]] = {}
     settings = project.settings
-    mixed = {name.split("-")[-1] for variant in (None, *settings.variants) for name in settings.recipe(variant).mix}
+    mixed = {name.split("-")[-1] for recipe in settings.finetuned.values() for name in recipe.mix}
     unmixed = {f"attacks.{name}" for name in settings.attacks.keys() - mixed}
     for stage in project.stages.values():
         made = project.checkpoints(stage.outs) if makes == "model" else [path for path in stage.outs if path.endswith(".json")]
@@ -179,14 +179,14 @@ def _mismatch(spec: Mapping[str, Any], others: list[dict[str, Any]]) -> str:
 
 
 def _in_words(spec: Mapping[str, Any]) -> str:
-    eps = params.parse_level(spec["eps"])
+    eps = parse_level(spec["eps"])
     stored = attacks.eps_levels(eps)
     exact = abs(eps * 255 - stored) < 1e-6
     return f"{spec['attack']} eps {spec['eps']}" + ("" if exact else f" ({eps * 255:.4g}/255, stored as {stored}/255)")
 
 
 def _fraction(eps: object) -> float:
-    return round(params.parse_level(eps), 9)
+    return round(parse_level(eps), 9)
 
 
 def _unit(eps: object) -> str:

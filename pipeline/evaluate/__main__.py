@@ -3,10 +3,15 @@
 import argparse
 from pathlib import Path
 
-from pipeline import networks, params
-from pipeline.base import console, files, store
+from pipeline import networks
+from pipeline.attacks.params import expect_classes
+from pipeline.base import console, files, params, store
 from pipeline.evaluate import judgement, plots, sweeps, table
+from pipeline.evaluate.params import EvaluateParams
 from pipeline.networks import device
+
+JUDGING = ("curves", "ensemble", "grid", "n_eval", "threats")
+KEYS = ("seed", *(f"evaluate.{key}" for key in JUDGING))  # of params.yaml, as dvc.yaml declares them
 
 
 def evaluate() -> str:
@@ -18,12 +23,12 @@ def evaluate() -> str:
     parser.add_argument("--plots", type=Path, required=True, help="folder for confusion.csv, grid.csv, curves.csv and pictures of them")
     args = parser.parse_args()
 
-    settings, processor = params.load(params.FILE), device.choose()
+    settings, processor = params.load(params.FILE, EvaluateParams, KEYS).evaluate, device.choose()
     clean = store.ImageSet(args.clean)
-    params.expect_classes(settings.all_attacks, len(clean.class_names))
-    checkpoint = networks.load(args.model, architecture=settings.architecture_of(args.model.stem), class_names=clean.class_names)
+    expect_classes({f"evaluate.threats.{name}": threat for name, threat in settings.threats.items()}, len(clean.class_names))
+    checkpoint = networks.load(args.model, class_names=clean.class_names)
     sha256, stored = files.sha256(args.model), [store.ImageSet(path) for path in store.paths_below(args.stored)]
-    found = judgement.judge(checkpoint.network().to(processor), clean, stored, sha256, settings.evaluate)
+    found = judgement.judge(checkpoint.network().to(processor), clean, stored, sha256, settings)
     about = {"sha256": sha256, "device": device.describe(processor), "attack_passes": checkpoint.provenance["attack_passes"]}
     files.write_json(args.metrics, {**about, **found.metrics})
     files.write_csv(args.plots / "confusion.csv", found.confusion)
@@ -33,9 +38,9 @@ def evaluate() -> str:
     plots.heat_map(
         args.plots / "grid.png", found.grid, f"{name}: accuracy in % by attack" if found.grid else "no grid: evaluate.grid is null"
     )
-    plots.curves(args.plots / "curves.png", found.curves, f"{name}: accuracy under {settings.evaluate.curves.threat}, varied")
+    plots.curves(args.plots / "curves.png", found.curves, f"{name}: accuracy under {settings.curves.threat}, varied")
     console.say(table.checks(found.metrics["diagnostics"]))
-    return f"{args.metrics}: {len(settings.evaluate.threats)} fresh attacks on {args.model}, on {device.describe(processor)}"
+    return f"{args.metrics}: {len(settings.threats)} fresh attacks on {args.model}, on {device.describe(processor)}"
 
 
 if __name__ == "__main__":

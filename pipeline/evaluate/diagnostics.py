@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from pipeline import params
+from pipeline.attacks.params import Threat
 from pipeline.base.store import SPLITS, Block
-from pipeline.evaluate import whitebox
+from pipeline.evaluate import params, whitebox
 from pipeline.evaluate.sweeps import Curves
 from pipeline.evaluate.whitebox import Target
 from pipeline.networks.scores import Mask
@@ -97,7 +97,7 @@ def diagnose(
     target: Target,
     block: Block,
     curves: Curves,
-    threat: params.Threat,
+    threat: Threat,
     queries: int,
     stored: Mapping[str, Block],
 ) -> dict[str, Check]:
@@ -125,7 +125,7 @@ def diagnose(
     }
 
 
-def converged(target: Target, block: Block, found: Mask, threat: params.Threat, settings: params.Curves) -> dict[str, Check]:
+def converged(target: Target, block: Block, found: Mask, threat: Threat, settings: params.Curves) -> dict[str, Check]:
     """Return what more steps and more restarts of a PGD threat find beyond all attacks that were tried in its ball.
 
     `found` tells which images (n,) of `block` those attacks left standing.
@@ -137,7 +137,7 @@ def converged(target: Target, block: Block, found: Mask, threat: params.Threat, 
     }
     checks = {}
     for name, values in varied.items():
-        after = whitebox.withstands(target, block, params.Threat.model_validate(values), f"check: {name}", found).standing
+        after = whitebox.withstands(target, block, Threat.model_validate(values), f"check: {name}", found).standing
         checks[name] = share(found & ~after, CONVERGED)
     return checks
 
@@ -168,16 +168,16 @@ def _highest_difference(robust: Mapping[str, float], transfer: Mapping[str, floa
     return robust["accuracy"] - STATIC * transfer["accuracy"] + math.hypot(above, below)
 
 
-def _right_after_fgsm(target: Target, block: Block, threat: params.Threat) -> Mask:
+def _right_after_fgsm(target: Target, block: Block, threat: Threat) -> Mask:
     """Which images (N,), clean mistakes among them, the network gets right after FGSM at the threat's eps."""
-    fgsm = params.Threat.model_validate({"attack": "FGSM", "eps": threat.eps, "restarts": 1})
+    fgsm = Threat.model_validate({"attack": "FGSM", "eps": threat.eps, "restarts": 1})
     return whitebox.withstands(target, block, fgsm, "check: FGSM", np.ones(len(block), dtype=bool)).standing
 
 
 def _withstands_square(target: Target, block: Block, eps: float, queries: int, standing: Mask) -> Mask:
     """Which of the standing images (N,) a black-box attack, which sees no gradient, leaves standing."""
     entry = {"attack": "Square", "n_queries": queries, "n_restarts": 1, "p_init": 0.8, "loss": "margin", "resc_schedule": True}
-    square = params.Threat.model_validate({**entry, "eps": eps, "restarts": 1})
+    square = Threat.model_validate({**entry, "eps": eps, "restarts": 1})
     return whitebox.withstands(target, block, square, "check: Square", standing).standing
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import params
+from pipeline.attacks.params import Threat
 from pipeline.base.store import Block
-from pipeline.evaluate import whitebox
+from pipeline.evaluate import params, whitebox
 from pipeline.evaluate.whitebox import Passes, Target
 from pipeline.networks.scores import Mask
 
@@ -27,7 +27,7 @@ def name(settings: params.Ensemble) -> str:
     return "apgd" if settings.members == "first_two" else "ensemble"
 
 
-def threats(settings: params.Ensemble) -> dict[str, params.Threat]:
+def threats(settings: params.Ensemble, eps: float) -> dict[str, Threat]:
     """Return the members in their order."""
     apgd = {"steps": settings.iterations, "n_restarts": 1, "eot_iter": 1, "rho": 0.75}
     entries: dict[str, dict[str, Any]] = {
@@ -42,15 +42,15 @@ def threats(settings: params.Ensemble) -> dict[str, params.Threat]:
         entries["square"] = {
             "attack": "Square", "n_queries": QUERIES, "n_restarts": 1, "p_init": 0.8, "loss": "margin", "resc_schedule": False,
         }  # fmt: skip
-    return {name: params.Threat.model_validate({**entry, "eps": settings.eps, "restarts": 1}) for name, entry in entries.items()}
+    return {name: Threat.model_validate({**entry, "eps": eps, "restarts": 1}) for name, entry in entries.items()}
 
 
 def left_out(settings: params.Ensemble, n_classes: int) -> list[str]:
     """Return the members that cannot attack a network of so few classes: targeted APGD compares four logits."""
-    return [name for name, threat in threats(settings).items() if threat.fewest_classes > n_classes]
+    return [name for name, threat in threats(settings, 1.0).items() if threat.fewest_classes > n_classes]
 
 
-def withstands(target: Target, block: Block, settings: params.Ensemble) -> tuple[Mask, dict[str, Any]]:
+def withstands(target: Target, block: Block, settings: params.Ensemble, eps: float) -> tuple[Mask, dict[str, Any]]:
     """Return which of a block's images (N,) stand after all members, and what is known of the attack.
 
     That is its settings, the accuracy after each member, the passes, and the members that were left out.
@@ -59,7 +59,7 @@ def withstands(target: Target, block: Block, settings: params.Ensemble) -> tuple
     details: dict[str, Any] = {}
     passes = Passes(target.network)
     skipped = left_out(settings, target.n_classes)
-    for member, threat in threats(settings).items():
+    for member, threat in threats(settings, eps).items():
         if member in skipped:
             continue
         # torchattacks aims at all classes but one.
@@ -68,7 +68,7 @@ def withstands(target: Target, block: Block, settings: params.Ensemble) -> tuple
         standing = outcome.standing
         passes.forward, passes.backward = passes.forward + outcome.passes.forward, passes.backward + outcome.passes.backward
         details[f"after_{member}"] = round(float(np.mean(standing)), 6)
-    about = {"attack": described(settings), "eps": settings.eps, **details, **passes.as_metrics()}
+    about = {"attack": described(settings), "eps": eps, **details, **passes.as_metrics()}
     if skipped:
         about["left_out"] = f"{skipped[0]}: its loss compares four classes, there are {target.n_classes}"
     return standing, about

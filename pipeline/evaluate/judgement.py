@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline import networks, params
+from pipeline import networks
 from pipeline.base.store import Block, ImageSet
-from pipeline.evaluate import diagnostics, ensemble, sweeps, whitebox
+from pipeline.base.values import MIXED
+from pipeline.evaluate import diagnostics, ensemble, params, sweeps, whitebox
 from pipeline.evaluate.whitebox import Target
 from pipeline.networks import scores
 from pipeline.networks.scores import Mask, summarise
-from pipeline.params import MIXED
 
 WORST = "worst"
 
@@ -59,8 +59,8 @@ def judge(network: nn.Module, clean: ImageSet, stored: Sequence[ImageSet], model
     Raises InputError for sets of another clean set, or of several models, which an attack's name would not tell apart.
     """
     val, names = clean.load("val"), clean.class_names
-    target = Target.of(network, len(names), batch_size=settings.batch_size, seed=settings.seed)
-    predicted = networks.predict(network, val.images, settings.batch_size)
+    target = Target.of(network, len(names), batch_size=whitebox.BATCH_SIZE, seed=settings.seed)
+    predicted = networks.predict(network, val.images)
     for images in stored:
         images.expect({"model.sha256": stored[0].attributes["model.sha256"]}, f"made from another model than {stored[0].path}")
     sets = {str(images.attributes["attack"]): _opened(images, clean) for images in stored}
@@ -130,7 +130,8 @@ def _robust(target: Target, val: Block, settings: params.Evaluate) -> tuple[dict
         enter(name, rows, outcome.standing, **about)
     if settings.ensemble is not None:
         rows = scores.sample(val, settings.ensemble.n_eval, settings.seed)
-        standing, about = ensemble.withstands(target, _rows(val, rows), settings.ensemble)
+        eps = settings.threats[settings.curves.threat].eps
+        standing, about = ensemble.withstands(target, _rows(val, rows), settings.ensemble, eps)
         enter(ensemble.name(settings.ensemble), rows, standing, **about)
     rows, standing = _worst(tried)
     return {**results, WORST: {**summarise(standing, val.labels[rows], target.n_classes), "over": list(results)}}, tried
@@ -143,8 +144,8 @@ def _worst(tried: Sequence[Tried]) -> tuple[NDArray[np.int64], Mask]:
 
 
 def _confirmed(settings: params.Evaluate, n_classes: int) -> bool:
-    """Return whether APGD-CE and targeted APGD, or all of the ensemble, were tried at the eps of the threat that the checks are about."""
-    if settings.ensemble is None or settings.ensemble.eps < settings.threats[settings.curves.threat].eps - 1e-6:
+    """Return whether APGD-CE and targeted APGD, or all of the ensemble, were tried."""
+    if settings.ensemble is None:
         return False
     return settings.ensemble.members == "all" or not ensemble.left_out(settings.ensemble, n_classes)
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import params
+from pipeline.attacks.params import Threat
 from pipeline.base.store import Block
-from pipeline.evaluate import whitebox
+from pipeline.base.values import step_size
+from pipeline.evaluate import params, whitebox
 from pipeline.evaluate.whitebox import Target
 from pipeline.networks import scores
 from pipeline.networks.scores import Mask
@@ -42,13 +43,13 @@ def grid(target: Target, block: Block, settings: params.Grid) -> tuple[list[Row]
 
 def _guesses(target: Target, block: Block, eps: float, settings: params.Grid) -> Iterator[tuple[Row, Mask]]:
     """Every guess at one eps, and who stands (N,) under it; runs of PGD that differ in their steps alone are one run."""
-    fgsm = params.Threat.model_validate({"attack": "FGSM", "eps": eps, "restarts": 1})
+    fgsm = Threat.model_validate({"attack": "FGSM", "eps": eps, "restarts": 1})
     shown: Row = {"guess": "FGSM", "eps": round(eps, 6), "alpha": "", "steps": ""}
     yield shown, whitebox.withstands(target, block, fgsm, f"grid: FGSM, eps {eps:.4f}").standing
     runs: dict[tuple[str, float], list[int]] = defaultdict(list)
     for step in settings.alphas:
         for steps in settings.steps:
-            alpha = min(1.0, params.step_size(step, eps, steps))
+            alpha = min(1.0, step_size(step, eps, steps))
             runs[step if isinstance(step, str) else f"{step:.4g}", alpha].append(steps)
     for (written, alpha), counts in runs.items():
         standing = whitebox.by_steps(target, block, pgd(eps, alpha, max(counts)), counts, f"grid: PGD, eps {eps:.4f}, alpha {written}")
@@ -57,10 +58,10 @@ def _guesses(target: Target, block: Block, eps: float, settings: params.Grid) ->
             yield {"guess": guess, "eps": round(eps, 6), "alpha": round(alpha, 6), "steps": steps}, standing[steps]
 
 
-def pgd(eps: float, alpha: float, steps: int, restarts: int = 1) -> params.Threat:
+def pgd(eps: float, alpha: float, steps: int, restarts: int = 1) -> Threat:
     """PGD with a random start; eps and alpha in units of pixels in [0, 1]."""
     entry = {"attack": "PGD", "eps": eps, "alpha": alpha, "steps": steps, "random_start": True, "restarts": restarts}
-    return params.Threat.model_validate(entry)
+    return Threat.model_validate(entry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class Curves:
         ]
 
 
-def curves(target: Target, block: Block, threat: params.Threat, settings: params.Curves) -> Curves:
+def curves(target: Target, block: Block, threat: Threat, settings: params.Curves) -> Curves:
     """Vary a PGD threat three ways.
 
     By eps, alpha in proportion: whoever is lost at a smaller eps is lost at a greater one, whose ball holds the smaller, so it is not
@@ -91,7 +92,7 @@ def curves(target: Target, block: Block, threat: params.Threat, settings: params
     by_eps: dict[float, Mask] = {0.0: standing}
     for eps in settings.eps:
         alpha = min(1.0, threat.parameters["alpha"] * eps / threat.eps)
-        varied = params.Threat.model_validate({**threat.model_dump(), "eps": eps, "alpha": alpha, "restarts": 1})
+        varied = Threat.model_validate({**threat.model_dump(), "eps": eps, "alpha": alpha, "restarts": 1})
         standing = whitebox.withstands(target, block, varied, f"curve: eps {eps:.4f}", standing).standing
         by_eps[eps] = standing
     steps = sorted({*settings.steps, threat.parameters["steps"]})

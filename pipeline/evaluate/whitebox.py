@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline import attacks, networks, params
+from pipeline import attacks, networks
+from pipeline.attacks.params import Threat
 from pipeline.base import console, seeds
 from pipeline.base.store import Block
 from pipeline.networks.memory_fit import InParts
@@ -22,6 +23,8 @@ from pipeline.networks.memory_fit import InParts
 if TYPE_CHECKING:
     from torchattacks.attack import Attack
 from pipeline.networks.scores import Mask
+
+BATCH_SIZE = 256  # images that share the random numbers of an attack: part of the result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +101,7 @@ class Outcome:
         return self.after[-1]
 
 
-def withstands(target: Target, block: Block, threat: params.Threat, text: str, standing: Mask | None = None) -> Outcome:
+def withstands(target: Target, block: Block, threat: Threat, text: str, standing: Mask | None = None) -> Outcome:
     """Which of a block's images (N,) the network gets right, clean and after every restart of a fresh attack against it.
 
     An image that is lost stays lost: it is not attacked again. `standing` leaves out images lost before, by an attack in the same ball.
@@ -130,14 +133,14 @@ def perturb(attack: "Attack", images: Tensor, labels: Tensor, eps: float, passes
     return (images + (adv_images - images).clamp(-eps, eps)).clamp(0, 1)
 
 
-def by_steps(target: Target, block: Block, threat: params.Threat, steps: Sequence[int], text: str) -> dict[int, Mask]:
+def by_steps(target: Target, block: Block, threat: Threat, steps: Sequence[int], text: str) -> dict[int, Mask]:
     """Which images (N,) stand after each of several numbers of steps of one restart of PGD; clean mistakes never stand.
 
     torchattacks' PGD shows the network each of its iterates once, so a run of the most steps holds the runs of fewer: they are equal, not
     alike. Nobody is left out for having fallen at fewer steps, so more steps may raise a number here, which is what one looks for.
     """
     assert threat.attack == "PGD"
-    longest = params.Threat.model_validate({**threat.model_dump(), "steps": max(steps)})
+    longest = Threat.model_validate({**threat.model_dump(), "steps": max(steps)})
     attack = attacks.build(longest, target.network, target.n_classes)
     right = target.is_right(block)
     standing = {count: np.zeros(len(block), dtype=bool) for count in steps}

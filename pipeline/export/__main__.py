@@ -3,9 +3,12 @@
 import argparse
 from pathlib import Path
 
-from pipeline import networks, params
-from pipeline.base import console, files, store
+from pipeline import networks
+from pipeline.base import console, files, params, store
 from pipeline.export import submission
+from pipeline.export.params import ExportParams
+
+KEYS = ("export",)  # of params.yaml, as dvc.yaml declares them
 
 
 def export_model() -> str:
@@ -17,16 +20,16 @@ def export_model() -> str:
     parser.add_argument("--classes", type=Path, required=True, help="CSV with the name of every class")
     args = parser.parse_args()
 
-    settings = params.load(params.FILE)
+    settings = params.load(params.FILE, ExportParams, KEYS).export
     clean = store.ImageSet(args.clean)
-    checkpoint = networks.load(args.model, architecture=settings.architecture_of(args.model.stem), class_names=clean.class_names)
+    checkpoint = networks.load(args.model, class_names=clean.class_names)
     lines = submission.expectation(args.metrics, files.sha256(args.model))
-    accuracy = submission.export(checkpoint, clean.load("val"), args.out, batch_size=settings.evaluate.batch_size)
+    accuracy = submission.export(checkpoint, clean.load("val"), args.out)
     submission.write_classes(clean.class_names, args.classes)
     console.say("\n".join(["a grader with these attacks is expected to find", *lines]))
-    if accuracy <= settings.export.min_clean:
+    if accuracy <= settings.min_clean:
         console.say(
-            f"warning: {args.model}: clean validation accuracy {accuracy:.4f} is not above export.min_clean ({settings.export.min_clean}); "
+            f"warning: {args.model}: clean validation accuracy {accuracy:.4f} is not above export.min_clean ({settings.min_clean}); "
             "a grader with that limit would refuse the file"
         )
     return f"{args.out}: a stock {checkpoint.architecture} for {len(clean.class_names)} classes, SHA-256 {files.sha256(args.out)}"

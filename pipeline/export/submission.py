@@ -15,7 +15,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.store import Block
 
 
-def export(checkpoint: networks.Checkpoint, val: Block, out: Path, *, batch_size: int) -> float:
+def export(checkpoint: networks.Checkpoint, val: Block, out: Path) -> float:
     """Write the checkpoint's tensors as `out`, repeat what a grader does with it, and return its clean accuracy on `val`.
 
     The network takes raw images in [0, 1], so there is nothing to normalise outside. Raises InputError, and writes nothing, for a model
@@ -29,7 +29,7 @@ def export(checkpoint: networks.Checkpoint, val: Block, out: Path, *, batch_size
             raise InputError(f"export: {name} holds numbers that are not finite; train the model anew with a lower lr")
     buffer = io.BytesIO()
     torch.save({name: tensor.contiguous() for name, tensor in checkpoint.state_dict.items()}, buffer)
-    accuracy = graded(io.BytesIO(buffer.getvalue()), checkpoint.architecture, val, len(checkpoint.class_names), batch_size)
+    accuracy = graded(io.BytesIO(buffer.getvalue()), checkpoint.architecture, val, len(checkpoint.class_names))
     files.write_bytes(out, buffer.getvalue())
     return accuracy
 
@@ -39,7 +39,7 @@ def write_classes(class_names: Sequence[str], out: Path) -> None:
     files.write_csv(out, [{"output": number, "class_name": name} for number, name in enumerate(class_names)])
 
 
-def graded(file: io.BytesIO, architecture: str, val: Block, n_classes: int, batch_size: int) -> float:
+def graded(file: io.BytesIO, architecture: str, val: Block, n_classes: int) -> float:
     """What a grader does with the file, step by step; returns the clean accuracy on `val`."""
     network = models.get_model(architecture, weights=None)
     network.fc = torch.nn.Linear(network.fc.in_features, n_classes)
@@ -49,7 +49,7 @@ def graded(file: io.BytesIO, architecture: str, val: Block, n_classes: int, batc
         shape = tuple(network(torch.randn(1, *val.images.shape[1:], generator=torch.Generator().manual_seed(0))).shape)
     if shape != (1, n_classes):
         raise InputError(f"export: expected outputs of shape (1, {n_classes}), found {shape}")
-    return networks.accuracy(network, val.images, val.labels, batch_size)
+    return networks.accuracy(network, val.images, val.labels)
 
 
 def expectation(metrics: Path, sha256: str) -> list[str]:

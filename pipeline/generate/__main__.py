@@ -3,11 +3,18 @@
 import argparse
 from pathlib import Path
 
-from pipeline import networks, params
-from pipeline.base import console, files, store
+from pipeline import networks
+from pipeline.attacks.params import expect_classes
+from pipeline.base import console, files, params, store
 from pipeline.base.errors import InputError
 from pipeline.generate import generation
+from pipeline.generate.params import GenerateParams
 from pipeline.networks import device
+
+
+def keys(attack: str) -> list[str]:
+    """Return the dotted keys of `params.yaml` that this stage reads, as `dvc.yaml` declares them."""
+    return ["seed", "precision", "generate", f"attacks.{attack}"]
 
 
 def generate() -> str:
@@ -18,12 +25,12 @@ def generate() -> str:
     parser.add_argument("--out", type=Path, required=True, help="folder of the adversarial image set")
     args = parser.parse_args()
 
-    settings, processor = params.load(params.FILE), device.choose()
+    settings, processor = params.load(params.FILE, GenerateParams, keys(args.attack)), device.choose()
     if args.attack not in settings.attacks:
-        raise InputError(f"attacks.{args.attack}: expected one of {', '.join(settings.attacks)}, found {args.attack!r}")
+        raise InputError(f"attacks.{args.attack}: expected an attack of that name in {params.FILE}, found none")
     clean = store.ImageSet(args.clean)
-    params.expect_classes(settings.all_attacks, len(clean.class_names))
-    checkpoint = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
+    expect_classes({f"attacks.{args.attack}": settings.attacks[args.attack]}, len(clean.class_names))
+    checkpoint = networks.load(args.model, class_names=clean.class_names)
     attacked = generation.generate(
         clean,
         checkpoint.network(),
@@ -33,7 +40,6 @@ def generate() -> str:
         name=args.attack,
         out=args.out,
         device=processor,
-        compression=settings.store.compression,
     )
     fooled = attacked.column("fooled").mean()
     return f"{args.out}: {len(attacked)} images, {fooled:.1%} of them fool {args.model}, on {device.describe(processor)}"

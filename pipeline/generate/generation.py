@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torchvision import models
 
-from pipeline import attacks, networks, params
+from pipeline import attacks, networks
+from pipeline.attacks.params import Attack, Generate
 from pipeline.attacks.stored import identity
 from pipeline.base import console, files, seeds, store
+from pipeline.base.values import Spread, greatest
 from pipeline.networks import matrix_products
 from pipeline.networks.device import multiplies_bfloat16, processor
 from pipeline.networks.memory_fit import InParts
@@ -26,8 +28,8 @@ def generate(
     clean: store.ImageSet,
     network: models.ResNet,
     model_sha256: str,
-    spec: params.Attack,
-    settings: params.Generate,
+    spec: Attack,
+    settings: Generate,
     *,
     name: str,
     out: Path,
@@ -49,7 +51,7 @@ def generate(
         "class_names": clean.attributes["class_names"],
         **identity(clean, model_sha256, name, spec, settings),
         "threat_model": "Linf",
-        "eps.stored": attacks.eps_levels(params.greatest(spec.eps)) / 255,
+        "eps.stored": attacks.eps_levels(greatest(spec.eps)) / 255,
         "device": device.type,
         "processor": processor(device),
         "precision": precision,
@@ -61,7 +63,7 @@ def generate(
 
 
 def choose_target(
-    exact: models.ResNet, clean: store.ImageSet, spec: params.Attack, settings: params.Generate, device: torch.device
+    exact: models.ResNet, clean: store.ImageSet, spec: Attack, settings: Generate, device: torch.device
 ) -> tuple[str, nn.Module]:
     """The network to attack and its precision: the exact one (fp32), or the same function as bfloat16 matrix products (bf16).
 
@@ -72,7 +74,7 @@ def choose_target(
         return "fp32", exact
     block = next(clean.blocks())
     fast = matrix_products.Frozen(exact, block.images.shape[2], torch.bfloat16)
-    spec = spec.at(params.greatest(spec.eps))
+    spec = spec.at(greatest(spec.eps))
     if settings.precision == "auto":
         sample = block.select(slice(SAMPLE))
         fooled = {name: _fooled(network, exact, sample, spec, settings, device) for name, network in (("fp32", exact), ("bf16", fast))}
@@ -87,8 +89,8 @@ def attacked_again(
     original: store.Block,
     start: int,
     network: models.ResNet,
-    spec: params.Attack,
-    settings: params.Generate,
+    spec: Attack,
+    settings: Generate,
     *,
     device: torch.device,
 ) -> store.Block:
@@ -117,22 +119,18 @@ def _attack_missing(clean: store.ImageSet, writer: store.Writer, attacker: "_Att
                 raise console.Interrupted(f"{text}: {end} of {len(clean)} images are done")
 
 
-def _fooled(
-    network: nn.Module, exact: models.ResNet, sample: store.Block, spec: params.Attack, settings: params.Generate, device: torch.device
-) -> int:
+def _fooled(network: nn.Module, exact: models.ResNet, sample: store.Block, spec: Attack, settings: Generate, device: torch.device) -> int:
     """How many images, attacked through `network` and stored, the exact network gets wrong."""
     attack = attacks.build(spec, InParts(network), exact.fc.out_features)
     images, labels = torch.from_numpy(sample.images).to(device), torch.from_numpy(sample.labels).to(device)
-    adv_images = attacks.quantise(attacks.perturb(attack, images / 255, labels, settings.seed), images, params.greatest(spec.eps))
+    adv_images = attacks.quantise(attacks.perturb(attack, images / 255, labels, settings.seed), images, greatest(spec.eps))
     return int((~networks.is_right(exact, adv_images / 255, labels)).sum())
 
 
 class _Attacker:
     """Attacks `target`, and has `exact` tell what is fooled."""
 
-    def __init__(
-        self, target: nn.Module, exact: nn.Module, n_classes: int, spec: params.Attack, settings: params.Generate, device: torch.device
-    ) -> None:
+    def __init__(self, target: nn.Module, exact: nn.Module, n_classes: int, spec: Attack, settings: Generate, device: torch.device) -> None:
         self._attacked, self._judge, self._n_classes = InParts(target), InParts(exact), n_classes
         self._spec, self._settings, self._device = spec, settings, device
 
@@ -169,9 +167,9 @@ class _Attacker:
         return dataclasses.replace(block, images=images, eps=eps, fooled=fooled)
 
 
-def eps_of(eps: float | params.Spread, n_images: int, seed: int) -> NDArray[np.float64]:
+def eps_of(eps: float | Spread, n_images: int, seed: int) -> NDArray[np.float64]:
     """The eps (N,) of each image: the same for all, or drawn from a distribution and lowered to the steps between stored pixels."""
-    if not isinstance(eps, params.Spread):
+    if not isinstance(eps, Spread):
         return np.full(n_images, eps)
     shares = np.random.default_rng(seed).random(n_images)
     return np.array([attacks.eps_levels(eps.quantile(share)) for share in shares]) / 255

@@ -4,21 +4,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import attacks, networks, params
+from pipeline import attacks, networks
+from pipeline.attacks.params import Attack
 from pipeline.base.store import Block
-from pipeline.harden import moving_target
+from pipeline.harden import moving_target, params
 from pipeline.networks import precision, scores
+from pipeline.networks.prediction import BATCH_SIZE
 from pipeline.networks.scores import Validate, accuracy_on
 
 
-def validation(recipe: params.Online | params.Finetune, val: Block, settings: params.Params, device: torch.device) -> Validate:
+def validation(recipe: params.Online | params.Finetune, val: Block, settings: params.Held, device: torch.device) -> Validate:
     """What the recipe's `best_on` asks for, on validation images (`mixed` and `clean`: all of `val`; `robust`: clean ones)."""
     if recipe.best_on == "robust":
         return robust_accuracy_on(val, settings, precision.dtype_for(recipe.precision, device))
-    return accuracy_on(val, settings.evaluate.batch_size)
+    return accuracy_on(val)
 
 
-def robust_accuracy_on(val: Block, settings: params.Params, dtype: torch.dtype) -> Validate:
+def robust_accuracy_on(val: Block, settings: params.Held, dtype: torch.dtype) -> Validate:
     """Accuracy under PGD made afresh against the network of that moment; also under FGSM, and on the same images unattacked.
 
     `val` are clean validation images; those that `evaluate` does not attack are taken first, so that a model is judged by other images than
@@ -26,32 +28,32 @@ def robust_accuracy_on(val: Block, settings: params.Params, dtype: torch.dtype) 
     itself decides.
     """
     chosen, spec = _sample(val, settings), settings.selection
-    image_size, batch_size = val.images.shape[2], settings.evaluate.batch_size
+    image_size = val.images.shape[2]
     pgd = {"attack": "PGD", "eps": spec.eps, "alpha": spec.alpha, "steps": spec.steps, "random_start": True}
-    threats = [params.Attack.model_validate(entry) for entry in ({"attack": "FGSM", "eps": spec.eps}, pgd)]
+    threats = [Attack.model_validate(entry) for entry in ({"attack": "FGSM", "eps": spec.eps}, pgd)]
 
     def validate(network: nn.Module) -> dict[str, float]:
         exact = networks.frozen_copy(network)
         target = moving_target.Target(exact, image_size, dtype).now()
-        fgsm, robust = (_under(threat, target, exact, chosen, batch_size) for threat in threats)
-        clean = networks.accuracy(exact, chosen.images, chosen.labels, batch_size)
+        fgsm, robust = (_under(threat, target, exact, chosen) for threat in threats)
+        clean = networks.accuracy(exact, chosen.images, chosen.labels)
         return {"val_accuracy": robust, "val_clean": clean, "val_fgsm": fgsm, "val_pgd": robust}
 
     return validate
 
 
-def _under(threat: params.Attack, target: nn.Module, exact: nn.Module, chosen: Block, batch_size: int) -> float:
+def _under(threat: Attack, target: nn.Module, exact: nn.Module, chosen: Block) -> float:
     attack = attacks.build(threat, target, int(chosen.labels.max()) + 1)
     device = next(exact.parameters()).device
     right = []
-    for start in range(0, len(chosen), batch_size):
-        images = networks.pixels(chosen.images[start : start + batch_size], device)
-        labels = torch.from_numpy(chosen.labels[start : start + batch_size]).to(device)
+    for start in range(0, len(chosen), BATCH_SIZE):
+        images = networks.pixels(chosen.images[start : start + BATCH_SIZE], device)
+        labels = torch.from_numpy(chosen.labels[start : start + BATCH_SIZE]).to(device)
         right.append(networks.is_right(exact, attacks.perturb(attack, images, labels, start), labels))
     return float(np.concatenate(right).mean())
 
 
-def _sample(val: Block, settings: params.Params) -> Block:
+def _sample(val: Block, settings: params.Held) -> Block:
     """`selection.n_images` validation images, those first that `evaluate` leaves alone."""
     judged = np.isin(np.arange(len(val)), scores.sample(val, settings.evaluate.n_eval, settings.evaluate.seed))
     order = np.random.default_rng(settings.evaluate.seed + 1).permutation(len(val))

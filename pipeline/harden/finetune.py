@@ -1,4 +1,4 @@
-"""Stages `finetune@<model>` and `variant@<name>`: a model, the clean image set and adversarial ones made against it -> another model.
+"""Stage `finetune@<model>`: a model, the clean image set and stored adversarial ones -> a model fine-tuned on a mix of them.
 
 Adversarial sets of further models may join (Tramèr et al., "Ensemble Adversarial Training", ICLR 2018).
 """
@@ -11,55 +11,66 @@ from pathlib import Path
 import torch
 from torchvision import models
 
-from pipeline import attacks, networks, params
-from pipeline.base import console, files, store
+from pipeline import attacks, networks
+from pipeline.base import console, files, params, store
 from pipeline.base.errors import InputError
+from pipeline.base.values import CLEAN
 from pipeline.harden import epoch_score, moving_target, refreshed_batches, refreshed_sets
+from pipeline.harden.params import Finetune, FinetuneParams
 from pipeline.networks import device, precision
 from pipeline.train import augmentation, loop, memory, mixing
+
+
+def keys(model: str) -> list[str]:
+    """Return the dotted keys of `params.yaml` that this stage reads, as `dvc.yaml` declares them."""
+    shared = ["seed", "precision", "training", "mix", "attacks", "generate", "selection", "evaluate.n_eval"]
+    return [*shared, f"finetuned.{model}"]
 
 
 def finetune() -> str:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
     parser.add_argument("--model", type=Path, required=True, help="checkpoint of the model to start from")
-    parser.add_argument(
-        "--adversarial", type=Path, required=True, nargs="+", help="folders of image sets, those made against one model in each"
-    )
-    parser.add_argument("--sources", type=Path, default=[], nargs="*", help="checkpoints of other models that sets were made against")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint of the next model")
+    parser.add_argument("--adversarial", type=Path, required=True, help="folder of the image sets made against that model")
+    parser.add_argument("--sources", type=Path, required=True, help="folder with a folder of image sets for every other model")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint of the fine-tuned model; its name is that under `finetuned`")
     parser.add_argument("--history", type=Path, required=True, help="CSV with a line for every epoch")
     parser.add_argument("--refreshed", type=Path, required=True, help="folder of the refreshed image sets; empty where none are refreshed")
-    parser.add_argument("--variant", help="name of the recipe under `variants` in params.yaml; without it, `finetune`")
     args = parser.parse_args()
 
-    settings, processor = params.load(params.FILE), device.choose()
-    if args.variant is not None and args.variant not in settings.variants:
-        raise InputError(f"variants.{args.variant}: expected one of {', '.join(settings.variants) or 'none yet'}, found {args.variant!r}")
-    recipe, clean = settings.recipe(args.variant), store.ImageSet(args.clean)
-    first = networks.load(args.model, architecture=settings.model.architecture, class_names=clean.class_names)
-    for path in args.sources:  # to refuse what is no model
-        networks.load(path, architecture=settings.model.architecture, class_names=clean.class_names)
-    attacked = {**{files.sha256(path): path.stem for path in args.sources}, files.sha256(args.model): ""}
-    sets = _open_sets(args.adversarial, clean, attacked, settings, args.variant)
+    name = args.out.stem
+    settings, processor = params.load(params.FILE, FinetuneParams, keys(name)), device.choose()
+    if name not in settings.finetuned:
+        raise InputError(f"finetuned.{name}: expected a model of that name in {params.FILE}, found none")
+    recipe, clean = settings.finetuned[name], store.ImageSet(args.clean)
+    first, parent = networks.load(args.model, class_names=clean.class_names), files.sha256(args.model)
+    sets = {CLEAN: clean, **_mixed_sets(args.adversarial, args.sources, recipe, name)}
+    sources = {}
+    for part, images in sets.items():
+        if part != CLEAN:
+            source, attack = part.rpartition("-")[::2]
+            sources[source] = str(images.attributes["model.sha256"]) if source else parent
+            identity = attacks.identity(clean, sources[source], attack, settings.attacks[attack], settings.generate)
+            images.expect({"kind": "adversarial", **identity}, "made with other params, from another clean set or against another model")
     network, val = first.network(), clean.load("val")
     batches = _batches(recipe, sets, network, processor)
-    mixed = val if recipe.best_on == "robust" else store.join([sets[name].load("val") for name in recipe.mix])
-    mixed_in = {name: images for name, images in sets.items() if name != params.CLEAN}
+    mixed = val if recipe.best_on == "robust" else store.join([sets[part].load("val") for part in recipe.mix])
+    mixed_in = {part: images for part, images in sets.items() if part != CLEAN}
 
     return loop.train(
         network,
         batches,
         epoch_score.validation(recipe, mixed, settings, processor),
         recipe,
-        text="fine-tune on the mix",
+        text=f"fine-tune {name}",
         out=args.out,
         history=args.history,
         architecture=first.architecture,
         class_names=clean.class_names,
         provenance={
-            **{f"source.{name}.sha256" if name else "parent.sha256": sha256 for sha256, name in attacked.items()},
-            **{f"{name}.digest": images.digest for name, images in sets.items()},
+            "parent.sha256": parent,
+            **{f"source.{source}.sha256": sha256 for source, sha256 in sources.items() if source},
+            **{f"{part}.digest": images.digest for part, images in sets.items()},
             "selection": settings.selection.model_dump_json(),
         },
         attack_passes=(
@@ -71,8 +82,20 @@ def finetune() -> str:
     )
 
 
+def _mixed_sets(own: Path, sources: Path, recipe: Finetune, name: str) -> dict[str, store.ImageSet]:
+    """Return the adversarial sets that a recipe mixes, by their names in the mix; raises InputError for one that is not there."""
+    paths = {}
+    for part in recipe.mix.keys() - {CLEAN}:
+        source, attack = part.rpartition("-")[::2]
+        paths[part] = sources / source / attack if source else own / attack
+        if not paths[part].is_dir():
+            there = ", ".join(path.name for path in store.paths_below(paths[part].parent)) or "none"
+            raise InputError(f"{paths[part]}: no such image set, which finetuned.{name} mixes (found {there}); `dvc repro` makes it")
+    return {part: store.ImageSet(paths[part]) for part in recipe.mix if part != CLEAN}
+
+
 def _batches(
-    recipe: params.Finetune, sets: dict[str, store.ImageSet], network: models.ResNet, processor: torch.device
+    recipe: Finetune, sets: dict[str, store.ImageSet], network: models.ResNet, processor: torch.device
 ) -> augmentation.AugmentedBatches | refreshed_batches.RefreshedBatches:
     """The recipe's mixed batches; where it refreshes them, against `network` as it trains."""
     if recipe.refresh is None:
@@ -82,7 +105,7 @@ def _batches(
         raise InputError(f"refresh: {n_bytes / memory.MIB:,.0f} MiB must be held in memory: {obstacle}; {memory.VARIABLE} changes it")
     streams = {name: sets[name].load("train") for name in recipe.mix}
     dtype = precision.dtype_for(recipe.precision, processor)
-    target = moving_target.Target(network.to(processor), streams[params.CLEAN].images.shape[2], dtype)
+    target = moving_target.Target(network.to(processor), streams[CLEAN].images.shape[2], dtype)
     return refreshed_batches.RefreshedBatches(streams, recipe, target, processor)
 
 
@@ -100,37 +123,6 @@ def _store_refreshed(
         network, sha256 = checkpoint.network().to(processor), files.sha256(out)
         for name, images in sets.items():
             refreshed_sets.store_refreshed(images, batches.working_copy(name), network, sha256, batches.refresh, folder / name)
-
-
-def _open_sets(
-    folders: list[Path], clean: store.ImageSet, attacked: Mapping[str, str], settings: params.Params, variant: str | None
-) -> dict[str, store.ImageSet]:
-    """Return the clean set and the mixed adversarial ones by their names in the mix, each checked against its model and these params.
-
-    `attacked` names the models by their SHA-256; the parent has no name. Raises InputError for a mix that asks for other sets.
-    """
-    sets, mix = {params.CLEAN: clean}, settings.recipe(variant).mix
-    mixed_attacks = {name.split("-")[-1] for name in mix}
-    # A folder that is listed for all variants is the parent's own for some.
-    for path in dict.fromkeys(path for folder in folders for path in store.paths_below(folder)):
-        images = store.ImageSet(path)
-        attack, model = (str(images.attributes.get(key)) for key in ("attack", "model.sha256"))
-        if attack not in mixed_attacks:
-            continue
-        if model not in attacked:
-            raise InputError(f"{path}: made from another model than those of --model and --sources; name its own there, or run `dvc repro`")
-        identity = attacks.identity(clean, model, attack, settings.attacks[attack], settings.generate)
-        images.expect({"kind": "adversarial", **identity}, "made with other params or from another clean set")
-        name = f"{attacked[model]}-{attack}".removeprefix("-")
-        if name not in mix:
-            continue
-        if name in sets:
-            raise InputError(f"{path}: {name} is {sets[name].path} already; leave one of them out")
-        sets[name] = images
-    if missing := mix.keys() - sets.keys():
-        where = f"{settings.section(variant)}.mix.{min(missing)}"
-        raise InputError(f"{where}: no such set in {', '.join(map(str, folders))} (expected one of {', '.join(sets)})")
-    return sets
 
 
 if __name__ == "__main__":

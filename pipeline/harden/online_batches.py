@@ -10,7 +10,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from pipeline import attacks, params
+from pipeline import attacks
+from pipeline.base.values import Spread
+from pipeline.harden import params
 from pipeline.harden.moving_target import Target
 from pipeline.harden.refreshed_batches import Batch
 from pipeline.harden.starts import random_start, step_sizes
@@ -67,7 +69,7 @@ class OnlineBatches:
     def _eps(self, epoch: int, n_images: int, generator: torch.Generator) -> Tensor:
         """The eps (B, 1, 1, 1) of a batch: fixed, or drawn for each image, once a batch or once an epoch."""
         eps, per, device = self._recipe.adversary.eps, self._recipe.adversary.eps_per, generator.device
-        if not isinstance(eps, params.Spread):
+        if not isinstance(eps, Spread):
             return torch.full((n_images, 1, 1, 1), eps, device=device)
         if per == "epoch":
             generator = augmentation.generator_for(device, self._recipe.seed, epoch)

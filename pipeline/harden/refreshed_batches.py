@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import attacks, params
+from pipeline import attacks
 from pipeline.base.errors import InputError
 from pipeline.base.store import Block
+from pipeline.base.values import CLEAN
+from pipeline.harden import params
 from pipeline.harden.moving_target import Target
 from pipeline.harden.starts import random_start, step_sizes
-from pipeline.params import CLEAN
 from pipeline.train import augmentation, mixing
 
 Batch = tuple[Tensor, Tensor, Tensor]

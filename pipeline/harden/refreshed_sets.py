@@ -6,8 +6,9 @@ from pathlib import Path
 from torch import Tensor
 from torchvision import models
 
-from pipeline import networks, params
+from pipeline import networks
 from pipeline.base import store
+from pipeline.harden import params
 
 BATCH = 256  # images shown to the network at a time
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pipeline import params
+from pipeline.base.values import step_size
 
 
 def random_start(images: Tensor, eps: Tensor, generator: torch.Generator) -> Tensor:
@@ -14,4 +14,4 @@ def random_start(images: Tensor, eps: Tensor, generator: torch.Generator) -> Ten
 
 def step_sizes(alpha: float | str, eps: Tensor, steps: int) -> Tensor:
     """Each image's step size (B, 1, 1, 1)."""
-    return params.step_size(alpha, 1.0, steps) * eps if isinstance(alpha, str) else torch.full_like(eps, alpha)
+    return step_size(alpha, 1.0, steps) * eps if isinstance(alpha, str) else torch.full_like(eps, alpha)

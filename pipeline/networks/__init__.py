@@ -1,11 +1,35 @@
 """torchvision's ResNets: built, read from files, and asked for what they see."""
 
-from pipeline.networks.checkpoint import Checkpoint, load
-from pipeline.networks.prediction import accuracy, frozen_copy, is_right, pixels, predict
-from pipeline.networks.pretrained import expect_weights, pretrained_weights, read_state_dict, weights_file
-from pipeline.networks.resnet import SCRATCH, Pretrained, build
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from pipeline.networks.checkpoint import Checkpoint, load
+    from pipeline.networks.prediction import BATCH_SIZE, accuracy, frozen_copy, is_right, pixels, predict
+    from pipeline.networks.pretrained import expect_weights, pretrained_weights, read_state_dict, weights_file
+    from pipeline.networks.resnet import SCRATCH, Pretrained, build
+
+# Where each public name is defined. It is imported when it is first asked for, so that reading the
+# params of this folder does not import torch.
+HOMES = {
+    "BATCH_SIZE": "prediction",
+    "Checkpoint": "checkpoint",
+    "load": "checkpoint",
+    "accuracy": "prediction",
+    "frozen_copy": "prediction",
+    "is_right": "prediction",
+    "pixels": "prediction",
+    "predict": "prediction",
+    "expect_weights": "pretrained",
+    "pretrained_weights": "pretrained",
+    "read_state_dict": "pretrained",
+    "weights_file": "pretrained",
+    "SCRATCH": "resnet",
+    "Pretrained": "resnet",
+    "build": "resnet",
+}
 __all__ = [
+    "BATCH_SIZE",
     "SCRATCH",
     "Checkpoint",
     "Pretrained",
@@ -21,3 +45,9 @@ __all__ = [
     "read_state_dict",
     "weights_file",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)

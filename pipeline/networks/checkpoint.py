@@ -41,7 +41,7 @@ class Checkpoint:
         files.write_bytes(path, buffer.getvalue())
 
 
-def load(path: Path, *, architecture: str, class_names: tuple[str, ...]) -> Checkpoint:
+def load(path: Path, *, class_names: tuple[str, ...], architecture: str | None = None) -> Checkpoint:
     """Read a checkpoint, tensors and plain values only.
 
     Raises InputError for a missing or foreign file, and for one of another architecture or other classes.
@@ -57,16 +57,18 @@ def load(path: Path, *, architecture: str, class_names: tuple[str, ...]) -> Chec
         if isinstance(error, OSError) and error.errno:
             raise
         raise InputError(f"{path}: not a checkpoint of this pipeline ({reason(error)}); {discarding(path)}") from error
-    if checkpoint.architecture != architecture:
+    if architecture is not None and checkpoint.architecture != architecture:
         raise InputError(f"{path}: expected a {architecture}, as model.architecture says, found a {checkpoint.architecture}")
     if tuple(checkpoint.class_names) != class_names:
         raise InputError(
             f"{path}: expected the {len(class_names)} classes of the data, found a model for {len(checkpoint.class_names)} other ones"
         )
+    if not resnet.is_known(checkpoint.architecture):
+        raise InputError(f"{path}: not a checkpoint of this pipeline (another architecture); {discarding(path)}")
     with torch.device("meta"):
-        expected = resnet.stock(architecture, len(class_names)).state_dict()
+        expected = resnet.stock(checkpoint.architecture, len(class_names)).state_dict()
     if _shapes(checkpoint.state_dict) != _shapes(expected):
-        raise InputError(f"{path}: its tensors are not those of a {architecture}; {discarding(path)}")
+        raise InputError(f"{path}: its tensors are not those of a {checkpoint.architecture}; {discarding(path)}")
     return checkpoint
 
 

@@ -1,7 +1,7 @@
 """What a network says of images: predicted classes and accuracy."""
 
 import copy
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from pipeline.networks.memory_fit import fitted
 
-if TYPE_CHECKING:
-    pass
+BATCH_SIZE = 256  # for networks that are only asked for their predictions
 
 
-def predict(network: nn.Module, images: NDArray[np.uint8], batch_size: int) -> NDArray[np.int64]:
+def predict(network: nn.Module, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE) -> NDArray[np.int64]:
     """The predicted class (N,) of uint8 images (N, 3, H, W), in evaluation mode; the network's mode is restored."""
     device, was_training = next(network.parameters()).device, network.training
     network.eval()
@@ -26,7 +25,7 @@ def predict(network: nn.Module, images: NDArray[np.uint8], batch_size: int) -> N
     return torch.cat(parts).numpy()
 
 
-def accuracy(network: nn.Module, images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int) -> float:
+def accuracy(network: nn.Module, images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int = BATCH_SIZE) -> float:
     """The share of uint8 images (N, 3, H, W) that the network gets right, in [0, 1]."""
     return float((predict(network, images, batch_size) == labels).mean())
 

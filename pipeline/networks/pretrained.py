@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torchvision import models
 
-from pipeline import params
 from pipeline.base import console, files
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import limits
-from pipeline.networks import resnet, torch_files
+from pipeline.networks import params, resnet, torch_files
 from pipeline.networks.resnet import SCRATCH, Pretrained
 from pipeline.networks.torch_files import UNREADABLE, is_state_dict, reason
 

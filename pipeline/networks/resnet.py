@@ -4,12 +4,13 @@ The networks take images in [0, 1]: whatever normalisation they need is learned,
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torchvision import models
 
-from pipeline import params
+from pipeline.networks import params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,11 @@ def build(model: params.Model, n_classes: int, seed: int, pretrained: Pretrained
         network = stock(model.architecture, n_classes)
     network.load_state_dict({**network.state_dict(), **pretrained.state_dict})
     return network
+
+
+def is_known(architecture: str) -> bool:
+    """Return whether this pipeline trains networks of that name."""
+    return architecture in get_args(params.Architecture)
 
 
 def stock(architecture: str, n_classes: int) -> models.ResNet:

@@ -47,6 +47,6 @@ def interval(right: Mask) -> dict[str, float]:
 Validate = Callable[[nn.Module], dict[str, float]]
 
 
-def accuracy_on(val: Block, batch_size: int) -> Validate:
+def accuracy_on(val: Block) -> Validate:
     """Accuracy on validation images as they are stored."""
-    return lambda network: {"val_accuracy": networks.accuracy(network, val.images, val.labels, batch_size)}
+    return lambda network: {"val_accuracy": networks.accuracy(network, val.images, val.labels)}

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import params
-from pipeline.base import console, store
+from pipeline.base import console, params, store
 from pipeline.prepare import preparation, sources
+from pipeline.prepare.params import PrepareParams
 from pipeline.prepare.sources.common import numbered
 
 SHOWN_CLASSES = 20
+KEYS = ("seed", "data", "store")  # of params.yaml, as dvc.yaml declares them
 
 
 def prepare() -> str:
@@ -19,7 +20,7 @@ def prepare() -> str:
     parser.add_argument("--out", type=Path, required=True, help="folder of the clean image set")
     args = parser.parse_args()
 
-    settings = params.load(params.FILE)
+    settings = params.load(params.FILE, PrepareParams, KEYS)
     source = sources.open_source(settings.data)
     for line in told(source):
         console.say(f"{settings.data.path}: {line}")

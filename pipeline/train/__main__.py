@@ -3,10 +3,14 @@
 import argparse
 from pathlib import Path
 
-from pipeline import networks, params
-from pipeline.base import console, store
+from pipeline import networks
+from pipeline.base import console, params, store
+from pipeline.base.values import CLEAN
 from pipeline.networks import device, scores
 from pipeline.train import augmentation, loop, mixing
+from pipeline.train.params import TrainParams
+
+KEYS = ("seed", "precision", "model", "training", "clean")  # of params.yaml, as dvc.yaml declares them
 
 
 def train_clean() -> str:
@@ -16,18 +20,17 @@ def train_clean() -> str:
     parser.add_argument("--history", type=Path, required=True, help="CSV with a line for every epoch")
     args = parser.parse_args()
 
-    settings, processor = params.load(params.FILE), device.choose()
+    settings, processor = params.load(params.FILE, TrainParams, KEYS), device.choose()
     clean = store.ImageSet(args.clean)
-    params.expect_classes(settings.all_attacks, len(clean.class_names))
     val = clean.load("val")
     pretrained = networks.pretrained_weights(settings.model)
     network = networks.build(settings.model, len(clean.class_names), settings.clean.seed, pretrained)
     return loop.train(
         network,
         augmentation.AugmentedBatches(
-            mixing.training_batches({params.CLEAN: clean}, settings.clean, processor), settings.clean.augment, settings.clean.seed
+            mixing.training_batches({CLEAN: clean}, settings.clean, processor), settings.clean.augment, settings.clean.seed
         ),
-        scores.accuracy_on(val, settings.evaluate.batch_size),
+        scores.accuracy_on(val),
         settings.clean,
         text="train the clean model",
         out=args.out,

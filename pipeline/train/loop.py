@@ -16,13 +16,15 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision import models
 
-from pipeline import networks, params
+from pipeline import networks
 from pipeline.base import console, files, unfinished
 from pipeline.base.errors import InputError
+from pipeline.base.values import Precision, Section
 from pipeline.networks import matrix_products, torch_files
 from pipeline.networks.device import describe
 from pipeline.networks.memory_fit import Offload
 from pipeline.networks.precision import precision_for
+from pipeline.train import params
 
 SAVING = 0.1  # the greatest share of the time that goes into saving unfinished work
 COPIES = 12  # of the weights on the disk at most: unfinished work twice, of up to five copies each, and the checkpoint twice
@@ -304,7 +306,7 @@ def learning_rate(epoch: float, settings: params.Training) -> float:
     return (1 + math.cos(math.pi * min(done, 1))) / 2
 
 
-def _forward(network: nn.Module, precision: params.Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _forward(network: nn.Module, precision: Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The network's own forward, or the same function as bfloat16 matrix products."""
     if precision_for(precision, device) == "bf16" and isinstance(network, models.ResNet):
         return functools.partial(matrix_products.training_logits, network, dtype=torch.bfloat16)
@@ -331,4 +333,4 @@ def _average(network: nn.Module, decay: float) -> AveragedModel:
 
 
 def _plain(value: object) -> str:
-    return json.dumps(value.model_dump(exclude_none=True) if isinstance(value, params.Section) else value)
+    return json.dumps(value.model_dump(exclude_none=True) if isinstance(value, Section) else value)

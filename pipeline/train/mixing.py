@@ -14,12 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import params
 from pipeline.base import console
 from pipeline.base.errors import InputError
 from pipeline.base.store import SPLITS, Block, ImageSet
-from pipeline.params import CLEAN
-from pipeline.train import memory
+from pipeline.base.values import CLEAN
+from pipeline.train import memory, params
 from pipeline.train.memory import MIB
 from pipeline.train.streaming import StreamedBatches
 

@@ -11,9 +11,12 @@ from hypothesis.extra import numpy as hnp
 from ruamel.yaml import YAML
 from torch import nn
 
-from pipeline import attacks, networks, params
+from pipeline import attacks, networks
+from pipeline.attacks.parameters import ATTACK_PARAMETERS, VALUES, Flag, Numbers, Words
+from pipeline.attacks.params import expect_classes
 from pipeline.base import seeds
 from pipeline.base.errors import InputError
+from pipeline.base.values import parse_level
 from pipeline.networks import matrix_products
 from pipeline.networks.memory_fit import InParts
 from tests import samples
@@ -79,13 +82,13 @@ def variants(name):
     """An entry for every word, truth value and end of a range that a parameter of the attack may be."""
     entry = samples.attack_entry(name)
     yield entry
-    for key in params.ATTACK_PARAMETERS[name]:
-        match params.VALUES.get((name, key)) or params.VALUES.get(key):
-            case params.Words(values):
+    for key in ATTACK_PARAMETERS[name]:
+        match VALUES.get((name, key)) or VALUES.get(key):
+            case Words(values):
                 pass
-            case params.Numbers() as numbers:
+            case Numbers() as numbers:
                 values = ends(numbers)
-            case params.Flag():
+            case Flag():
                 values = [True, False]
             case None:
                 values = []
@@ -94,7 +97,7 @@ def variants(name):
 
 
 @pytest.mark.parametrize("n_classes", [2, 3, 10])
-@pytest.mark.parametrize("name", params.ATTACK_PARAMETERS)
+@pytest.mark.parametrize("name", ATTACK_PARAMETERS)
 @pytest.mark.filterwarnings("ignore")
 def test_every_accepted_value_runs_and_stored_images_keep_the_bound(name, n_classes, images):
     network, labels = networks.frozen_copy(Linear(n_classes)), torch.arange(5) % n_classes
@@ -137,10 +140,10 @@ def test_resized_images_fit_a_network_made_for_one_size(name, network):
 )
 def test_losses_that_compare_more_classes_than_there_are_are_refused(name, values, fewest):
     spec = attack_spec(**{**samples.attack_entry(name), **values})
-    params.expect_classes({"attacks.x": spec}, fewest)
+    expect_classes({"attacks.x": spec}, fewest)
     message = f"^attacks.x: expected at least {fewest} classes, which the loss of {name} compares, found {fewest - 1}; use another loss"
     with pytest.raises(InputError, match=message):
-        params.expect_classes({"attacks.x": spec}, fewest - 1)
+        expect_classes({"attacks.x": spec}, fewest - 1)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +204,7 @@ def test_levels_that_fit(eps, levels):
 
 
 def test_every_whole_number_of_levels_is_exact():
-    assert [attacks.eps_levels(params.parse_level(f"{k}/255")) for k in range(1, 256)] == list(range(1, 256))
+    assert [attacks.eps_levels(parse_level(f"{k}/255")) for k in range(1, 256)] == list(range(1, 256))
 
 
 class Failing(Linear):

@@ -23,14 +23,13 @@ from pipeline import networks
 from pipeline.audit import audit, lineage, project, recomputation, records
 from pipeline.base import console, files, store
 from pipeline.base.errors import InputError
-from pipeline.train import memory
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
 yaml = YAML(typ="safe")
 CPU = torch.device("cpu")
 PGD, FGSM, CLEAN = "data/adversarial/clean/pgd", "data/adversarial/clean/fgsm", "data/clean"
-R_PGD = "data/adversarial/robust/pgd"  # made against another model
+OWN_PGD, R_PGD = "data/adversarial/robust/pgd", "data/adversarial/sources/clean/pgd"  # of the model `again` starts from, and of another
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def made(tmp_path_factory):
     for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("data/raw", "models/pretrained"):
+    for name in ("data/raw", "data/adversarial/sources", "models/pretrained"):
         (folder / name).mkdir(parents=True)
         (folder / name / "README.md").write_text("files of the user's own")
     change_params(folder, tiny)
@@ -51,25 +50,18 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def joined(made, tmp_path_factory):
-    """The project, gone on with: `robust` is attacked too, and the variant mixes a set made against it."""
+    """The project with one model more, which is fine-tuned from `robust` and mixes a set made against `clean`."""
     folder = shutil.copytree(made, tmp_path_factory.mktemp("joined") / "project")
     change_params(folder, two_sources)
-    text = (folder / "dvc.yaml").read_text()
-    for last, more in (
-        ("--adversarial data/adversarial/${item.of}", " data/adversarial/robust --sources models/robust.pt"),
-        ("        - models/${item.of}.pt", "\n        - data/adversarial/robust\n        - models/robust.pt"),
-    ):
-        assert text.count(last) == 1
-        text = text.replace(last, last + more)
-    (folder / "dvc.yaml").write_text(text)
     reproduce(folder)
     return folder
 
 
 def two_sources(params):
-    params["rounds"]["robust"] = {"next": "robust2"}
-    params["variants"]["refreshed"].update(ema=0.9, mix={"clean": 0.5, "pgd": 0.25, "robust-pgd": 0.25})
-    params["evaluate"]["models"].update(robust2={"stored": "robust"})
+    again = params["finetuned"]["refreshed"]
+    params["finetuned"]["again"] = {**again, "of": "robust", "ema": 0.9, "mix": {"clean": 0.5, "pgd": 0.25, "clean-pgd": 0.25}}
+    params.update(attacked=["clean", "robust"], sources=["clean"])
+    params["evaluate"]["models"].append("again")
 
 
 def reproduce(folder):
@@ -92,18 +84,17 @@ def tiny(params):
     params["data"].update(n_images=120, n_val=30, image_size=16)
     params["store"].update(shard_rows=50)
     params["model"].update(architecture="resnet18")
-    params["clean"].update(epochs=2, warmup_epochs=0, batch_size=32, precision="fp32")
-    params["finetune"].update(epochs=1, batch_size=32, precision="fp32")
-    params["variants"]["refreshed"].update(epochs=1, warmup_epochs=0)
+    params.update(precision="fp32")
+    params["training"].update(epochs=1, warmup_epochs=0, batch_size=32)
+    params["clean"].update(epochs=2, batch_size=32)
     params["selection"].update(n_images=16, steps=2)
     params["export"].update(model="robust")
-    params["generate"].update(batch_size=16, precision="fp32")
+    params["generate"].update(batch_size=16)
     params["attacks"]["pgd"].update(steps=2)
     params["evaluate"].update(n_eval=8, grid=None)
     params["evaluate"]["ensemble"].update(n_eval=6, iterations=2, targets=3)
     params["evaluate"]["threats"]["pgd"].update(steps=2)
     params["evaluate"]["curves"].update(n_eval=4, eps=[0.1, 1], steps=[1, 4], restarts=2, queries=4)
-    params["audit"].update(sample=50)
 
 
 def run_here(line):
@@ -169,7 +160,7 @@ def test_an_untouched_project_passes_with_every_stage_and_the_same_measures_each
     rows = audit.audit(made, CPU)
     assert [row for row in rows if row.verdict != "ok"] == []
     judged = {"evaluate@clean", "evaluate@robust", "evaluate@refreshed"}
-    stages = {"prepare", "train_clean", "generate@clean-fgsm", "generate@clean-pgd", "finetune@clean", "variant@refreshed", *judged}
+    stages = {"prepare", "train_clean", "generate@clean-fgsm", "generate@clean-pgd", "finetune@robust", "finetune@refreshed", *judged}
     assert {row.stage for row in rows} == {*stages, "export", "threat models", "versions"}
     assert audit.measures(rows) == audit.measures(audit.audit(made, CPU))
     recorded = json.loads((made / "metrics/audit.json").read_text())
@@ -261,7 +252,7 @@ def test_whoever_renews_the_hashes_is_found_by_recomputation(folder, shard, name
 
 def test_a_validation_image_among_the_training_rows_is_found(folder):
     spoil(folder, f"{PGD}/00000.h5", "split", lambda array: array.fill(0), rehash=True)
-    assert "validation images among the training rows" in failures(folder)["finetune@clean: training rows of pgd"]
+    assert "validation images among the training rows" in failures(folder)["finetune@robust: training rows of pgd"]
 
 
 @pytest.mark.parametrize("row", ["fooled again", "attacked again"])
@@ -294,7 +285,7 @@ def test_on_a_gpu_a_few_values_may_differ_when_an_image_is_attacked_again(folder
     assert ("12.50% of their values differ" if verdict == "ok" else "rows, the first is row") in rows["attacked again"].value
 
 
-VARIANT, REFRESHED = "variant@refreshed", "data/refreshed/refreshed"
+REFRESHED, AGAIN = "data/refreshed/refreshed", "data/refreshed/again"
 
 
 @pytest.mark.parametrize(
@@ -314,28 +305,28 @@ def test_a_refreshed_set_is_held_to_its_clean_and_its_cached_one(folder, name, e
     spoil(folder, f"{REFRESHED}/pgd/00001.h5", name, edit, rehash=True)
     relock(folder, REFRESHED)
     found = failures(folder)
-    assert text in found[f"variant@refreshed: {REFRESHED}/{row}"]
-    assert f"variant@refreshed: output {REFRESHED}" not in found, "dvc.lock agrees"
+    assert text in found[f"finetune@refreshed: {REFRESHED}/{row}"]
+    assert f"finetune@refreshed: output {REFRESHED}" not in found, "dvc.lock agrees"
 
 
 def test_a_refreshed_set_of_another_model_is_found(folder):
     for shard in ("00000.h5", "00001.h5", "00002.h5"):
         replace(folder / REFRESHED / "pgd" / shard, lambda path, name=shard: shutil.copy(folder / PGD / name, path))
     found = failures(folder)
-    assert "no such attribute" in found[f"variant@refreshed: {REFRESHED}"] or "KeyError" in found[f"variant@refreshed: {REFRESHED}"]
+    assert "no such attribute" in found[f"finetune@refreshed: {REFRESHED}"] or "KeyError" in found[f"finetune@refreshed: {REFRESHED}"]
 
 
-def test_sets_of_two_models_are_mixed_refreshed_and_audited_side_by_side(joined):
+def test_sets_of_two_models_are_mixed_refreshed_and_audited(joined):
     rows = audit.audit(joined, CPU)
     assert [row for row in rows if row.verdict != "ok"] == []
-    parameters = {row.parameter for row in rows if row.stage == VARIANT}
-    assert {f"made from {path}" for path in (CLEAN, PGD, R_PGD, "models/clean.pt", "models/robust.pt")} <= parameters
+    parameters = {row.parameter for row in rows if row.stage == "finetune@again"}
+    assert {f"made from {path}" for path in (CLEAN, OWN_PGD, R_PGD, "models/clean.pt", "models/robust.pt")} <= parameters
     assert f"made from {FGSM}" not in parameters, "it is in no mix of this model"
-    assert {"training rows of pgd", "training rows of robust-pgd", "variants.refreshed.mix.robust-pgd"} <= parameters
-    assert {f"{REFRESHED}/robust-pgd made with {path}" for path in (R_PGD, "models/robust.pt", "models/refreshed.pt")} <= parameters
-    assert {f"{REFRESHED}/pgd made with {path}" for path in (PGD, "models/clean.pt", "models/refreshed.pt")} <= parameters
-    assert sorted(path.name for path in (joined / REFRESHED).iterdir()) == ["pgd", "robust-pgd"]
-    accuracies = [row.parameter for row in rows if row.stage == "evaluate@refreshed" and row.parameter.startswith("accuracy")]
+    assert {"training rows of pgd", "training rows of clean-pgd", "finetuned.again.mix.clean-pgd"} <= parameters
+    assert {f"{AGAIN}/clean-pgd made with {path}" for path in (R_PGD, "models/clean.pt", "models/again.pt")} <= parameters
+    assert {f"{AGAIN}/pgd made with {path}" for path in (OWN_PGD, "models/robust.pt", "models/again.pt")} <= parameters
+    assert sorted(path.name for path in (joined / AGAIN).iterdir()) == ["clean-pgd", "pgd"]
+    accuracies = [row.parameter for row in rows if row.stage == "evaluate@again" and row.parameter.startswith("accuracy")]
     assert accuracies == [f"accuracy on {name}" for name in ("clean", "fgsm", "pgd", "mixed")], "its transfer is from one model"
 
 
@@ -352,79 +343,62 @@ def failures_of(folder, stage):
 
 def test_a_set_of_the_parent_in_the_place_of_another_model_s_is_found(twice):
     shutil.rmtree(twice / R_PGD)
-    shutil.copytree(twice / PGD, twice / R_PGD)
-    relock(twice, R_PGD)
-    relock(twice, "data/adversarial/robust")
-    assert failures_of(twice, "generate@robust-pgd")["made from models/robust.pt"].startswith("recorded ")
-    found = failures_of(twice, VARIANT)
-    assert found.keys() == {f"made from {R_PGD}", f"{REFRESHED}/robust-pgd made with {R_PGD}", f"{REFRESHED}/robust-pgd validation rows"}
+    shutil.copytree(twice / OWN_PGD, twice / R_PGD)
+    for path in (R_PGD, "data/adversarial/sources"):
+        relock(twice, path)
+    assert failures_of(twice, "generate_source@clean-pgd")["made from models/clean.pt"].startswith("recorded ")
+    found = failures_of(twice, "finetune@again")
+    assert found.keys() == {f"made from {R_PGD}", f"{AGAIN}/clean-pgd made with {R_PGD}", f"{AGAIN}/clean-pgd validation rows"}
     assert found[f"made from {R_PGD}"].startswith("recorded ")
 
 
 def test_another_source_model_is_found(twice):
-    replace(twice / "models/robust.pt", lambda path: shutil.copy(twice / "models/robust2.pt", path))
-    relock(twice, "models/robust.pt")
-    found = failures_of(twice, VARIANT)
-    assert found.keys() == {"made from models/robust.pt", f"{REFRESHED}/robust-pgd made with models/robust.pt"}
+    replace(twice / "models/clean.pt", lambda path: shutil.copy(twice / "models/refreshed.pt", path))
+    relock(twice, "models/clean.pt")
+    assert failures_of(twice, "finetune@again").keys() == {"made from models/clean.pt", f"{AGAIN}/clean-pgd made with models/clean.pt"}
 
 
 def test_two_sets_of_one_name_are_a_failure(twice):
     shutil.rmtree(twice / PGD)
     shutil.copytree(twice / FGSM, twice / PGD)
     relock(twice, PGD)
-    assert failures_of(twice, VARIANT)["models/refreshed.pt"] == f"{PGD}: made by fgsm, as {FGSM} is; run `dvc repro`"
+    assert failures_of(twice, "finetune@refreshed")["models/refreshed.pt"] == f"{PGD}: made by fgsm, as {FGSM} is; run `dvc repro`"
 
 
 def test_a_threat_that_only_a_set_of_another_model_trained_on_is_compared(twice):
-    change_params(twice, lambda params: params["finetune"].update(mix={"clean": 0.5, "fgsm": 0.5}))
-    change_params(twice, lambda params: params["variants"]["refreshed"].update(mix={"clean": 0.5, "robust-pgd": 0.5}))
+    change_params(twice, lambda params: params.update(mix={"clean": 0.5, "fgsm": 0.5}))
+    change_params(twice, lambda params: params["finetuned"]["again"].update(mix={"clean": 0.5, "clean-pgd": 0.5}))
     assert "attacks.pgd" in {row.parameter for row in records.threat_models(project.Project(twice, CPU))}
 
 
-AGAIN = "data/adversarial/again"
 FINETUNE = (
-    "python -m pipeline.harden.finetune --variant refreshed --clean data/clean --model models/clean.pt --out models/x.pt"
-    " --history plots/x/history.csv --refreshed data/refreshed/x"
+    "python -m pipeline.harden.finetune --clean data/clean --out models/again.pt --history plots/x/history.csv"
+    " --refreshed data/refreshed/x --model {model} --adversarial {own} --sources {sources}"
 )
+SOURCES = "data/adversarial/sources"
 
 
 @pytest.mark.parametrize(
-    ("sets", "sources", "message"),
+    ("model", "own", "sources", "message"),
     [
-        (f"{PGD} {R_PGD}", "", f"{R_PGD}: made from another model than those of --model and --sources; "),
-        (f"{PGD} {R_PGD}", "models/robust2.pt", f"{R_PGD}: made from another model than those of --model and --sources; "),
-        (f"{PGD} {R_PGD}", "models/nope.pt", "models/nope.pt: no such model; `dvc repro` trains it"),
-        (f"{PGD} {R_PGD}", "params.yaml", "params.yaml: not a checkpoint of this pipeline"),
+        ("models/clean.pt", "data/adversarial/robust", SOURCES, f"{OWN_PGD}: made with other params, .*: model.sha256: expected "),
+        ("models/nope.pt", "data/adversarial/robust", SOURCES, "models/nope.pt: no such model; `dvc repro` trains it"),
+        ("params.yaml", "data/adversarial/robust", SOURCES, "params.yaml: not a checkpoint of this pipeline"),
         (
-            PGD,
             "models/robust.pt",
-            "variants.refreshed.mix.robust-pgd: no such set in data/adversarial/clean/pgd \\(expected one of clean, pgd\\)",
+            "data/adversarial/robust",
+            "data/adversarial",
+            r"data/adversarial/nope/pgd: no such image set, which finetuned.again mixes \(found none\)",
         ),
-        (f"{R_PGD} {AGAIN}", "models/robust.pt", f"{AGAIN}: robust-pgd is {R_PGD} already; leave one of them out"),
-        (f"{REFRESHED}/pgd", "models/refreshed.pt", f"{REFRESHED}/pgd: .*: kind: expected adversarial, found refreshed"),
+        ("models/robust.pt", AGAIN, SOURCES, f"{AGAIN}/pgd: .*: kind: expected adversarial, found refreshed"),
     ],
 )
-def test_sets_that_the_mix_has_no_name_for_are_refused(twice, sets, sources, message):
-    shutil.copytree(twice / R_PGD, twice / AGAIN)
+def test_sets_that_the_mix_does_not_name_are_refused(twice, model, own, sources, message):
+    if "nope/pgd" in message:
+        change_params(twice, lambda params: params["finetuned"]["again"].update(mix={"clean": 0.5, "nope-pgd": 0.5}))
     with here(twice), pytest.raises(InputError, match=message) as caught:
-        run_here(f"{FINETUNE} --adversarial {sets} --sources {sources}")
+        run_here(FINETUNE.format(model=model, own=own, sources=sources))
     assert "\n" not in str(caught.value)
-
-
-def test_sets_of_two_models_are_streamed_too_and_those_not_mixed_change_nothing(twice, capsys):
-    change_params(twice, lambda params: params["variants"]["refreshed"].update(refresh=None, best_on="mixed"))
-    histories = []
-    with here(twice) as patch:
-        patch.setattr(memory, "obstacle", lambda *_: "no room")
-        for more in (PGD, FGSM):
-            run_here(f"{FINETUNE} --adversarial {PGD} {R_PGD} {more} --sources models/robust.pt models/clean.pt")
-            histories.append((twice / "plots/x/history.csv").read_bytes())
-    assert "streamed through" in capsys.readouterr().out
-    assert histories[0] == histories[1]
-    class_names = project.Project(twice, CPU).class_names
-    provenance = networks.load(twice / "models/x.pt", architecture="resnet18", class_names=class_names).provenance
-    assert provenance["source.robust.sha256"] == files.sha256(twice / "models/robust.pt")
-    assert {"clean.digest", "pgd.digest", "robust-pgd.digest", "parent.sha256"} <= provenance.keys()
 
 
 def test_a_changed_attribute_is_found_also_with_a_new_fingerprint(folder):
@@ -465,7 +439,7 @@ def test_a_changed_param_is_found(folder):
 
 
 def test_a_param_in_another_notation_is_the_same_param(folder):
-    change_params(folder, lambda params: params["clean"].update(weight_decay=0.0005))
+    change_params(folder, lambda params: params["training"].update(weight_decay=0.0005))
     assert failures(folder) == {}
 
 
@@ -475,7 +449,7 @@ def test_a_changed_byte_of_a_checkpoint_is_found(folder):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     found = failures(folder)
-    assert "on the disk" in found["finetune@clean: output models/robust.pt"]
+    assert "on the disk" in found["finetune@robust: output models/robust.pt"]
     assert "recorded" in found["evaluate@robust: judges models/robust.pt"]
     assert "differs from models/robust.pt" in found["export: submission"]
 
@@ -486,11 +460,11 @@ def test_a_swapped_model_is_found_by_all_that_was_made_with_it(folder):
     found = failures(folder)
     for row in (
         "generate@clean-pgd: made from models/clean.pt",
-        "finetune@clean: made from models/clean.pt",
+        "finetune@robust: made from models/clean.pt",
         "evaluate@clean: judges models/clean.pt",
     ):
         assert found[row].startswith("recorded "), row
-    assert "train_clean: clean.seed" in found
+    assert "train_clean: clean.epochs" in found
 
 
 def test_changed_provenance_is_found(folder):
@@ -500,9 +474,9 @@ def test_changed_provenance_is_found(folder):
     replace(path, checkpoint.save)
     relock(folder, "models/robust.pt")
     found = failures(folder)
-    assert found["finetune@clean: finetune.lr"] == "dvc.lock: 0.01; params.yaml: 0.01; models/robust.pt: 0.5"
-    assert found[f"finetune@clean: made from {PGD}"].startswith("recorded 0, is ")
-    assert found["finetune@clean: best epoch"].startswith("recorded epoch 1 with 0.990000, history: epoch 1 with ")
+    assert found["finetune@robust: training.lr"] == "dvc.lock: 0.01; params.yaml: 0.01; models/robust.pt: 0.5"
+    assert found[f"finetune@robust: made from {PGD}"].startswith("recorded 0, is ")
+    assert found["finetune@robust: best epoch"].startswith("recorded epoch 1 with 0.990000, history: epoch 1 with ")
     (row,) = [row for row in audit.audit(folder, CPU) if row.parameter == "torch" and row.verdict == "warning"]
     assert row.value.startswith("1.0; installed here: ")
 
@@ -514,15 +488,15 @@ def test_a_changed_hash_in_the_lock_is_found(folder):
     found = failures(folder)
     remedy = f"run `python -m pipeline discard {folder}/models/clean.pt`, then `dvc repro`"
     assert found["train_clean: output models/clean.pt"] == f"dvc.lock: MD5 ffffffffffff, on the disk: {md5[:12]}; {remedy}"
-    assert found["finetune@clean: input models/clean.pt"] == f"read with MD5 {md5[:12]}, but train_clean wrote ffffffffffff"
+    assert found["finetune@robust: input models/clean.pt"] == f"read with MD5 {md5[:12]}, but train_clean wrote ffffffffffff"
 
 
 def test_an_input_that_no_stage_wrote_so_is_found(folder):
     text = (folder / "dvc.lock").read_text()
-    before, after = text.split("  finetune@clean:", 1)
+    before, after = text.split("  finetune@robust:", 1)
     md5 = lineage.recorded(folder)["train_clean"].outs["models/clean.pt"]
-    replace(folder / "dvc.lock", lambda path: path.write_text(before + "  finetune@clean:" + after.replace(md5, "f" * 32, 1)))
-    assert "MD5 ffffffffffff" in failures(folder)["finetune@clean: input models/clean.pt"]
+    replace(folder / "dvc.lock", lambda path: path.write_text(before + "  finetune@robust:" + after.replace(md5, "f" * 32, 1)))
+    assert "MD5 ffffffffffff" in failures(folder)["finetune@robust: input models/clean.pt"]
 
 
 def test_changed_raw_data_and_changed_code_are_found(folder):
@@ -565,11 +539,11 @@ def test_a_command_and_a_stage_that_are_not_the_recorded_ones_are_found(folder):
     text = (folder / "dvc.yaml").read_text()
     replace(
         folder / "dvc.yaml",
-        lambda path: path.write_text(text.replace("--clean data/clean --model models/${key}.pt\n", "--model models/${key}.pt\n")),
+        lambda path: path.write_text(text.replace("finetune --clean data/clean --model", "finetune --model")),
     )
     change_params(folder, lambda params: params["attacks"].update(bim={"attack": "BIM", "eps": "8/255", "alpha": "4/255", "steps": 2}))
     found = failures(folder)
-    assert found["finetune@clean: command"].startswith("dvc.yaml: python -m pipeline.harden.finetune --model")
+    assert found["finetune@robust: command"].startswith("dvc.yaml: python -m pipeline.harden.finetune --model")
     assert found["generate@clean-bim: stage"] == "never run: not in dvc.lock"
 
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import params
 from pipeline.evaluate import ensemble, sweeps, whitebox
+from pipeline.evaluate.params import Ensemble
 from tests import small_networks as small
 from tests.conftest import make_block
 from tests.small_networks import EPS
@@ -12,8 +12,8 @@ from tests.small_networks import EPS
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def settings(eps, n_eval=40, **changes):
-    return params.Ensemble.model_validate({**ensemble.STANDARD, "eps": eps, "n_eval": n_eval, **changes})
+def settings(n_eval=40, **changes):
+    return Ensemble.model_validate({**ensemble.STANDARD, "n_eval": n_eval, **changes})
 
 
 def test_it_finds_at_least_what_pgd_100_with_10_restarts_finds():
@@ -25,7 +25,7 @@ def test_it_finds_at_least_what_pgd_100_with_10_restarts_finds():
     block = digits.select(np.arange(len(digits)) < 40)
     target = whitebox.Target.of(network, 10, batch_size=256, seed=0)
     pgd = whitebox.withstands(target, block, sweeps.pgd(EPS, EPS / 4, 100, restarts=10), "t").standing
-    standing, about = ensemble.withstands(target, block, settings(EPS))
+    standing, about = ensemble.withstands(target, block, settings(), EPS)
     assert 0.2 < pgd.mean() < 0.9, "a network that is neither lost nor safe, or the comparison says nothing"
     assert standing.sum() <= pgd.sum()
     after = [about[f"after_{name}"] for name in ("apgd_ce", "apgd_t", "fab_t", "square")]
@@ -33,16 +33,16 @@ def test_it_finds_at_least_what_pgd_100_with_10_restarts_finds():
     assert after[-1] == pytest.approx(standing.mean(), abs=1e-6)
     assert about["forward_passes"] > 5000 * standing.sum()
     assert about["attack"] == "APGD-CE, APGD-T, FAB-T, Square at AutoAttack's standard settings, through torchattacks"
-    few = settings(EPS, members="first_two", iterations=10, targets=3)
-    first_two, about = ensemble.withstands(target, block, few)
+    few = settings(members="first_two", iterations=10, targets=3)
+    first_two, about = ensemble.withstands(target, block, few, EPS)
     assert standing.sum() <= first_two.sum() <= standing.sum() + 2, "the first two members find nearly all, also with few iterations"
     assert about["attack"] == "APGD-CE, APGD-T, 10 iterations, 3 target classes, through torchattacks"
 
 
 def test_the_settings_are_the_published_ones():
-    members = ensemble.threats(settings(8 / 255))
+    members = ensemble.threats(settings(), 8 / 255)
     assert list(members) == ["apgd_ce", "apgd_t", "fab_t", "square"]
-    assert list(ensemble.threats(settings(8 / 255, members="first_two"))) == ["apgd_ce", "apgd_t"]
+    assert list(ensemble.threats(settings(members="first_two"), 8 / 255)) == ["apgd_ce", "apgd_t"]
     assert {name: threat.parameters for name, threat in members.items()} == {
         "apgd_ce": {"eps": 8 / 255, "steps": 100, "n_restarts": 1, "loss": "ce", "eot_iter": 1, "rho": 0.75},
         "apgd_t": {"eps": 8 / 255, "steps": 100, "n_restarts": 1, "eot_iter": 1, "rho": 0.75},
@@ -64,7 +64,7 @@ class Linear(nn.Module):
 def test_any_number_of_classes_will_do(n_classes, monkeypatch):
     monkeypatch.setattr(ensemble, "QUERIES", 3)
     target = whitebox.Target.of(Linear(n_classes), n_classes, batch_size=8, seed=0)
-    standing, about = ensemble.withstands(target, make_block(16, size=8, n_classes=n_classes), settings(1 / 255, iterations=3))
+    standing, about = ensemble.withstands(target, make_block(16, size=8, n_classes=n_classes), settings(iterations=3), 1 / 255)
     assert len(standing) == 16
     assert ("left_out" in about) == ("after_apgd_t" not in about) == (n_classes < 4)
     if n_classes < 4:
@@ -76,7 +76,7 @@ def test_the_likeliest_wrong_classes_are_aimed_at(monkeypatch, n_classes, target
     aimed = []
     monkeypatch.setattr(whitebox, "withstands", lambda target, block, *_: aimed.append(target.n_classes) or Nothing(block))
     target = whitebox.Target.of(Linear(n_classes), n_classes, batch_size=8, seed=0)
-    ensemble.withstands(target, make_block(4, size=8), settings(0.1, targets=targets))
+    ensemble.withstands(target, make_block(4, size=8), settings(targets=targets), 0.1)
     assert set(aimed) == {expected}
 
 

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import params
+from pipeline.attacks.params import Attack, Generate, Threat
 from pipeline.base.errors import InputError
 from pipeline.evaluate import judgement
+from pipeline.evaluate.params import Curves, Ensemble, Grid
 from pipeline.generate import generation
 from tests.conftest import FGSM, PGD, make_block, write_set
 
@@ -14,20 +15,20 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_a_found_keeps_its_words_apart(tmp_path, network, settings):
     block = make_block(40)
     clean = write_set(tmp_path / "clean", block)
-    threats = {name: params.Threat.model_validate({**entry, "restarts": 1}) for name, entry in (("fgsm", FGSM), ("pgd", PGD))}
-    curves = params.Curves(threat="pgd", n_eval=4, eps=[8 / 255, 1.0], steps=[1, 4], restarts=2, queries=3)
-    grid = params.Grid(n_eval=5, eps=[4 / 255, 8 / 255], alphas=["eps/2", 2 / 255], steps=[1, 2])
-    ensemble = params.Ensemble(members="all", eps=8 / 255, n_eval=5, iterations=2, targets=3)
+    threats = {name: Threat.model_validate({**entry, "restarts": 1}) for name, entry in (("fgsm", FGSM), ("pgd", PGD))}
+    curves = Curves(threat="pgd", n_eval=4, eps=[8 / 255, 1.0], steps=[1, 4], restarts=2, queries=3)
+    grid = Grid(n_eval=5, eps=[4 / 255, 8 / 255], alphas=["eps/2", 2 / 255], steps=[1, 2])
+    ensemble = Ensemble(members="all", eps=8 / 255, n_eval=5, iterations=2, targets=3)
     changes = {"n_eval": 6, "threats": threats, "curves": curves, "grid": grid, "ensemble": ensemble}
     settings = settings.evaluate.model_copy(update=changes)
-    spec = params.Attack.model_validate(FGSM)
+    spec = Attack.model_validate(FGSM)
     stored, foreign = (
         generation.generate(
             clean,
             network,
             sha256,
             spec,
-            params.Generate(batch_size=8, precision="fp32", seed=0),
+            Generate(batch_size=8, precision="fp32", seed=0),
             name="fgsm",
             out=tmp_path / sha256,
             device=torch.device("cpu"),

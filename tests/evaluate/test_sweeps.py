@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from pipeline import params
 from pipeline.evaluate import sweeps, whitebox
+from pipeline.evaluate.params import Curves, Grid
 from pipeline.networks import scores
 from tests.conftest import make_block
 from tests.evaluate.test_whitebox import LEVELS, Brightness, grey_block
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-GRID = params.Grid(n_eval=9, eps=[2 / 255, 8 / 255, 0.05], alphas=["eps/2", "eps/steps", 1 / 255], steps=[2, 16])
-CURVES = params.Curves(threat="pgd", n_eval=9, eps=[2 / 255, 8 / 255, 1.0], steps=[1, 2, 40], restarts=3, queries=5)
+GRID = Grid(n_eval=9, eps=[2 / 255, 8 / 255, 0.05], alphas=["eps/2", "eps/steps", 1 / 255], steps=[2, 16])
+CURVES = Curves(threat="pgd", n_eval=9, eps=[2 / 255, 8 / 255, 1.0], steps=[1, 2, 40], restarts=3, queries=5)
 
 
 @pytest.fixture
@@ -55,5 +55,5 @@ def test_curves_are_exact_where_they_are_known(target):
 
 def test_a_step_of_more_than_the_whole_range_is_the_whole_range(network):
     target = whitebox.Target.of(network, 3, batch_size=8, seed=0)
-    rows, _ = sweeps.grid(target, make_block(8), params.Grid(n_eval=8, eps=[0.9], alphas=["eps/0.5"], steps=[1]))
+    rows, _ = sweeps.grid(target, make_block(8), Grid(n_eval=8, eps=[0.9], alphas=["eps/0.5"], steps=[1]))
     assert rows[1]["alpha"] == 1

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torchattacks.attack import Attack
 
-from pipeline import attacks, networks, params
+from pipeline import attacks, networks
+from pipeline.attacks.params import Threat
 from pipeline.evaluate import whitebox
 from pipeline.networks import scores
 from tests import small_networks as small
@@ -59,7 +60,7 @@ LEVELS = [60, 119, 121, 126, 129, 134, 136, 137, 200]  # 255 / 2 = 127.5; eps is
 @pytest.mark.parametrize("entry", [FGSM, {**PGD, "alpha": "4/255"}], ids=["FGSM", "PGD"])
 def test_robust_accuracy_is_exact_where_it_is_known(entry):
     network, block = Brightness(), grey_block(LEVELS)
-    threat = params.Threat.model_validate({**entry, "restarts": 2})
+    threat = Threat.model_validate({**entry, "restarts": 2})
     outcome = whitebox.withstands(target(network, batch_size=4), block, threat, "t")
     assert outcome.standing.tolist() == [abs(level - 127.5) > 8 for level in LEVELS]
     assert network.scale.requires_grad
@@ -67,7 +68,7 @@ def test_robust_accuracy_is_exact_where_it_is_known(entry):
 
 
 def test_more_restarts_never_help_the_defender(judged):
-    threat = params.Threat.model_validate({**PGD, "eps": "1/255", "alpha": "1/255", "restarts": 4})
+    threat = Threat.model_validate({**PGD, "eps": "1/255", "alpha": "1/255", "restarts": 4})
     outcome = whitebox.withstands(judged, block_of(24), threat, "t")
     assert len(outcome.after) == 4
     for fewer, more in itertools.pairwise(outcome.after):
@@ -76,7 +77,7 @@ def test_more_restarts_never_help_the_defender(judged):
 
 @pytest.mark.parametrize("entry", SELF_SEEDED, ids=["APGD", "Square"])
 def test_restarts_differ_for_attacks_that_seed_themselves(judged, entry):
-    threat = params.Threat.model_validate({**entry, "eps": 1.0, "restarts": 1})
+    threat = Threat.model_validate({**entry, "eps": 1.0, "restarts": 1})
     block, passes = block_of(8), whitebox.Passes(judged.network)
     images, labels = judged.tensors(block, np.arange(8))
     attack = attacks.build(threat, judged.network, 10)
@@ -98,7 +99,7 @@ def test_attacked_images_are_held_to_the_ball(judged):
 
 
 def test_passes_count_every_image_forward_and_backward(judged):
-    threat = params.Threat.model_validate({**PGD, "eps": 1e-6, "alpha": 1e-7, "restarts": 2})
+    threat = Threat.model_validate({**PGD, "eps": 1e-6, "alpha": 1e-7, "restarts": 2})
     outcome = whitebox.withstands(judged, block_of(12), threat, "t")
     assert outcome.standing.all(), "so small an eps changes nothing"
     assert outcome.passes.as_metrics() == {"forward_passes": 2 * 3 * 12, "backward_passes": 2 * 3 * 12}
@@ -106,11 +107,11 @@ def test_passes_count_every_image_forward_and_backward(judged):
 
 def test_a_run_of_many_steps_holds_the_runs_of_fewer(judged):
     block = block_of(24)
-    threat = params.Threat.model_validate({**PGD, "eps": "64/255", "alpha": "16/255", "restarts": 1})
+    threat = Threat.model_validate({**PGD, "eps": "64/255", "alpha": "16/255", "restarts": 1})
     together = whitebox.by_steps(judged, block, threat, [1, 2, 4], "t")
     assert len({int(standing.sum()) for standing in together.values()}) > 1
     for steps, standing in together.items():
-        alone = whitebox.withstands(judged, block, params.Threat.model_validate({**threat.model_dump(), "steps": steps}), "t").standing
+        alone = whitebox.withstands(judged, block, Threat.model_validate({**threat.model_dump(), "steps": steps}), "t").standing
         assert (standing == alone).all(), steps
 
 

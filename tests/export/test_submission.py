@@ -27,7 +27,7 @@ def val(network):
 
 def test_the_exported_file_is_what_a_grader_loads(checkpoint, val, network, tmp_path):
     out = tmp_path / "submission.pt"
-    assert submission.export(checkpoint, val, out, batch_size=16) == 0.75
+    assert submission.export(checkpoint, val, out) == 0.75
     graded = models.resnet18(weights=None)
     graded.fc = torch.nn.Linear(graded.fc.in_features, 3)
     content = torch.load(out, map_location="cpu", weights_only=True)
@@ -50,7 +50,7 @@ def test_models_that_a_grader_would_refuse_are_not_written(checkpoint, val, tmp_
         (with_tensors(checkpoint, **{"fc.bias": torch.full((3,), torch.nan)}), "fc.bias holds numbers that are not finite"),
     ]:
         with pytest.raises(InputError, match=message):
-            submission.export(broken, val, out, batch_size=16)
+            submission.export(broken, val, out)
     assert not out.exists()
 
 

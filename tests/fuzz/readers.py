@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline import networks, params
+from pipeline import document, networks
 from pipeline.base import store
 from pipeline.networks import resnet
 from pipeline.networks.checkpoint import FORMAT
 from pipeline.prepare import sources
+from pipeline.prepare.params import Hdf5
 from tests import samples
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +37,8 @@ class Reader:
 
 
 def read_source(source, path):
-    settings = params.load(ROOT / "params.yaml").data.model_copy(
-        update={"source": source, "path": str(path), "image_size": SIZE, "hdf5": params.Hdf5(images="x/images", labels="y")}
+    settings = document.load(ROOT / "params.yaml").data.model_copy(
+        update={"source": source, "path": str(path), "image_size": SIZE, "hdf5": Hdf5(images="x/images", labels="y")}
     )
     opened = sources.open_source(settings)
     images = opened.read(np.arange(len(opened.labels)))
@@ -179,7 +180,7 @@ def weight_files():
 
 
 READERS = {
-    "params": Reader("params.yaml", "yaml", presets, params.load),
+    "params": Reader("params.yaml", "yaml", presets, document.load),
     "npz": Reader("x.npz", "npz", npz_files, lambda path: read_source("npz", path)),
     "task_dataset": Reader("Train.pt", "torch", train_files, lambda path: read_source("task_dataset", path)),
     "hdf5": Reader("x.h5", "hdf5", hdf5_files, lambda path: read_source("hdf5", path)),

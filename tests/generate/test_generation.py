@@ -9,15 +9,17 @@ import pytest
 import torch
 import torchattacks
 
-from pipeline import attacks, networks, params
+from pipeline import attacks, networks
+from pipeline.attacks.params import Generate
 from pipeline.base import console, seeds, store
 from pipeline.base.errors import InputError
 from pipeline.generate import generation
 from pipeline.harden import refreshed_sets
+from pipeline.harden.params import Refresh
 from tests.conftest import FGSM, PGD, attack_spec, make_block, write_set
 
 CPU = torch.device("cpu")
-SETTINGS = params.Generate(batch_size=8, precision="fp32", seed=7)
+SETTINGS = Generate(batch_size=8, precision="fp32", seed=7)
 
 
 def generate(clean, network, out, spec=PGD, settings=SETTINGS):
@@ -208,7 +210,7 @@ def test_a_set_of_another_origin_is_refused(sets):
         (attacks.identity(clean, "other-model", "pgd", spec, SETTINGS), "model.sha256"),
         (attacks.identity(other_clean, "model-hash", "pgd", spec, SETTINGS), "clean.digest"),
         (attacks.identity(clean, "model-hash", "pgd", attack_spec(**{**PGD, "steps": 4}), SETTINGS), "attack.steps"),
-        (attacks.identity(clean, "model-hash", "pgd", spec, params.Generate(batch_size=8, precision="fp32", seed=8)), "seed"),
+        (attacks.identity(clean, "model-hash", "pgd", spec, Generate(batch_size=8, precision="fp32", seed=8)), "seed"),
     ]:
         with pytest.raises(InputError, match=f"another origin: {key}: expected"):
             attacked.expect(identity, "another origin")
@@ -283,7 +285,7 @@ def test_refreshed_sets_are_stored_with_their_origin_and_keep_the_validation_row
     block = store.join(list(cached.blocks()))
     trained = block.split == 0
     new = torch.from_numpy(255 - block.images[trained])
-    refresh = params.Refresh(every=1, steps=2, alpha="eps/2", warm_start=True)
+    refresh = Refresh(every=1, steps=2, alpha="eps/2", warm_start=True)
     refreshed = refreshed_sets.store_refreshed(cached, new, network, "new-model", refresh, tmp_path / "r")
     after = store.join(list(refreshed.blocks()))
     assert (after.images[trained] == new.numpy()).all()

@@ -5,9 +5,10 @@ import torchattacks
 from torch import nn
 from torchvision import models
 
-from pipeline import networks, params
+from pipeline import networks
 from pipeline.base.errors import InputError
 from pipeline.harden import moving_target, online_batches, refreshed_batches
+from pipeline.harden.params import Finetune, Online
 from pipeline.networks.precision import dtype_for
 from pipeline.train import mixing
 from tests.conftest import make_block
@@ -24,7 +25,7 @@ def adversary(**changes):
 
 def online(settings, changes=None, **attack):
     entry = {**settings.clean.model_dump(), "batch_size": 16, "start": "clean", "clean_weight": 0.5, "adv_weight": 0.5, "best_on": "robust"}
-    return params.Online.model_validate({**entry, "adversary": adversary(**attack), **(changes or {})})
+    return Online.model_validate({**entry, "adversary": adversary(**attack), **(changes or {})})
 
 
 def clean_batches():
@@ -163,8 +164,8 @@ def streams(eps=EPS):
 
 def refreshed(settings, network, *, augment="none", eps=EPS, **changes):
     refresh = {"every": 1, "steps": 2, "alpha": "eps/4", "warm_start": True, **changes}
-    update = {**settings.finetune.model_dump(), "batch_size": 16, "augment": augment, "refresh": refresh}
-    recipe = params.Finetune.model_validate(update)
+    update = {**settings.finetuned["robust"].model_dump(), "batch_size": 16, "augment": augment, "refresh": refresh}
+    recipe = Finetune.model_validate(update)
     return refreshed_batches.RefreshedBatches(streams(eps), recipe, moving_target.Target(network, 32, torch.float32), CPU)
 
 
@@ -230,8 +231,12 @@ def test_moved_images_are_refreshed_where_the_crop_shows_them_and_never_leave_th
 def test_rows_that_do_not_belong_together_are_refused(settings):
     stored = streams()
     stored["pgd"] = type(stored["pgd"])(**{**stored["pgd"].datasets, "ids": stored["pgd"].ids[::-1]})
-    recipe = params.Finetune.model_validate(
-        {**settings.finetune.model_dump(), "batch_size": 16, "refresh": {"every": 1, "steps": 1, "alpha": "eps/2", "warm_start": True}}
+    recipe = Finetune.model_validate(
+        {
+            **settings.finetuned["robust"].model_dump(),
+            "batch_size": 16,
+            "refresh": {"every": 1, "steps": 1, "alpha": "eps/2", "warm_start": True},
+        }
     )
     with pytest.raises(InputError, match="pgd: its training rows are not those of the clean set"):
         refreshed_batches.RefreshedBatches(stored, recipe, moving_target.Target(Tiny(), 32, torch.float32), CPU)

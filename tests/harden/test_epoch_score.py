@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import networks, params
+from pipeline import networks
 from pipeline.harden import epoch_score
+from pipeline.harden.params import Finetune
 from pipeline.networks import scores
 from tests.conftest import make_block
 
@@ -48,8 +49,8 @@ def test_robust_selection_attacks_the_network_of_the_moment_and_leaves_it_alone(
 
 def test_the_recipe_decides_how_its_epochs_are_compared(settings, network):
     val = make_block(12)
-    mixed = epoch_score.validation(settings.finetune, val, settings, CPU)(network)
+    mixed = epoch_score.validation(settings.finetuned["robust"], val, settings, CPU)(network)
     assert mixed == {"val_accuracy": networks.accuracy(network, val.images, val.labels, 12)}
-    robust = params.Finetune.model_validate({**settings.finetune.model_dump(), "best_on": "robust", "precision": "fp32"})
+    robust = Finetune.model_validate({**settings.finetuned["robust"].model_dump(), "best_on": "robust", "precision": "fp32"})
     assert "val_pgd" in epoch_score.validation(robust, val, settings, CPU)(network)
     assert np.isfinite(list(epoch_score.validation(robust, val, settings, CPU)(network).values())).all()

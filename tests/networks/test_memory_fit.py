@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import attacks, networks, params
+from pipeline import attacks, networks
+from pipeline.attacks.params import Threat
 from pipeline.base import console
 from pipeline.base.errors import InputError
 from pipeline.evaluate import whitebox
@@ -85,7 +86,7 @@ def test_iterates_of_a_run_that_began_again_are_counted_from_its_beginning(where
 
     def judged(network):
         target = whitebox.Target.of(network, 10, batch_size=N, seed=0)
-        return whitebox.by_steps(target, block, params.Threat.model_validate({**PGD, "restarts": 1}), [1, 2, 5], "t")
+        return whitebox.by_steps(target, block, Threat.model_validate({**PGD, "restarts": 1}), [1, 2, 5], "t")
 
     parts, whole = judged(Narrow(3, where)), judged(small.network())
     assert all((parts[count] == whole[count]).all() for count in (1, 2, 5))

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torchvision import models
 
-from pipeline import networks, params
+from pipeline import networks
 from pipeline.base import console
 from pipeline.base.errors import InputError
 from pipeline.networks.checkpoint import FORMAT
+from pipeline.networks.params import Model
 from tests import samples
 
 NAMES = ("a", "b", "c")
@@ -35,11 +36,11 @@ def path(checkpoint, tmp_path):
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet34", "resnet50"])
 def test_networks_are_stock_with_a_new_last_layer(architecture):
     before = torch.get_rng_state()
-    network = networks.build(params.Model(architecture=architecture, weights=None), 7, seed=0)
+    network = networks.build(Model(architecture=architecture, weights=None), 7, seed=0)
     assert (before == torch.get_rng_state()).all()
     assert network.fc.out_features == 7
     assert network.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 7)
-    again = networks.build(params.Model(architecture=architecture, weights=None), 7, seed=0)
+    again = networks.build(Model(architecture=architecture, weights=None), 7, seed=0)
     assert (network.conv1.weight == again.conv1.weight).all()
 
 
@@ -73,7 +74,7 @@ def hub(tmp_path, monkeypatch):
     server.server_close()
 
 
-IMAGENET = params.Model(architecture="resnet18", weights="IMAGENET1K_V1")
+IMAGENET = Model(architecture="resnet18", weights="IMAGENET1K_V1")
 
 
 def test_pretrained_weights_are_downloaded_once_and_fill_all_but_the_last_layer(hub):
@@ -119,7 +120,7 @@ def own(tmp_path, monkeypatch):
 
 
 def started(architecture="resnet18"):
-    model = params.Model(architecture=architecture, weights=OWN)
+    model = Model(architecture=architecture, weights=OWN)
     return networks.build(model, 5, 0, networks.pretrained_weights(model))
 
 
@@ -227,13 +228,13 @@ def test_other_contents_are_named_with_what_to_save(own):
 
 
 def test_starting_weights_are_checked_before_anything_runs(own, hub, capsys):
-    model = params.Model(architecture="resnet18", weights=OWN)
+    model = Model(architecture="resnet18", weights=OWN)
     with pytest.raises(InputError, match=r"^params.yaml: online.x.start.weights: models/pretrained/own.pth: no such file; put it there$"):
         networks.expect_weights(model, "params.yaml: online.x.start")
     torch.save({}, own)
     with pytest.raises(InputError, match="^params.yaml: model.weights: models/pretrained/own.pth: its tensors are not those"):
         networks.expect_weights(model, "params.yaml: model")
-    networks.expect_weights(params.Model(architecture="resnet18", weights=None), "params.yaml: model")
+    networks.expect_weights(Model(architecture="resnet18", weights=None), "params.yaml: model")
     assert capsys.readouterr().out == ""
     networks.expect_weights(IMAGENET, "params.yaml: model")
     prefix = hub.file.stem.removeprefix("resnet18-")

@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline import params
+from pipeline import document
 from pipeline.base import store
 from pipeline.base.errors import InputError
 from pipeline.prepare import __main__ as prepare
 from pipeline.prepare import preparation, sources
+from pipeline.prepare.params import Store
 from tests.conftest import ROOT
 
-DATA = params.load(ROOT / "params.yaml").data
-STORED = params.Store(shard_rows=64, compression="lzf")
+DATA = document.load(ROOT / "params.yaml").data
+STORED = Store(shard_rows=64)
 
 
 @given(st.lists(st.integers(10, 60), min_size=2, max_size=5), st.integers(1, 100), st.integers(0, 5))

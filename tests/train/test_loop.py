@@ -68,7 +68,7 @@ def test_the_first_of_the_best_epochs_is_kept(batches, recipe):
 def test_training_learns_what_can_be_learned_and_repeats_itself(batches, recipe, optimizer):
     recipe = recipe.model_copy(update={"epochs": 30, "optimizer": optimizer, "lr": 0.02 if optimizer == "sgd" else 0.005})
     block = make_block(64)
-    fits = [loop.fit(Tiny(), plain(batches), accuracy_on(block, 64), recipe, text="t", device=CPU) for _ in range(2)]
+    fits = [loop.fit(Tiny(), plain(batches), accuracy_on(block), recipe, text="t", device=CPU) for _ in range(2)]
     assert fits[0].history[-1]["train_accuracy"] > 0.95
     assert fits[0].history == fits[1].history
 
@@ -108,7 +108,7 @@ def test_bf16_training_learns_like_fp32(batches, recipe):
         torch.manual_seed(0)
         network = models.resnet18(num_classes=3)
         settings = recipe.model_copy(update={"precision": precision, "lr": 0.01, "epochs": 3})
-        fitted = loop.fit(network, plain(batches), accuracy_on(block, 64), settings, text="t", device=CPU)
+        fitted = loop.fit(network, plain(batches), accuracy_on(block), settings, text="t", device=CPU)
         assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in fitted.state_dict.values())
         histories[precision] = [epoch["train_loss"] for epoch in fitted.history]
     assert histories["bf16"][0] == pytest.approx(histories["fp32"][0], rel=0.15)
@@ -154,7 +154,7 @@ def resnet():
 )
 def test_a_run_that_was_stopped_at_any_batch_gives_the_same_bytes(batches, recipe, tmp_path, monkeypatch, make, changes, stop_after):
     block, settings = make_block(64), recipe.model_copy(update={"epochs": 3, **changes})
-    part, validate = tmp_path / ".x.part", accuracy_on(block, 64)
+    part, validate = tmp_path / ".x.part", accuracy_on(block)
     whole = loop.fit(make(), batches, validate, settings, text="t", device=CPU)
     step, done = loop._Run.step, []
 

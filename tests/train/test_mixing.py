@@ -99,7 +99,7 @@ def test_no_image_with_a_validation_original_enters_training(tmp_path, settings)
     blocks = {name: marked_block(80, mark) for mark, name in enumerate(("clean", "fgsm", "pgd"))}
     sets = {name: write_set(tmp_path / name, block) for name, block in blocks.items()}
     validation = set(sets["clean"].load("val").ids)
-    batches = mixing.training_batches(sets, settings.finetune.model_copy(update={"batch_size": 16}), torch.device("cpu"))
+    batches = mixing.training_batches(sets, settings.finetuned["robust"].model_copy(update={"batch_size": 16}), torch.device("cpu"))
     seen = set()
     for epoch in range(4):
         for images, _ in batches.epoch(epoch):

@@ -169,7 +169,7 @@ def test_the_order_is_nearly_as_good_as_a_perfect_shuffle(tmp_path, monkeypatch)
 
 def fitting(monkeypatch, settings, sets, mebibytes, **changes):
     monkeypatch.setenv(memory.VARIABLE, str(mebibytes))
-    recipe = settings.finetune.model_copy(update={"batch_size": 16, **changes})
+    recipe = settings.finetuned["robust"].model_copy(update={"batch_size": 16, **changes})
     return mixing.training_batches(sets, recipe, CPU)
 
 

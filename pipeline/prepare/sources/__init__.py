@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from pipeline import params
+from pipeline.prepare.params import Data
 from pipeline.prepare.sources.common import Source, check_levels
 
 __all__ = ["Source", "open_source"]
 
 
-def open_source(data: params.Data) -> Source:
+def open_source(data: Data) -> Source:
     """The labelled images that `data` describes. Only what its source needs is imported.
 
     Raises InputError for a source that is missing or unreadable, or whose images or labels have another type, shape or range.
@@ -16,7 +16,7 @@ def open_source(data: params.Data) -> Source:
     return check_levels(Path(data.path), _opened(data))
 
 
-def _opened(data: params.Data) -> Source:
+def _opened(data: Data) -> Source:
     path, size = Path(data.path), data.image_size
     match data.source:
         case "digits":
@@ -30,6 +30,7 @@ def _opened(data: params.Data) -> Source:
         case "hdf5":
             from pipeline.prepare.sources import arrays
 
+            assert data.hdf5 is not None  # which its section checks
             return arrays.read_hdf5(path, size, data.hdf5)
         case "task_dataset":
             from pipeline.prepare.sources import task_dataset

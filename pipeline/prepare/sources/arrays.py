@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import params
 from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import hdf5, limits
+from pipeline.prepare.params import Hdf5
 from pipeline.prepare.sources.common import Images, Source, check_labels, check_shape, check_type, numbered
 
 NPZ_ARRAYS = ("images", "labels", "class_names")
@@ -103,7 +103,7 @@ def _names(path: Path, names: NDArray[np.str_]) -> tuple[str, ...]:
     return tuple(limits.plain_name(f"{path}: class_names", text) for text in texts)
 
 
-def read_hdf5(path: Path, image_size: int, names: params.Hdf5) -> Source:
+def read_hdf5(path: Path, image_size: int, names: Hdf5) -> Source:
     """The datasets that `names` names in an HDF5 file; images stay there until they are asked for."""
     limits.regular(path, "set data.path to the HDF5 file of your images")
     hdf5.check_source(path, [names.images, names.labels], "save it anew with h5py, as plain arrays")

@@ -2,9 +2,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import params
 from pipeline.base.errors import InputError
 from pipeline.prepare import sources
+from pipeline.prepare.params import Hdf5
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
 LABELS = np.array([0, 1, 2, 0, 1, 2])
@@ -13,7 +13,7 @@ ROWS = np.array([1, 4, 5])
 
 @pytest.fixture
 def data(settings):
-    return settings.data.model_copy(update={"image_size": 8, "hdf5": params.Hdf5(images="x/images", labels="y")})
+    return settings.data.model_copy(update={"image_size": 8, "hdf5": Hdf5(images="x/images", labels="y")})
 
 
 def npz(data, path, **arrays):
@@ -86,7 +86,7 @@ def test_npz_of_another_kind_is_refused(data, tmp_path, arrays, message):
 
 
 def test_missing_datasets_are_named_with_those_there_are(data, tmp_path):
-    other = data.model_copy(update={"hdf5": params.Hdf5(images="pixels", labels="y")})
+    other = data.model_copy(update={"hdf5": Hdf5(images="pixels", labels="y")})
     with pytest.raises(InputError, match="expected a dataset named 'pixels', found x, y; set data.hdf5"):
         hdf5(other, tmp_path)
 

@@ -1,0 +1,191 @@
+"""`params.yaml`: read safely, and handed to each stage by the sections that the stage declares.
+
+Every key is required: `params.yaml` is the single truth, so nothing is filled in behind its back.
+What several sections share is written once. `seed` and `precision` hold for all of them,
+`training` for every training and `mix` for every fine-tuning. A training may set its own.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, Event, ScalarEvent
+
+from pipeline.base.errors import InputError
+from pipeline.base.untrusted import limits
+from pipeline.base.values import Section, explain
+
+FILE = Path("params.yaml")
+# What ruamel.yaml raises for what is not YAML, or for tags that do not fit their values.
+NOT_YAML = (YAMLError, ValueError, TypeError, AttributeError, OverflowError, LookupError)
+MAX_BYTES = 2**18  # of the file
+MAX_DEPTH = 20  # levels inside each other
+MAX_LETTERS = 1000  # of one value
+MAX_VALUES = 20_000  # once every anchor is replaced by what it refers to
+HANDED_DOWN = ("seed", "precision", "training", "mix")
+SHARED = {"data": ("seed",), "generate": ("seed", "precision"), "evaluate": ("seed",)}
+
+Kind = TypeVar("Kind", bound=Section)
+
+
+def load(path: Path, kind: type[Kind], keys: Iterable[str]) -> Kind:
+    """Return the sections of a params file that `keys` name, checked and frozen.
+
+    `keys` are dotted, as under `params` of a stage in `dvc.yaml`. Whatever they do not name is
+    not there. Raises InputError with the dotted key, what was expected and what was found.
+    """
+    content = chosen(read(path), keys)
+    try:
+        sections = inherited(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    try:
+        return kind.model_validate({key: sections[key] for key in sections if key in kind.model_fields or key not in HANDED_DOWN})
+    except ValidationError as error:
+        lines = [explain({**detail, "loc": _origin(detail["loc"], content)}) for detail in error.errors()[:3]]
+        raise InputError(f"{path}: " + "; ".join(lines)) from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the plain values of a params file; raises InputError for what is not YAML."""
+    try:
+        content = YAML(typ="safe", pure=True).load(bounded_text(path))
+    except MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{path}{line}: not YAML: {error.problem}") from error
+    except NOT_YAML as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected sections such as data and model, found {str(content)[:50]!r}")
+    return content
+
+
+def chosen(content: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Return the part of nested mappings that dotted keys name; a key that is not there is left out."""
+    part: dict[str, Any] = {}
+    for key in keys:
+        *above, last = key.split(".")
+        source: Any = content
+        for name in above:
+            source = source.get(name) if isinstance(source, Mapping) else None
+        if isinstance(source, Mapping) and last in source:
+            target = part
+            for name in above:
+                target = target.setdefault(name, {})
+            target[last] = source[last]
+    return part
+
+
+def inherited(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections with what they share written into each of them; see the module's text.
+
+    Raises InputError for a section that sets what holds for all alone.
+    """
+    sections = dict(content)
+    common = {key: content[key] for key in ("seed", "precision") if key in content}
+    for name, keys in SHARED.items():
+        for key in keys:
+            if key in (content.get(name) or {}):
+                raise InputError(f"{name}.{key}: expected no such key, {key} alone holds for it, found one")
+        sections[name] = _over({key: common[key] for key in keys if key in common}, content.get(name))
+    training = _over(common, content.get("training")) or common
+    mix = {"mix": content["mix"]} if "mix" in content else {}
+    sections["clean"] = _over(training, content.get("clean"))
+    for name, defaults in (("finetuned", {**training, **mix}), ("online", training)):
+        if isinstance(entries := content.get(name), Mapping):
+            sections[name] = {key: _over(defaults, entry) for key, entry in entries.items()}
+    return {name: section for name, section in sections.items() if name in content}
+
+
+def _over(defaults: Mapping[str, Any], entry: Any) -> Any:
+    return {**defaults, **entry} if isinstance(entry, Mapping) else entry
+
+
+def _origin(where: Sequence[Any], content: Mapping[str, Any]) -> Sequence[Any]:
+    """Return where a value that a section inherits is written; for others, the place itself."""
+    found: Any = content
+    for depth, key in enumerate(where):
+        if isinstance(found, Mapping) and key in found:
+            found = found[key]
+            continue
+        rest = where[depth:]
+        if where[0] in ("clean", "finetuned", "online") and key in (content.get("training") or {}):
+            return ("training", *rest)
+        return rest if key in ("seed", "precision", "mix") and key in content else where
+    return where
+
+
+def bounded_text(path: Path) -> str:
+    """Return the text of a YAML file that is safe to load.
+
+    It is small and not nested deeply, it has no value of endless digits, and it stays small when
+    its anchors are replaced by what they refer to. Raises InputError with the line, and
+    ruamel.yaml's errors for what is not YAML.
+    """
+    try:
+        size = limits.regular(path, f"`cp presets/quickstart.yaml {path}` gives one to start from")
+        text = path.read_bytes()[: MAX_BYTES + 1].decode()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if size > MAX_BYTES:
+        raise InputError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {size:,}")
+    _check_events(path, text)
+    return text
+
+
+def _check_events(path: Path, text: str) -> None:
+    """Raise InputError for YAML that is deep, or large once every anchor is written out."""
+    budget = _Budget()
+    for event in YAML(typ="safe", pure=True).parse(text):
+        try:
+            budget.spend(event)
+        except InputError as error:
+            raise InputError(f"{path}:{event.start_mark.line + 1}: {error}") from error
+
+
+class _Budget:
+    """Counts the values of a YAML file as if every anchor were written out."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._sizes: dict[str, int] = {}  # values, by anchor
+        self._collections: set[str] = set()  # the anchors of mappings and lists
+        self._begun: list[tuple[str | None, int]] = []  # the anchor of each, and the values before it
+
+    def spend(self, event: Event) -> None:
+        """Count one event; raises InputError for a file that is too deep or too large."""
+        match event:
+            case CollectionStartEvent():
+                self._begun.append((event.anchor, self._total))
+                self._total += 1
+            case CollectionEndEvent():
+                self._end()
+            case ScalarEvent():
+                if len(event.value) > MAX_LETTERS:
+                    raise InputError(f"expected values of at most {MAX_LETTERS:,} letters, found one of {len(event.value):,}")
+                self._total += 1
+                self._sizes[event.anchor] = 1
+            case AliasEvent():
+                self._repeat(event.anchor)
+        if len(self._begun) > MAX_DEPTH:
+            raise InputError(f"expected at most {MAX_DEPTH} levels inside each other, found more")
+        if self._total > MAX_VALUES:
+            raise InputError(f"expected at most {MAX_VALUES:,} values with every anchor written out, found more")
+
+    def _end(self) -> None:
+        anchor, before = self._begun.pop()
+        if anchor:
+            self._sizes[anchor] = self._total - before
+            self._collections.add(anchor)
+
+    def _repeat(self, anchor: str) -> None:
+        if anchor not in self._sizes:
+            raise InputError(f"expected a value above that &{anchor} marks, found none")
+        if anchor in self._collections and any(above for above, _ in self._begun):
+            raise InputError(f"expected single values in what an anchor marks, found *{anchor}, which is several")
+        self._total += self._sizes[anchor]

@@ -1,0 +1,130 @@
+"""The whole of `params.yaml`: every section, and what must hold between them."""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.attacks.params import Attack, Generate
+from pipeline.base import params
+from pipeline.base.values import CLEAN, MIXED, Name, Section, Spread
+from pipeline.evaluate.params import Evaluated
+from pipeline.export.params import Export
+from pipeline.harden.params import Finetune, Online, Selection
+from pipeline.networks.params import Model
+from pipeline.prepare.params import Data, Store
+from pipeline.train.params import Training
+
+
+class Document(Section):
+    """Every section of `params.yaml`, with what it inherits from `seed`, `precision`, `training` and `mix`."""
+
+    seed: int
+    precision: str
+    training: dict[str, Any]
+    mix: dict[str, float]
+    data: Data
+    store: Store
+    model: Model
+    clean: Training
+    attacks: dict[Name, Attack] = Field(min_length=1)
+    attacked: list[Name] = Field(min_length=1)
+    sources: list[Name]
+    generate: Generate
+    finetuned: dict[Name, Finetune]
+    online: dict[Name, Online]
+    selection: Selection
+    evaluate: Evaluated
+    export: Export
+
+    @property
+    def models(self) -> list[str]:
+        """The names of all models, each after the one that it starts from."""
+        found = [CLEAN, *self.online]
+        waiting = list(self.finetuned)
+        while ready := [name for name in waiting if self.finetuned[name].of in found]:
+            found += ready
+            waiting = [name for name in waiting if name not in found]
+        return found
+
+    @property
+    def starts(self) -> dict[str, Model]:
+        """Every network that a training may begin with, by its dotted key."""
+        own = {f"online.{name}.start": recipe.start for name, recipe in self.online.items()}
+        return {"model": self.model, **{key: start for key, start in own.items() if isinstance(start, Model)}}
+
+    @property
+    def all_attacks(self) -> dict[str, Attack]:
+        """Every attack and every threat, by its dotted key."""
+        stored = {f"attacks.{name}": attack for name, attack in self.attacks.items()}
+        return {**stored, **{f"evaluate.threats.{name}": threat for name, threat in self.evaluate.threats.items()}}
+
+    def architecture_of(self, model: str) -> str:
+        """Return the architecture of a model by its name: that of the network that its first training began with."""
+        if model in self.finetuned:
+            return self.architecture_of(self.finetuned[model].of)
+        start = self.online[model].start if model in self.online else CLEAN
+        return start.architecture if isinstance(start, Model) else self.model.architecture
+
+    def mix_of(self, model: str) -> dict[str, float]:
+        """Return the shares of the stored sets that a model is fine-tuned on, by name; none for other models."""
+        return self.finetuned[model].mix if model in self.finetuned else {}
+
+    @model_validator(mode="after")
+    def _check_attacks(self) -> Self:
+        for name, attack in self.attacks.items():
+            if name in (CLEAN, MIXED):
+                raise ValueError(f"attacks.{name}: expected another name, {CLEAN!r} and {MIXED!r} mean other images, found {name!r}")
+            lowest = attack.eps.bounds[0] if isinstance(attack.eps, Spread) else attack.eps
+            if lowest < 1 / 255:
+                raise ValueError(f"attacks.{name}.eps: expected at least 1/255, the step between stored pixels, found {lowest}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        for name in self.finetuned:
+            if name == CLEAN or name in self.online:
+                raise ValueError(f"finetuned.{name}: expected a name that no other model has, found {name!r} again")
+        if CLEAN in self.online:
+            raise ValueError(f"online.{CLEAN}: expected a name that no other model has, found {CLEAN!r} again")
+        known = self.models
+        for name, recipe in self.finetuned.items():
+            if recipe.of not in self.attacked or name not in known:
+                raise ValueError(f"finetuned.{name}.of: expected an attacked model ({', '.join(self.attacked)}), found {recipe.of!r}")
+        for key, names, allowed in (("attacked", self.attacked, known), ("sources", self.sources, [CLEAN, *self.online])):
+            for name in names:
+                if name not in allowed or names.count(name) > 1:
+                    raise ValueError(f"{key}: expected some of {', '.join(allowed)}, each once, found {name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_mixes(self) -> Self:
+        others = [f"{model}-{attack}" for model in self.sources for attack in self.attacks]
+        for model, recipe in self.finetuned.items():
+            for name in recipe.mix.keys() - {CLEAN, *self.attacks, *others}:
+                where = "mix" if recipe.mix == self.mix else f"finetuned.{model}.mix"
+                raise ValueError(
+                    f"{where}.{name}: expected {CLEAN}, a name from attacks ({', '.join(self.attacks)}) or one from sources"
+                    f" ({', '.join(others) or 'here none'}), found {name!r}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_evaluated(self) -> Self:
+        known, judged = self.models, self.evaluate.models
+        for name in judged:
+            if name not in known or judged.count(name) > 1:
+                raise ValueError(f"evaluate.models: expected some of {', '.join(known)}, each once, found {name!r}")
+        for name in known:
+            if name not in judged:
+                raise ValueError(f"evaluate.models: expected every model, {name!r} is missing (add it)")
+        if self.evaluate.stored not in self.attacked:
+            raise ValueError(f"evaluate.stored: expected an attacked model ({', '.join(self.attacked)}), found {self.evaluate.stored!r}")
+        if self.export.model not in known:
+            raise ValueError(f"export.model: expected one of {', '.join(known)}, found {self.export.model!r}")
+        return self
+
+
+def load(path: Path) -> Document:
+    """Return the checked contents of a whole params file; raises InputError as `base.params.load` does, also for unknown sections."""
+    return params.load(path, Document, params.read(path))

@@ -1,0 +1,133 @@
+"""The sections `finetuned`, `online` and `selection` of `params.yaml`."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from pipeline.attacks.params import Attack, Generate
+from pipeline.base.values import CLEAN, Count, Eps, Level, Name, Part, Section, Seed, Step, explain
+from pipeline.networks.params import Model
+from pipeline.train.params import Training
+
+
+class Refresh(Section):
+    """How stored adversarial images are brought up to date with the model while it trains."""
+
+    every: Count
+    steps: Count
+    alpha: Step
+    warm_start: bool
+
+
+class Finetune(Training):
+    """A run of the training loop on batches that mix clean and stored adversarial images.
+
+    Training starts from the model `of`. A part of `mix` that an attack names is its set against
+    that model; `<model>-<attack>` is one against a model of `sources`.
+    """
+
+    of: Name
+    best_on: Literal["mixed", "robust"]
+    refresh: Refresh | None
+    mix: dict[Part, Annotated[float, Field(gt=0, le=1)]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images of each kind in one full batch; they sum to `batch_size` exactly."""
+        return batch_counts(self.mix, self.batch_size)
+
+    @model_validator(mode="after")
+    def _check_mix(self) -> Self:
+        batch_counts(self.mix, self.batch_size)
+        return self
+
+
+class Adversary(Section):
+    """The attack inside online adversarial training: signed-gradient steps against the model as it is at that moment."""
+
+    eps: Eps
+    eps_per: Literal["image", "batch", "epoch"]
+    alpha: Step
+    steps: Count
+    random_start: bool
+    loss: Literal["cross_entropy", "margin"]
+    target: Literal["none", "least_likely"]
+    against: Literal["self", "clean"]
+
+
+def parse_start(value: object) -> object:
+    """The clean model, or a fresh one with its architecture and weights."""
+    if value == CLEAN:
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"expected {CLEAN} or {{architecture: …, weights: …}}, found {value!r}")
+    try:
+        return Model.model_validate(value)
+    except ValidationError as error:
+        raise ValueError("; ".join(explain(detail) for detail in error.errors()[:3])) from error
+
+
+class Online(Training):
+    """A run of the training loop on adversarial images made anew for every batch."""
+
+    start: Annotated[Literal["clean"] | Model, BeforeValidator(parse_start)]
+    adversary: Adversary
+    clean_weight: Annotated[float, Field(ge=0)]
+    adv_weight: Annotated[float, Field(gt=0)]
+    best_on: Literal["clean", "robust"]
+
+
+class Selection(Section):
+    """The held-out images and the PGD attack by which an epoch's robust accuracy is estimated during training."""
+
+    n_images: Count
+    eps: Level
+    alpha: Step
+    steps: Count
+
+
+def batch_counts(mix: dict[str, float], batch_size: int) -> dict[str, int]:
+    """How many images of each kind make up a batch of `batch_size`.
+
+    All streams but clean are rounded; clean takes the remainder, so the counts always sum exactly. Raises ValueError for fractions that
+    do not sum to 1, a mix without clean images, and a kind that would get no image.
+    """
+    if CLEAN not in mix:
+        raise ValueError(f"mix: expected a fraction of {CLEAN} images, found only {', '.join(mix)}")
+    if abs(sum(mix.values()) - 1) > 1e-9:
+        raise ValueError(f"mix: expected fractions that sum to 1, found {' + '.join(map(str, mix.values()))} = {sum(mix.values()):g}")
+    counts = {name: round(fraction * batch_size) for name, fraction in mix.items()}
+    counts[CLEAN] = batch_size - sum(count for name, count in counts.items() if name != CLEAN)
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"mix.{name}: expected at least one image in a batch of {batch_size}, found {mix[name]} of it = {count}")
+    return counts
+
+
+class JudgedImages(Section):
+    """The part of `evaluate` that tells which validation images a judge will attack."""
+
+    n_eval: Count | None
+    seed: Seed
+
+
+class Held(Section):
+    """What decides on which images a model in training is scored: others than a judge's, where there are enough."""
+
+    selection: Selection
+    evaluate: JudgedImages
+
+
+class FinetuneParams(Held):
+    """What the stage `finetune@<model>` reads."""
+
+    attacks: dict[Name, Attack]
+    generate: Generate
+    finetuned: dict[Name, Finetune]
+
+
+class OnlineParams(Held):
+    """What the stage `train_online@<model>` reads."""
+
+    model: Model
+    online: dict[Name, Online]

@@ -1,0 +1,42 @@
+"""The section `model` of `params.yaml`: which network is trained, and from which weights."""
+
+import posixpath
+import shlex
+from pathlib import Path, PurePosixPath
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from pipeline.base.values import Section
+
+# The folder of starting weights. DVC watches all of it: dvc.yaml cannot name a file that `weights: null` leaves out.
+PRETRAINED = PurePosixPath("models/pretrained")
+ENDINGS = (".pth", ".pt")
+Architecture = Literal["resnet18", "resnet34", "resnet50"]
+
+
+class Model(Section):
+    """What is trained; `weights` are torchvision's by name, a state_dict in a file, or None for a start from scratch."""
+
+    architecture: Architecture
+    weights: str | None
+
+    @property
+    def file(self) -> Path | None:
+        """The file in PRETRAINED that holds the weights; None for torchvision's, and for a start from scratch."""
+        return Path(self.weights) if self.weights is not None and "/" in self.weights else None
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        names = ("IMAGENET1K_V1", "IMAGENET1K_V2") if self.architecture == "resnet50" else ("IMAGENET1K_V1",)
+        if self.weights is None or self.weights in names:
+            return self
+        path = PurePosixPath(posixpath.normpath(self.weights))
+        inside = PRETRAINED in path.parents and path.suffix in ENDINGS
+        if not inside or str(path) != self.weights:
+            remedy = f"write {path}" if inside else f"mv {shlex.quote(self.weights)} {PRETRAINED}/"
+            raise ValueError(
+                f"weights: expected {', '.join(names)}, null or, for {self.architecture}, a .pth or .pt file in {PRETRAINED}/, which DVC"
+                f" watches, found {self.weights!r}{f' ({remedy})' if PurePosixPath(self.weights).suffix in ENDINGS else ''}"
+            )
+        return self

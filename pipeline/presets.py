@@ -1,0 +1,111 @@
+"""Presets: whole settings for known jobs. `quickstart` is complete, the others hold what differs from it."""
+
+import copy
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.scalarfloat import ScalarFloat
+from ruamel.yaml.scalarint import ScalarInt
+from ruamel.yaml.scalarstring import PlainScalarString
+
+from pipeline.base import files, params
+from pipeline.base.errors import InputError
+
+FOLDER = Path("presets")
+BASE = "quickstart"
+
+
+def names() -> list[str]:
+    """Return the names of the presets that there are."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def complete(name: str) -> str:
+    """Return the whole text of `params.yaml` for a preset.
+
+    It is that of the quickstart, comments and anchors included, with the preset's values in their
+    places. A value that an anchor marks changes wherever the anchor is used.
+    """
+    text = (FOLDER / f"{BASE}.yaml").read_text(encoding="utf-8")
+    if name == BASE:
+        return text
+    own = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.representer.add_representer(type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"))
+    content = yaml.load(_without_head(text))
+    _merge(content, yaml.load(own), content)
+    written = io.StringIO()
+    yaml.dump(content, written)
+    return f"{_head(own)}\n\n{written.getvalue()}"
+
+
+def use(name: str) -> str:
+    """Write a preset as `params.yaml`; one that is no preset itself is kept beside it. Returns what to say of it."""
+    if name not in names():
+        raise InputError(f"NAME={name}: no such preset; there are {', '.join(names())}")
+    text, kept = complete(name), ""
+    if params.FILE.exists() and params.FILE.read_text(encoding="utf-8") not in map(complete, names()):
+        backup = params.FILE.with_suffix(".yaml.bak")
+        shutil.copyfile(params.FILE, backup)
+        kept = f"; your own is kept as {backup}"
+    files.write_bytes(params.FILE, text.encode())
+    return f"{params.FILE} is now the preset {name}{kept}"
+
+
+def _head(text: str) -> str:
+    """Return the comment that a file begins with."""
+    lines = text.splitlines()
+    end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join(lines[:end])
+
+
+def _without_head(text: str) -> str:
+    return text.removeprefix(_head(text)).lstrip("\n")
+
+
+def _merge(target: CommentedMap, changes: CommentedMap, whole: CommentedMap) -> None:
+    """Write every value of nested `changes` into `target`, which is part of `whole`."""
+    for key, value in changes.items():
+        old = target.get(key)
+        if isinstance(value, CommentedMap) and isinstance(old, CommentedMap) and old:
+            _merge(old, value, whole)
+        elif (anchor := getattr(getattr(old, "anchor", None), "value", None)) and _is_first(whole, target, key):
+            _replace(whole, old, _anchored(value, anchor))
+        elif key in target:
+            target[key] = copy.deepcopy(value)
+        else:  # before the last key, which carries the empty line below the section
+            target.insert(len(target) - 1, key, copy.deepcopy(value))
+
+
+def _is_first(whole: CommentedMap, target: CommentedMap, key: str) -> bool:
+    """Return whether an anchored value is written here, and elsewhere only used."""
+    place, name, _ = next(found for found in _places(whole) if found[2] is target[key])
+    return place is target and name == key
+
+
+def _replace(whole: CommentedMap, old: Any, new: Any) -> None:
+    for mapping, name in [(place, name) for place, name, value in _places(whole) if value is old]:
+        mapping[name] = new
+
+
+def _places(mapping: CommentedMap) -> list[tuple[CommentedMap, str, Any]]:
+    """Return every value that is no mapping, with the mapping that itself holds it, in the order of the file."""
+    found: list[tuple[CommentedMap, str, Any]] = []
+    for name, value in mapping.non_merged_items():
+        found += _places(value) if isinstance(value, CommentedMap) else [(mapping, name, value)]
+    return found
+
+
+def _anchored(value: Any, anchor: str) -> Any:
+    """Return the same value, marked by an anchor."""
+    if isinstance(value, str):
+        return PlainScalarString(value, anchor=anchor)
+    if isinstance(value, ScalarFloat):
+        value.yaml_set_anchor(anchor, always_dump=True)
+        return value
+    return ScalarInt(value, anchor=anchor)

@@ -1,0 +1,129 @@
+"""One run of the pipeline: checked before it starts, stopped cleanly, and earlier results restored where it fails."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline import document, place
+from pipeline.attacks.params import expect_classes
+from pipeline.audit import lineage
+from pipeline.base import console, files, params, unfinished
+from pipeline.base.errors import InputError
+from pipeline.document import Document
+
+ADVERSARIAL = Path("data/adversarial")
+SOURCES = ADVERSARIAL / "sources"
+METRICS = Path("metrics")
+UNCACHED = (METRICS, Path("plots"))  # kept in Git, not in DVC's cache
+
+
+def repro() -> str:
+    """Check the params before DVC deletes anything, run `dvc repro`, and print the results."""
+    place.check(Path())
+    SOURCES.mkdir(parents=True, exist_ok=True)
+    with place.only_one(Path()):
+        check()
+        remove_undeclared_sets(document.load(params.FILE))
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        dvc = [sys.executable, "-m", "dvc"]
+        small = {path: path.read_bytes() for folder in UNCACHED for path in folder.rglob("*") if path.is_file()}
+        with console.stopping() as stop:
+            failed = _run_and_pass_on_signals([*dvc, "repro"], environment, stop)
+        if failed:
+            # DVC deletes a stage's earlier outputs before it runs. They come back from its cache, and what it does not cache from here.
+            subprocess.run([*dvc, "checkout", "--quiet", "dvc.yaml"], env=environment, check=False, stderr=subprocess.DEVNULL)
+            for path in small:
+                if not path.exists():
+                    files.write_bytes(path, small[path])
+            if stop.asked:
+                raise console.Interrupted("earlier results are as they were")
+            if _is_judged():
+                console.say(results())
+            raise InputError("a stage failed (see above); previous results were restored")
+        unfinished.forget_recorded()
+    return results()
+
+
+def _is_judged() -> bool:
+    """Return whether the metrics are those of the models that are here, as where only a stage after the evaluations failed."""
+    try:
+        metrics = {name: json.loads((METRICS / f"{name}.json").read_text("utf-8")) for name in document.load(params.FILE).evaluate.models}
+        return all(found["sha256"] == files.sha256(Path("models", f"{name}.pt")) for name, found in metrics.items())
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _run_and_pass_on_signals(command: list[str], environment: dict[str, str], stop: console.Stop) -> bool:
+    """Run a command in a process group of its own; Ctrl-C and SIGTERM reach all of it, as Ctrl-C. Returns whether it failed.
+
+    A second signal kills the group.
+    """
+    passed_on = False
+    with subprocess.Popen(command, env=environment, process_group=0) as process:
+        try:
+            while process.poll() is None:
+                if stop.asked and not passed_on:
+                    os.killpg(process.pid, signal.SIGINT)
+                    passed_on = True
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.2)
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode != 0
+
+
+def results() -> str:
+    from pipeline.evaluate import table
+
+    return table.results(METRICS, list(document.load(params.FILE).evaluate.models))
+
+
+def check() -> str:
+    settings = document.load(params.FILE)
+    path = settings.data.path
+    if settings.data.source != "digits" and not Path(path).exists():
+        remedy = f"`dvc pull {path}` fetches it" if Path(f"{path}.dvc").exists() else f"put the {settings.data.source} source there"
+        raise InputError(f"{params.FILE}: data.path: {path}: no such file or folder; {remedy}")
+    _check_stages()
+    for where, model in settings.starts.items():
+        if model.weights is not None:
+            from pipeline import networks
+
+            networks.expect_weights(model, f"{params.FILE}: {where}")
+    _check_classes(settings)
+    return f"{params.FILE} is sound"
+
+
+def _check_stages() -> None:
+    """Raise InputError for params that dvc.yaml cannot turn into stages whose inputs all exist or are made by another stage."""
+    stages = lineage.declared(Path())
+    outs = [Path(out) for stage in stages.values() for out in stage.outs]
+    for name, stage in stages.items():
+        for path in map(Path, stage.deps):
+            if not path.exists() and not any(path == out or path in out.parents or out in path.parents for out in outs):
+                raise InputError(f"dvc.yaml: {name}: needs {path}, which does not exist and which no stage makes")
+
+
+def _check_classes(settings: Document) -> None:
+    """Raise InputError for an attack whose loss compares more classes than the source has; counts them only where one might."""
+    if any(attack.fewest_classes > 2 for attack in settings.all_attacks.values()):
+        from pipeline.prepare import sources
+
+        expect_classes(settings.all_attacks, len(sources.open_source(settings.data).class_names))
+
+
+def remove_undeclared_sets(settings: Document) -> None:
+    """Delete the adversarial sets of models and attacks that params.yaml no longer names, and say so; DVC's cache keeps them."""
+    wanted = {ADVERSARIAL / model / attack for model in settings.attacked for attack in settings.attacks}
+    wanted |= {SOURCES / model / attack for model in settings.sources for attack in settings.attacks}
+    own = [folder for folder in ADVERSARIAL.glob("[!.]*/[!.]*/") if folder.parent != SOURCES]
+    for folder in sorted([*own, *SOURCES.glob("[!.]*/[!.]*/")]):
+        if folder not in wanted:
+            shutil.rmtree(folder)
+            console.say(f"{folder}: removed, since {params.FILE} no longer asks for it (DVC's cache keeps it)")

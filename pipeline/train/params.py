@@ -1,0 +1,46 @@
+"""What a training is told: the section `clean` of `params.yaml`, and the common part of all trainings."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.base.values import CLEAN, Count, Precision, Section, Seed
+from pipeline.networks.params import Model
+
+
+class Training(Section):
+    """One run of the training loop."""
+
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2, lt=2**31)]
+    optimizer: Literal["sgd", "adamw"]
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    schedule: Literal["cosine", "constant"]
+    warmup_epochs: Annotated[float, Field(ge=0)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    augment: Literal["none", "flip", "crop", "flip+crop"]
+    sampling: Literal["natural", "balanced"]
+    precision: Precision
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
+    patience: Count | None
+    seed: Seed
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images of each kind in one full batch: here, clean ones alone."""
+        return {CLEAN: self.batch_size}
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> Self:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs: expected at most epochs ({self.epochs}), found {self.warmup_epochs}")
+        return self
+
+
+class TrainParams(Section):
+    """What the stage `train_clean` reads."""
+
+    model: Model
+    clean: Training
