@@ -42,9 +42,8 @@ def project(tmp_path_factory):
             params["data"].update(n_images=400, n_val=100),
             params["store"].update(shard_rows=150),
             params["model"].update(architecture="resnet18"),
-            params["clean"].update(epochs=6, warmup_epochs=0, batch_size=32),
-            params["finetune"].update(epochs=1, batch_size=32),
-            params["variants"]["refreshed"].update(epochs=1, warmup_epochs=0),
+            params["training"].update(epochs=1, warmup_epochs=0, batch_size=32),
+            params["clean"].update(epochs=6, batch_size=32),
             params["selection"].update(n_images=50, steps=2),
             params["attacks"]["pgd"].update(steps=2),
             params["evaluate"]["threats"]["pgd"].update(steps=2),
@@ -93,8 +92,8 @@ ALL = {
     "train_clean",
     "generate@clean-fgsm",
     "generate@clean-pgd",
-    "finetune@clean",
-    "variant@refreshed",
+    "finetune@robust",
+    "finetune@refreshed",
     "evaluate@clean",
     "evaluate@robust",
     "evaluate@refreshed",
@@ -140,7 +139,7 @@ def test_changes_rerun_exactly_what_depends_on_them(project):
 
     def add_attack(params):
         params["attacks"]["bim"] = {"attack": "BIM", "eps": "8/255", "alpha": "4/255", "steps": 2}
-        params["finetune"]["mix"] = {"clean": 0.5, "bim": 0.5}
+        params["mix"] = {"clean": 0.5, "bim": 0.5}
 
     project.change(add_attack)
     reads_sets = ALL - {"prepare", "train_clean", "generate@clean-fgsm", "generate@clean-pgd"}
@@ -149,7 +148,7 @@ def test_changes_rerun_exactly_what_depends_on_them(project):
 
     def only_pgd(params):
         params["attacks"] = {"pgd": params["attacks"]["pgd"]}
-        params["finetune"]["mix"] = {"clean": 0.5, "pgd": 0.5}
+        params["mix"] = {"clean": 0.5, "pgd": 0.5}
 
     project.change(only_pgd)
     output = project.repro().stdout
@@ -159,14 +158,21 @@ def test_changes_rerun_exactly_what_depends_on_them(project):
 
     def as_before(params):
         params["attacks"]["fgsm"] = {"attack": "FGSM", "eps": "32/255"}
-        params["finetune"]["mix"] = {"clean": 0.5, "fgsm": 0.25, "pgd": 0.25}
+        params["mix"] = {"clean": 0.5, "fgsm": 0.25, "pgd": 0.25}
 
     project.change(as_before)
     assert project.ran(project.repro().stdout) == set(), "DVC's cache still has all of it"
-    project.change(lambda params: params["rounds"].update(robust={"next": "robust2"}))
+
+    def second_round(params):
+        params["attacked"].append("robust")
+        params["finetuned"]["robust2"] = {"of": "robust", "best_on": "mixed", "refresh": None}
+
+    project.change(second_round)
+    missing = project.run("pipeline", "repro")
+    assert missing.stderr == "error: params.yaml: evaluate.models: expected every model, 'robust2' is missing (add it)\n"
+    project.change(lambda params: params["evaluate"]["models"].append("robust2"))
     output = project.repro().stdout
-    assert "params.yaml: entered under evaluate.models: robust2: {stored: robust}" in output
-    assert project.ran(output) == {"generate@robust-fgsm", "generate@robust-pgd", "finetune@robust", "evaluate@robust2", "audit"}
+    assert project.ran(output) == {"generate@robust-fgsm", "generate@robust-pgd", "finetune@robust2", "evaluate@robust2", "audit"}
     assert any(line.split()[:1] == ["robust2"] for line in output.splitlines())
 
 
@@ -190,25 +196,18 @@ def test_mistakes_are_one_line_and_leave_earlier_results_as_they_were(project, t
     refused(lambda params: params["data"].update(source="npz", path="data/raw/none.npz"), "no such file or folder")
 
     def takes_a_name(params):
-        for section in (params["variants"], params["evaluate"]["models"]):
-            section["submission"] = section.pop("refreshed")
+        params["finetuned"]["submission"] = params["finetuned"].pop("refreshed")
+        params["evaluate"]["models"].remove("refreshed")
+        params["evaluate"]["models"].append("submission")
         params["export"]["model"] = "robust"
 
-    refused(takes_a_name, "params.yaml and dvc.yaml do not go together: output 'models/submission.pt' is specified in: - export")
-
-    def mixes_another_models_set(params):
-        params["rounds"]["robust"] = {"next": "robust2"}
-        params["variants"]["refreshed"]["mix"] = {"clean": 0.5, "robust-pgd": 0.5}
-
-    refused(
-        mixes_another_models_set, "variants.refreshed.mix.robust-pgd: the stage variant in dvc.yaml does not read data/adversarial/robust"
-    )
+    refused(takes_a_name, "dvc.yaml: DVC cannot read the stages: output 'models/submission.pt' is specified in: - export")
     # Found by a stage only, after DVC has deleted its earlier outputs: they come back.
     refused(lambda params: params["data"].update(n_val=399), "error: data.n_val: expected from 10 to 390 of 400 images, found 399")
     refused(lambda params: params["clean"].update(lr=1e30), "lower its lr in params.yaml")
     apgdt = {"attack": "APGDT", "eps": 0.1, "steps": 2, "n_restarts": 1, "eot_iter": 1, "rho": 0.75, "restarts": 1}
     refused(lambda params: params["evaluate"]["threats"].update(x={**apgdt, "n_restarts": 0}), "n_restarts: expected a whole number")
-    refused(lambda params: params["evaluate"].update(seed=-1), "evaluate.seed")
+    refused(lambda params: params["evaluate"].update(seed=-1), "evaluate.seed: expected no such key, seed alone holds for it")
 
 
 def test_a_killed_dvc_repro_goes_on_and_ends_with_the_same_bytes(project, tmp_path):
@@ -279,21 +278,21 @@ def test_a_stage_by_itself_refuses_inputs_that_do_not_belong_together(project):
         assert done.stderr.count("\n") == 1
         return done.stderr
 
-    finetune = ["--clean", "data/clean", "--out", "x.pt", "--history", "x.csv", "--refreshed", "x"]
-    sets = ["data/adversarial/clean"]
-    assert "made from another model" in refused("harden.finetune", *finetune, "--model", "models/robust.pt", "--adversarial", *sets)
-    assert "nope.pt: no such model" in refused("harden.finetune", *finetune, "--model", "models/nope.pt", "--adversarial", *sets)
-    missing = "finetune.mix.pgd: no such set in data/adversarial/clean/fgsm (expected one of clean, fgsm)"
-    assert missing in refused("harden.finetune", *finetune, "--model", "models/clean.pt", "--adversarial", "data/adversarial/clean/fgsm")
-    variant = [*finetune, "--variant"]
-    sources = ["--model", "models/clean.pt", "--adversarial", *sets]
-    assert "variants.nope: expected one of refreshed, found 'nope'" in refused("harden.finetune", *variant, "nope", *sources)
-    assert "must be held in memory" in refused("harden.finetune", *variant, "refreshed", *sources, PIPELINE_MEMORY="1")
-    online = ["--clean", "data/clean", "--model", "models/clean.pt", "--out", "x.pt", "--history", "x.csv"]
-    assert "online.nope: expected one of none yet, found 'nope'" in refused("harden.train_online", *online, "--name", "nope")
+    finetune = ["--clean", "data/clean", "--history", "x.csv", "--refreshed", "x"]
+    sets = ["--adversarial", "data/adversarial/clean", "--sources", "data/adversarial/sources"]
+    robust = [*finetune, "--out", "robust.pt"]
+    assert "against another model" in refused("harden.finetune", *robust, "--model", "models/robust.pt", *sets)
+    assert "nope.pt: no such model" in refused("harden.finetune", *robust, "--model", "models/nope.pt", *sets)
+    missing = "data/clean/fgsm: no such image set, which finetuned.robust mixes (found none)"
+    nothing = ["--adversarial", "data/clean", "--sources", "data/adversarial/sources"]
+    assert missing in refused("harden.finetune", *robust, "--model", "models/clean.pt", *nothing)
+    message = "finetuned.nope: expected a model of that name in params.yaml, found none"
+    assert message in refused("harden.finetune", *finetune, "--out", "nope.pt", "--model", "models/clean.pt", *sets)
+    online = ["--clean", "data/clean", "--model", "models/clean.pt", "--out", "nope.pt", "--history", "x.csv"]
+    assert "online.nope: expected a model of that name in params.yaml, found none" in refused("harden.train_online", *online)
     attack = ["--clean", "data/clean", "--out", "x", "--model", "models/clean.pt", "--attack"]
-    assert "attacks.nope: expected one of " in refused("generate", *attack, "nope")
-    assert not list(project.folder.glob("x*"))
+    assert "attacks.nope: expected an attack of that name in params.yaml, found none" in refused("generate", *attack, "nope")
+    assert not list(project.folder.glob("x*")) + list(project.folder.glob("*.pt"))
 
 
 def test_a_replaced_file_of_starting_weights_trains_again(project, tmp_path):
@@ -306,8 +305,8 @@ def test_a_replaced_file_of_starting_weights_trains_again(project, tmp_path):
         params["clean"].update(epochs=1)
         adversary = {"eps": "8/255", "eps_per": "image", "alpha": "8/255", "steps": 1, "random_start": True, "loss": "cross_entropy"}
         more = {"adversary": {**adversary, "target": "none", "against": "self"}, "clean_weight": 1, "adv_weight": 1.0, "best_on": "clean"}
-        params["online"] = {"x": {**params["clean"], "start": weights, **more}}
-        params["evaluate"]["models"]["x"] = {"stored": "clean"}
+        params["online"] = {"x": {"start": weights, **more}}
+        params["evaluate"]["models"].append("x")
 
     def ran():
         done = copy.run("dvc", "repro", "train_clean", "train_online@x")

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline import presets
 from pipeline.base import console
+from pipeline.base import params as pipeline_params
 from pipeline.evaluate import ensemble
 from tests import samples
 from tests.conftest import ROOT
@@ -40,13 +42,14 @@ def small_source(data, folder, monkeypatch, n_classes):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatch):
-    params = yaml.load((ROOT / f"presets/{name}.yaml").read_text())
+    monkeypatch.chdir(ROOT)
+    params = yaml.load(presets.complete(name))
     small_source(params["data"], tmp_path, monkeypatch, N_CLASSES.get(name, 10))
     params["data"].update(n_images=90, n_val=20)
-    params["clean"].update(epochs=1, warmup_epochs=0)
-    params["finetune"].update(epochs=1)
+    params["model"].update(architecture="resnet18")  # the smallest: what is tested here are the presets
+    params["training"].update(epochs=1, warmup_epochs=0)
     params["selection"].update(n_images=8, steps=1)
-    for recipe in (*params["variants"].values(), *params["online"].values()):
+    for recipe in (params["clean"], *params["finetuned"].values(), *params["online"].values()):
         recipe.update(epochs=1, warmup_epochs=0)
     params["evaluate"].update(n_eval=4)
     params["evaluate"]["curves"].update(n_eval=2, eps=[1], steps=[1, 3], restarts=3, queries=2)
@@ -63,21 +66,28 @@ def test_every_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatc
     YAML().dump(params, tmp_path / "params.yaml")
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "data/raw").mkdir(parents=True, exist_ok=True)
+    for folder in ("data/raw", "data/adversarial/sources", "models/pretrained"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(console, "run", lambda command: command())
-    for command in commands(tmp_path):
+    read = []
+    load = pipeline_params.load
+    monkeypatch.setattr(pipeline_params, "load", lambda path, kind, keys: read.append(set(keys)) or load(path, kind, keys))
+    for command, declared in commands(tmp_path):
         monkeypatch.setattr(sys, "argv", command[2:])
         runpy.run_module(command[2], run_name="__main__")
+        assert read.pop() == declared, "a stage reads what dvc.yaml declares for it"
     submission = (tmp_path / "models/submission.pt").read_bytes()
     assert len(hashlib.sha256(submission).hexdigest()) == 64
     assert sorted(path.name for path in (tmp_path / "data/adversarial/clean").glob("[!.]*")) == ["fgsm", "pgd"]
 
 
-def commands(folder) -> list[list[str]]:
-    """What `dvc repro` would run, stage by stage, every value filled in."""
+def commands(folder) -> list[tuple[list[str], set[str]]]:
+    """What `dvc repro` would run, stage by stage, every value filled in, and the params that each stage declares."""
     import networkx
 
     with dvc.repo.Repo.init(str(folder), no_scm=True) as repo:
         stages = [stage for stage in networkx.dfs_postorder_nodes(repo.index.graph) if stage.cmd]
-        return [shlex.split(stage.cmd) for stage in stages if stage.addressing != "audit"]  # it reads what only DVC itself records
+        keys = {stage: {key for dep in stage.deps for key in getattr(dep, "params", [])} for stage in stages}
+        # The audit reads what only DVC itself records.
+        return [(shlex.split(stage.cmd), keys[stage]) for stage in stages if stage.addressing != "audit"]

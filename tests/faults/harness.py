@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import dvc.repo
 import torch
 import torchattacks  # noqa: F401 - once, before the children are forked
 from ruamel.yaml import YAML
@@ -68,11 +69,13 @@ class Pipeline:
         self._work = mmap.mmap(-1, 8)  # shared with the children
         for name in ("dvc.yaml", "params.yaml"):
             shutil.copy(ROOT / name, folder)
-        (folder / "data/raw").mkdir(parents=True)
+        for name in ("data/raw", "data/adversarial/sources", "models/pretrained"):
+            (folder / name).mkdir(parents=True)
         content = YAML(typ="safe").load((folder / "params.yaml").read_text())
         tiny(content)
         YAML().dump(content, folder / "params.yaml")
-        declared = lineage.declared(folder, content)
+        dvc.repo.Repo.init(str(folder), no_scm=True).close()
+        declared = lineage.declared(folder)
         self.stages = {name: stage for name, stage in declared.items() if name != "audit"}
         self.seconds: dict[str, float] = {}
 
@@ -283,9 +286,10 @@ def tiny(content: dict) -> None:
     content["data"].update(n_images=96, n_val=32)
     content["store"].update(shard_rows=40)
     content["model"].update(architecture="resnet18")
-    content["clean"].update(epochs=3, warmup_epochs=0, batch_size=16, augment="flip+crop", ema=0.9)
-    content["finetune"].update(epochs=2, batch_size=16)
-    content["generate"].update(batch_size=16, precision="fp32")
+    content.update(precision="fp32", attacked=["clean"])
+    content["training"].update(epochs=2, warmup_epochs=0, batch_size=16)
+    content["clean"].update(epochs=3, augment="flip+crop", ema=0.9)
+    content["generate"].update(batch_size=16)
     content["attacks"]["pgd"].update(steps=2)
     content["selection"].update(n_images=16, steps=2)
     content["evaluate"].update(n_eval=8)
@@ -295,9 +299,9 @@ def tiny(content: dict) -> None:
     refresh = {"every": 1, "steps": 1, "alpha": "eps/2", "warm_start": True}
     adversary = {"eps": "8/255", "eps_per": "image", "alpha": "eps/2", "steps": 2, "random_start": True, "loss": "cross_entropy"}
     weights = {"start": "clean", "clean_weight": 0.5, "adv_weight": 0.5, "best_on": "robust"}
-    content["variants"] = {"refreshed": {"of": "clean", "refresh": refresh, "best_on": "robust"}}
-    content["online"] = {"online": {**content["clean"], **weights, "adversary": {**adversary, "target": "none", "against": "self"}}}
-    content["evaluate"]["models"].update(refreshed={"stored": "clean"}, online={"stored": "clean"})
+    content["finetuned"]["refreshed"] = {"of": "clean", "refresh": refresh, "best_on": "robust"}
+    content["online"] = {"online": {"epochs": 3, **weights, "adversary": {**adversary, "target": "none", "against": "self"}}}
+    content["evaluate"]["models"].append("online")
 
 
 def _wait(child: int) -> int:
