@@ -16,7 +16,7 @@ from pipeline.base import console, files, store
 from pipeline.base.errors import InputError
 from pipeline.harden import epoch_score, moving_target, refreshed_batches, refreshed_sets
 from pipeline.networks import device, precision
-from pipeline.train import augmentation, loop, memory, mixing
+from pipeline.train import augmentation, checkpointed, memory, mixing
 
 
 def finetune() -> str:
@@ -47,7 +47,7 @@ def finetune() -> str:
     mixed = val if recipe.best_on == "robust" else store.join([sets[name].load("val") for name in recipe.mix])
     mixed_in = {name: images for name, images in sets.items() if name != params.CLEAN}
 
-    return loop.train(
+    return checkpointed.train(
         network,
         batches,
         epoch_score.validation(recipe, mixed, settings, processor),
@@ -67,6 +67,7 @@ def finetune() -> str:
             batches.passes if isinstance(batches, refreshed_batches.RefreshedBatches) else 0,
         ),
         also_write=lambda checkpoint: _store_refreshed(args.refreshed, mixed_in, batches, checkpoint, args.out, processor),
+        watch=epoch_score.collapse,
         device=processor,
     )
 

@@ -8,7 +8,7 @@ from pipeline.base import console, files, store
 from pipeline.base.errors import InputError
 from pipeline.harden import epoch_score, moving_target, online_batches
 from pipeline.networks import device, precision
-from pipeline.train import loop, mixing
+from pipeline.train import checkpointed, mixing
 
 
 def train_online() -> str:
@@ -34,7 +34,7 @@ def train_online() -> str:
         (first.network() if fixed else network).to(processor), val.images.shape[2], precision.dtype_for(recipe.precision, processor)
     )
     batches = online_batches.OnlineBatches(mixing.training_batches({params.CLEAN: clean}, recipe, processor), recipe, target, fixed=fixed)
-    return loop.train(
+    return checkpointed.train(
         network,
         batches,
         epoch_score.validation(recipe, val, settings, processor),
@@ -51,6 +51,7 @@ def train_online() -> str:
             "selection": settings.selection.model_dump_json(),
         },
         attack_passes=(0, batches.passes),
+        watch=epoch_score.collapse,
         device=processor,
     )
 

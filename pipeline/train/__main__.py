@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline import networks, params
 from pipeline.base import console, store
 from pipeline.networks import device, scores
-from pipeline.train import augmentation, loop, mixing
+from pipeline.train import augmentation, checkpointed, mixing
 
 
 def train_clean() -> str:
@@ -22,7 +22,7 @@ def train_clean() -> str:
     val = clean.load("val")
     pretrained = networks.pretrained_weights(settings.model)
     network = networks.build(settings.model, len(clean.class_names), settings.clean.seed, pretrained)
-    return loop.train(
+    return checkpointed.train(
         network,
         augmentation.AugmentedBatches(
             mixing.training_batches({params.CLEAN: clean}, settings.clean, processor), settings.clean.augment, settings.clean.seed
