@@ -81,7 +81,6 @@ def repro() -> str:
             if _is_judged():
                 console.say(results())
             raise InputError("a stage failed (see above); previous results were restored")
-        unfinished.forget_recorded()
     return results()
 
 
@@ -213,7 +212,7 @@ def remove_undeclared_sets(settings: params.Params) -> None:
 
 
 def clean_partial() -> str:
-    """Delete what interrupted runs left behind and what is kept of finished ones, name by name; no stage's output is touched."""
+    """Delete what interrupted runs left behind, name by name; no stage's output is touched."""
     found = unfinished.left_behind()
     for path in found:
         console.say(str(path))

@@ -235,18 +235,6 @@ def test_a_killed_dvc_repro_goes_on_and_ends_with_the_same_bytes(project, tmp_pa
     assert not list((killed.folder / "models").glob(SAVED))
 
 
-def test_a_stage_that_dvc_did_not_live_to_record_is_not_run_twice(project, tmp_path):
-    copy = Project(shutil.copytree(project.folder, tmp_path / "copy", symlinks=True))
-    copy.change(lambda params: params["clean"].update(seed=79, epochs=2))
-    assert copy.run(*STAGES["train_clean"]["cmd"].split()[2:]).returncode == 0
-    model = (copy.folder / "models/clean.pt").read_bytes()
-    for recorded in (False, True):  # the second time it is asked to run all the same
-        again = copy.run("dvc", "repro", "--force", "--single-item", "train_clean")
-        assert again.returncode == 0, again.stderr
-        assert ("all 2 epochs were done before" in again.stdout) != recorded
-        assert (copy.folder / "models/clean.pt").read_bytes() == model
-
-
 def test_a_second_repro_is_refused_and_ctrl_c_lets_the_batch_end(project, tmp_path):
     copy = Project(shutil.copytree(project.folder, tmp_path / "copy", symlinks=True))
     copy.change(lambda params: params["clean"].update(seed=78, epochs=50))

@@ -38,13 +38,12 @@ def train(
     """Train, write the best epoch's checkpoint and the history, and return what to say of it.
 
     `attack_passes` counts the gradients of single images that attacks computed: beforehand, and in every epoch. `also_write` writes
-    whatever else the training makes. `watch` is passed to `loop.fit`. The unfinished work is kept until DVC has recorded the stage.
+    whatever else the training makes. `watch` is passed to `loop.fit`. The unfinished work is deleted last.
     """
     origin = _origin(provenance, batches, settings, device)
     part = unfinished.path_for(out, {**origin, "architecture": architecture})
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
     files.require_space(out.parent, COPIES * weights + sum(tensor.nbytes for tensor in batches.state.values()), text)
-    unfinished.resume(part)
     fitted = fit(network, batches, validate, settings, text=text, device=device, part=part, watch=watch)
     checkpoint = networks.Checkpoint(
         architecture=architecture,
@@ -60,7 +59,7 @@ def train(
     checkpoint.save(out)
     files.write_csv(history, fitted.history)
     also_write(checkpoint)
-    part.replace(unfinished.finished(part))
+    part.unlink()
     kept = f"epoch {fitted.best['epoch']} of {len(fitted.history)} kept, validation accuracy {fitted.best['val_accuracy']:.4f}"
     return f"{out}: {kept}, on {describe(device)}"
 
