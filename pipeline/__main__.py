@@ -88,7 +88,7 @@ def _is_judged() -> bool:
     """Return whether the metrics are those of the models that are here, as where only a stage after the evaluations failed."""
     try:
         metrics = {name: json.loads((METRICS / f"{name}.json").read_text("utf-8")) for name in params.load(params.FILE).evaluate.models}
-        return all(found["sha256"] == files.sha256(Path("models", f"{name}.pt")) for name, found in metrics.items())
+        return all(found["sha256"] == files.sha256(Path("models", f"{name}.safetensors")) for name, found in metrics.items())
     except (OSError, ValueError, LookupError, TypeError):
         return False
 

@@ -86,7 +86,7 @@ class Project:
         return {str(path): path.read_bytes() for name in OUTPUTS for path in (self.folder / name).rglob("*") if path.is_file()}
 
 
-SAVED = f".clean.pt.{'[0-9a-f]' * 16}.part"  # what is left of an interrupted training
+SAVED = f".clean.safetensors.{'[0-9a-f]' * 16}.part"  # what is left of an interrupted training
 OUTPUTS = ("data", "models", "metrics", "plots")
 ALL = {
     "prepare",
@@ -115,7 +115,7 @@ def test_a_fresh_copy_gives_exactly_the_outputs_and_the_table(project):
     names = ("clean", "robust", "refreshed")
     assert made == {
         *(f"{folder}/{shard}" for folder in sets for shard in shards),
-        *(f"models/{name}" for name in (*(f"{name}.pt" for name in (*names, "submission")), "submission.classes.csv")),
+        *(f"models/{name}" for name in (*(f"{name}.safetensors" for name in names), "submission.pt", "submission.classes.csv")),
         *(f"metrics/{name}.json" for name in (*names, "audit")),
         *(f"plots/{name}/{plot}.csv" for name in names for plot in ("history", "confusion", "curves", "grid")),
         *(f"plots/{name}/{plot}.png" for name in names for plot in ("curves", "grid")),
@@ -191,10 +191,10 @@ def test_mistakes_are_one_line_and_leave_earlier_results_as_they_were(project, t
 
     def takes_a_name(params):
         for section in (params["variants"], params["evaluate"]["models"]):
-            section["submission"] = section.pop("refreshed")
+            section["audit"] = section.pop("refreshed")
         params["export"]["model"] = "robust"
 
-    refused(takes_a_name, "params.yaml and dvc.yaml do not go together: output 'models/submission.pt' is specified in: - export")
+    refused(takes_a_name, "params.yaml and dvc.yaml do not go together: output 'metrics/audit.json' is specified in: - ")
 
     def mixes_another_models_set(params):
         params["rounds"]["robust"] = {"next": "robust2"}
@@ -226,11 +226,11 @@ def test_a_killed_dvc_repro_goes_on_and_ends_with_the_same_bytes(project, tmp_pa
             assert running.poll() is None, "it ended before an epoch was saved"
             time.sleep(0.02)
         os.killpg(running.pid, signal.SIGKILL)
-    assert not (killed.folder / "models/clean.pt").exists()
+    assert not (killed.folder / "models/clean.safetensors").exists()
     again = killed.run("dvc", "repro", "train_clean")
     assert again.returncode == 0, again.stderr
     assert "going on after batch 0 of epoch" in again.stdout
-    for name in ("models/clean.pt", "plots/clean/history.csv"):
+    for name in ("models/clean.safetensors", "plots/clean/history.csv"):
         assert (killed.folder / name).read_bytes() == (calm.folder / name).read_bytes()
     assert not list((killed.folder / "models").glob(SAVED))
 
@@ -252,9 +252,9 @@ def test_a_second_repro_is_refused_and_ctrl_c_lets_the_batch_end(project, tmp_pa
     assert running.returncode == 130
     assert re.search(r"interrupted \(train the clean model: batch \d+ of epoch \d+ is done\); the same command goes on from here", errors)
     assert "interrupted (earlier results are as they were)" in errors
-    assert (copy.folder / "models/clean.pt").exists(), "the earlier one is back"
+    assert (copy.folder / "models/clean.safetensors").exists(), "the earlier one is back"
     left = copy.run("pipeline", "clean-partial").stdout
-    assert re.search(r"models/\.clean\.pt\.[0-9a-f]{16}\.part\n1 deleted", left)
+    assert re.search(r"models/\.clean\.safetensors\.[0-9a-f]{16}\.part\n1 deleted", left)
 
 
 def test_a_stage_by_itself_refuses_inputs_that_do_not_belong_together(project):
@@ -267,19 +267,25 @@ def test_a_stage_by_itself_refuses_inputs_that_do_not_belong_together(project):
         assert done.stderr.count("\n") == 1
         return done.stderr
 
-    finetune = ["--clean", "data/clean", "--out", "x.pt", "--history", "x.csv", "--refreshed", "x"]
+    finetune = ["--clean", "data/clean", "--out", "x.safetensors", "--history", "x.csv", "--refreshed", "x"]
     sets = ["data/adversarial/clean"]
-    assert "made from another model" in refused("harden.finetune", *finetune, "--model", "models/robust.pt", "--adversarial", *sets)
-    assert "nope.pt: no such model" in refused("harden.finetune", *finetune, "--model", "models/nope.pt", "--adversarial", *sets)
+    assert "made from another model" in refused(
+        "harden.finetune", *finetune, "--model", "models/robust.safetensors", "--adversarial", *sets
+    )
+    assert "nope.safetensors: no such model" in refused(
+        "harden.finetune", *finetune, "--model", "models/nope.safetensors", "--adversarial", *sets
+    )
     missing = "finetune.mix.pgd: no such set in data/adversarial/clean/fgsm (expected one of clean, fgsm)"
-    assert missing in refused("harden.finetune", *finetune, "--model", "models/clean.pt", "--adversarial", "data/adversarial/clean/fgsm")
+    assert missing in refused(
+        "harden.finetune", *finetune, "--model", "models/clean.safetensors", "--adversarial", "data/adversarial/clean/fgsm"
+    )
     variant = [*finetune, "--variant"]
-    sources = ["--model", "models/clean.pt", "--adversarial", *sets]
+    sources = ["--model", "models/clean.safetensors", "--adversarial", *sets]
     assert "variants.nope: expected one of refreshed, found 'nope'" in refused("harden.finetune", *variant, "nope", *sources)
     assert "must be held in memory" in refused("harden.finetune", *variant, "refreshed", *sources, PIPELINE_MEMORY="1")
-    online = ["--clean", "data/clean", "--model", "models/clean.pt", "--out", "x.pt", "--history", "x.csv"]
+    online = ["--clean", "data/clean", "--model", "models/clean.safetensors", "--out", "x.safetensors", "--history", "x.csv"]
     assert "online.nope: expected one of none yet, found 'nope'" in refused("harden.train_online", *online, "--name", "nope")
-    attack = ["--clean", "data/clean", "--out", "x", "--model", "models/clean.pt", "--attack"]
+    attack = ["--clean", "data/clean", "--out", "x", "--model", "models/clean.safetensors", "--attack"]
     assert "attacks.nope: expected one of " in refused("generate", *attack, "nope")
     assert not list(project.folder.glob("x*"))
 

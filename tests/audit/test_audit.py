@@ -56,8 +56,8 @@ def joined(made, tmp_path_factory):
     change_params(folder, two_sources)
     text = (folder / "dvc.yaml").read_text()
     for last, more in (
-        ("--adversarial data/adversarial/${item.of}", " data/adversarial/robust --sources models/robust.pt"),
-        ("        - models/${item.of}.pt", "\n        - data/adversarial/robust\n        - models/robust.pt"),
+        ("--adversarial data/adversarial/${item.of}", " data/adversarial/robust --sources models/robust.safetensors"),
+        ("        - models/${item.of}.safetensors", "\n        - data/adversarial/robust\n        - models/robust.safetensors"),
     ):
         assert text.count(last) == 1
         text = text.replace(last, last + more)
@@ -329,11 +329,13 @@ def test_sets_of_two_models_are_mixed_refreshed_and_audited_side_by_side(joined)
     rows = audit.audit(joined, CPU)
     assert [row for row in rows if row.verdict != "ok"] == []
     parameters = {row.parameter for row in rows if row.stage == VARIANT}
-    assert {f"made from {path}" for path in (CLEAN, PGD, R_PGD, "models/clean.pt", "models/robust.pt")} <= parameters
+    assert {f"made from {path}" for path in (CLEAN, PGD, R_PGD, "models/clean.safetensors", "models/robust.safetensors")} <= parameters
     assert f"made from {FGSM}" not in parameters, "it is in no mix of this model"
     assert {"training rows of pgd", "training rows of robust-pgd", "variants.refreshed.mix.robust-pgd"} <= parameters
-    assert {f"{REFRESHED}/robust-pgd made with {path}" for path in (R_PGD, "models/robust.pt", "models/refreshed.pt")} <= parameters
-    assert {f"{REFRESHED}/pgd made with {path}" for path in (PGD, "models/clean.pt", "models/refreshed.pt")} <= parameters
+    assert {
+        f"{REFRESHED}/robust-pgd made with {path}" for path in (R_PGD, "models/robust.safetensors", "models/refreshed.safetensors")
+    } <= parameters
+    assert {f"{REFRESHED}/pgd made with {path}" for path in (PGD, "models/clean.safetensors", "models/refreshed.safetensors")} <= parameters
     assert sorted(path.name for path in (joined / REFRESHED).iterdir()) == ["pgd", "robust-pgd"]
     accuracies = [row.parameter for row in rows if row.stage == "evaluate@refreshed" and row.parameter.startswith("accuracy")]
     assert accuracies == [f"accuracy on {name}" for name in ("clean", "fgsm", "pgd", "mixed")], "its transfer is from one model"
@@ -355,24 +357,24 @@ def test_a_set_of_the_parent_in_the_place_of_another_model_s_is_found(twice):
     shutil.copytree(twice / PGD, twice / R_PGD)
     relock(twice, R_PGD)
     relock(twice, "data/adversarial/robust")
-    assert failures_of(twice, "generate@robust-pgd")["made from models/robust.pt"].startswith("recorded ")
+    assert failures_of(twice, "generate@robust-pgd")["made from models/robust.safetensors"].startswith("recorded ")
     found = failures_of(twice, VARIANT)
     assert found.keys() == {f"made from {R_PGD}", f"{REFRESHED}/robust-pgd made with {R_PGD}", f"{REFRESHED}/robust-pgd validation rows"}
     assert found[f"made from {R_PGD}"].startswith("recorded ")
 
 
 def test_another_source_model_is_found(twice):
-    replace(twice / "models/robust.pt", lambda path: shutil.copy(twice / "models/robust2.pt", path))
-    relock(twice, "models/robust.pt")
+    replace(twice / "models/robust.safetensors", lambda path: shutil.copy(twice / "models/robust2.safetensors", path))
+    relock(twice, "models/robust.safetensors")
     found = failures_of(twice, VARIANT)
-    assert found.keys() == {"made from models/robust.pt", f"{REFRESHED}/robust-pgd made with models/robust.pt"}
+    assert found.keys() == {"made from models/robust.safetensors", f"{REFRESHED}/robust-pgd made with models/robust.safetensors"}
 
 
 def test_two_sets_of_one_name_are_a_failure(twice):
     shutil.rmtree(twice / PGD)
     shutil.copytree(twice / FGSM, twice / PGD)
     relock(twice, PGD)
-    assert failures_of(twice, VARIANT)["models/refreshed.pt"] == f"{PGD}: made by fgsm, as {FGSM} is; run `dvc repro`"
+    assert failures_of(twice, VARIANT)["models/refreshed.safetensors"] == f"{PGD}: made by fgsm, as {FGSM} is; run `dvc repro`"
 
 
 def test_a_threat_that_only_a_set_of_another_model_trained_on_is_compared(twice):
@@ -383,7 +385,7 @@ def test_a_threat_that_only_a_set_of_another_model_trained_on_is_compared(twice)
 
 AGAIN = "data/adversarial/again"
 FINETUNE = (
-    "python -m pipeline.harden.finetune --variant refreshed --clean data/clean --model models/clean.pt --out models/x.pt"
+    "python -m pipeline.harden.finetune --variant refreshed --clean data/clean --model models/clean.safetensors --out models/x.safetensors"
     " --history plots/x/history.csv --refreshed data/refreshed/x"
 )
 
@@ -392,16 +394,16 @@ FINETUNE = (
     ("sets", "sources", "message"),
     [
         (f"{PGD} {R_PGD}", "", f"{R_PGD}: made from another model than those of --model and --sources; "),
-        (f"{PGD} {R_PGD}", "models/robust2.pt", f"{R_PGD}: made from another model than those of --model and --sources; "),
-        (f"{PGD} {R_PGD}", "models/nope.pt", "models/nope.pt: no such model; `dvc repro` trains it"),
+        (f"{PGD} {R_PGD}", "models/robust2.safetensors", f"{R_PGD}: made from another model than those of --model and --sources; "),
+        (f"{PGD} {R_PGD}", "models/nope.safetensors", "models/nope.safetensors: no such model; `dvc repro` trains it"),
         (f"{PGD} {R_PGD}", "params.yaml", "params.yaml: not a checkpoint of this pipeline"),
         (
             PGD,
-            "models/robust.pt",
+            "models/robust.safetensors",
             "variants.refreshed.mix.robust-pgd: no such set in data/adversarial/clean/pgd \\(expected one of clean, pgd\\)",
         ),
-        (f"{R_PGD} {AGAIN}", "models/robust.pt", f"{AGAIN}: robust-pgd is {R_PGD} already; leave one of them out"),
-        (f"{REFRESHED}/pgd", "models/refreshed.pt", f"{REFRESHED}/pgd: .*: kind: expected adversarial, found refreshed"),
+        (f"{R_PGD} {AGAIN}", "models/robust.safetensors", f"{AGAIN}: robust-pgd is {R_PGD} already; leave one of them out"),
+        (f"{REFRESHED}/pgd", "models/refreshed.safetensors", f"{REFRESHED}/pgd: .*: kind: expected adversarial, found refreshed"),
     ],
 )
 def test_sets_that_the_mix_has_no_name_for_are_refused(twice, sets, sources, message):
@@ -417,13 +419,13 @@ def test_sets_of_two_models_are_streamed_too_and_those_not_mixed_change_nothing(
     with here(twice) as patch:
         patch.setattr(memory, "obstacle", lambda *_: "no room")
         for more in (PGD, FGSM):
-            run_here(f"{FINETUNE} --adversarial {PGD} {R_PGD} {more} --sources models/robust.pt models/clean.pt")
+            run_here(f"{FINETUNE} --adversarial {PGD} {R_PGD} {more} --sources models/robust.safetensors models/clean.safetensors")
             histories.append((twice / "plots/x/history.csv").read_bytes())
     assert "streamed through" in capsys.readouterr().out
     assert histories[0] == histories[1]
     class_names = project.Project(twice, CPU).class_names
-    provenance = networks.load(twice / "models/x.pt", architecture="resnet18", class_names=class_names).provenance
-    assert provenance["source.robust.sha256"] == files.sha256(twice / "models/robust.pt")
+    provenance = networks.load(twice / "models/x.safetensors", architecture="resnet18", class_names=class_names).provenance
+    assert provenance["source.robust.sha256"] == files.sha256(twice / "models/robust.safetensors")
     assert {"clean.digest", "pgd.digest", "robust-pgd.digest", "parent.sha256"} <= provenance.keys()
 
 
@@ -470,37 +472,37 @@ def test_a_param_in_another_notation_is_the_same_param(folder):
 
 
 def test_a_changed_byte_of_a_checkpoint_is_found(folder):
-    path = own(folder / "models/robust.pt")
+    path = own(folder / "models/robust.safetensors")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     found = failures(folder)
-    assert "on the disk" in found["finetune@clean: output models/robust.pt"]
-    assert "recorded" in found["evaluate@robust: judges models/robust.pt"]
-    assert "differs from models/robust.pt" in found["export: submission"]
+    assert "on the disk" in found["finetune@clean: output models/robust.safetensors"]
+    assert "recorded" in found["evaluate@robust: judges models/robust.safetensors"]
+    assert "differs from models/robust.safetensors" in found["export: submission"]
 
 
 def test_a_swapped_model_is_found_by_all_that_was_made_with_it(folder):
-    replace(folder / "models/clean.pt", lambda path: shutil.copy(folder / "models/robust.pt", path))
-    relock(folder, "models/clean.pt")
+    replace(folder / "models/clean.safetensors", lambda path: shutil.copy(folder / "models/robust.safetensors", path))
+    relock(folder, "models/clean.safetensors")
     found = failures(folder)
     for row in (
-        "generate@clean-pgd: made from models/clean.pt",
-        "finetune@clean: made from models/clean.pt",
-        "evaluate@clean: judges models/clean.pt",
+        "generate@clean-pgd: made from models/clean.safetensors",
+        "finetune@clean: made from models/clean.safetensors",
+        "evaluate@clean: judges models/clean.safetensors",
     ):
         assert found[row].startswith("recorded "), row
     assert "train_clean: clean.seed" in found
 
 
 def test_changed_provenance_is_found(folder):
-    path = folder / "models/robust.pt"
+    path = folder / "models/robust.safetensors"
     checkpoint = networks.load(path, architecture="resnet18", class_names=project.Project(folder, CPU).class_names)
     checkpoint.provenance.update({"training.lr": 0.5, "pgd.digest": "0", "best.val_accuracy": 0.99, "versions.torch": "1.0"})
     replace(path, checkpoint.save)
-    relock(folder, "models/robust.pt")
+    relock(folder, "models/robust.safetensors")
     found = failures(folder)
-    assert found["finetune@clean: finetune.lr"] == "dvc.lock: 0.01; params.yaml: 0.01; models/robust.pt: 0.5"
+    assert found["finetune@clean: finetune.lr"] == "dvc.lock: 0.01; params.yaml: 0.01; models/robust.safetensors: 0.5"
     assert found[f"finetune@clean: made from {PGD}"].startswith("recorded 0, is ")
     assert found["finetune@clean: best epoch"].startswith("recorded epoch 1 with 0.990000, history: epoch 1 with ")
     (row,) = [row for row in audit.audit(folder, CPU) if row.parameter == "torch" and row.verdict == "warning"]
@@ -509,20 +511,20 @@ def test_changed_provenance_is_found(folder):
 
 def test_a_changed_hash_in_the_lock_is_found(folder):
     text = (folder / "dvc.lock").read_text()
-    md5 = lineage.recorded(folder)["train_clean"].outs["models/clean.pt"]
+    md5 = lineage.recorded(folder)["train_clean"].outs["models/clean.safetensors"]
     replace(folder / "dvc.lock", lambda path: path.write_text(text.replace(md5, "f" * 32, 1)))
     found = failures(folder)
-    remedy = f"run `python -m pipeline discard {folder}/models/clean.pt`, then `dvc repro`"
-    assert found["train_clean: output models/clean.pt"] == f"dvc.lock: MD5 ffffffffffff, on the disk: {md5[:12]}; {remedy}"
-    assert found["finetune@clean: input models/clean.pt"] == f"read with MD5 {md5[:12]}, but train_clean wrote ffffffffffff"
+    remedy = f"run `python -m pipeline discard {folder}/models/clean.safetensors`, then `dvc repro`"
+    assert found["train_clean: output models/clean.safetensors"] == f"dvc.lock: MD5 ffffffffffff, on the disk: {md5[:12]}; {remedy}"
+    assert found["finetune@clean: input models/clean.safetensors"] == f"read with MD5 {md5[:12]}, but train_clean wrote ffffffffffff"
 
 
 def test_an_input_that_no_stage_wrote_so_is_found(folder):
     text = (folder / "dvc.lock").read_text()
     before, after = text.split("  finetune@clean:", 1)
-    md5 = lineage.recorded(folder)["train_clean"].outs["models/clean.pt"]
+    md5 = lineage.recorded(folder)["train_clean"].outs["models/clean.safetensors"]
     replace(folder / "dvc.lock", lambda path: path.write_text(before + "  finetune@clean:" + after.replace(md5, "f" * 32, 1)))
-    assert "MD5 ffffffffffff" in failures(folder)["finetune@clean: input models/clean.pt"]
+    assert "MD5 ffffffffffff" in failures(folder)["finetune@clean: input models/clean.safetensors"]
 
 
 def test_changed_raw_data_and_changed_code_are_found(folder):
@@ -549,7 +551,7 @@ def test_bytecode_beside_the_code_changes_nothing(folder):
         (lambda metrics: metrics["transfer"]["pgd"].update(made_against_this_model=True), "kind of pgd"),
         (lambda metrics: metrics["robust"]["pgd"].update(accuracy=0.999), "robust accuracy, pgd"),
         (lambda metrics: metrics["robust"]["pgd"].update(steps=100), "evaluate.threats.pgd.steps"),
-        (lambda metrics: metrics.update(sha256="0"), "judges models/robust.pt"),
+        (lambda metrics: metrics.update(sha256="0"), "judges models/robust.safetensors"),
     ],
 )
 def test_a_changed_metric_with_a_new_hash_is_found(folder, edit, row):
@@ -565,7 +567,9 @@ def test_a_command_and_a_stage_that_are_not_the_recorded_ones_are_found(folder):
     text = (folder / "dvc.yaml").read_text()
     replace(
         folder / "dvc.yaml",
-        lambda path: path.write_text(text.replace("--clean data/clean --model models/${key}.pt\n", "--model models/${key}.pt\n")),
+        lambda path: path.write_text(
+            text.replace("--clean data/clean --model models/${key}.safetensors\n", "--model models/${key}.safetensors\n")
+        ),
     )
     change_params(folder, lambda params: params["attacks"].update(bim={"attack": "BIM", "eps": "8/255", "alpha": "4/255", "steps": 2}))
     found = failures(folder)
@@ -647,9 +651,9 @@ def test_pretrained_weights_are_held_to_their_file(folder):
 
     def row(**provenance):
         opened = project.Project(folder, CPU)
-        checkpoint = opened.checkpoint("models/clean.pt")
+        checkpoint = opened.checkpoint("models/clean.safetensors")
         checkpoint.provenance.update(provenance)
-        found = recomputation._pretrained(opened, "train_clean", "models/clean.pt", checkpoint)
+        found = recomputation._pretrained(opened, "train_clean", "models/clean.safetensors", checkpoint)
         return found.verdict, found.value
 
     assert row() == ("ok", "none, from scratch")

@@ -6,13 +6,13 @@ from pipeline.base import unfinished
 
 
 def test_a_name_depends_on_everything_that_decides_the_content(monkeypatch):
-    out = Path("models/robust.pt")
+    out = Path("models/robust.safetensors")
     names = {unfinished.path_for(out, decides) for decides in ({"lr": 1}, {"lr": 2}, {"lr": 1, "x": ""})}
     assert len(names) == 3
     assert unfinished.path_for(out, {"a": 1, "b": 2}) == unfinished.path_for(out, {"b": 2, "a": 1})
     before = unfinished.path_for(out, {})
     assert before.parent == Path("models")
-    assert before.name.startswith(".robust.pt.")
+    assert before.name.startswith(".robust.safetensors.")
     monkeypatch.setattr(unfinished, "code_sha256", lambda: "other code")
     assert unfinished.path_for(out, {}) != before
 
@@ -24,7 +24,7 @@ def test_what_was_left_behind_is_found_and_cleared(tmp_path, nothing):
     if not nothing:
         (tmp_path / "data/.clean.0123456789abcdef.part").mkdir()
         (tmp_path / "data/.clean.0123456789abcdef.part/00000.h5").write_bytes(b"x")
-        (tmp_path / "data/.robust.pt.0123456789abcdef.part").write_bytes(b"x")
+        (tmp_path / "data/.robust.safetensors.0123456789abcdef.part").write_bytes(b"x")
     found = unfinished.left_behind(tmp_path / folder for folder in unfinished.FOLDERS)
     assert len(found) == (0 if nothing else 2)
     unfinished.clear(found)

@@ -16,7 +16,7 @@ def train(batches, recipe, tmp_path):
             validate,
             recipe,
             text="t",
-            out=tmp_path / "m.pt",
+            out=tmp_path / "m.safetensors",
             history=tmp_path / "h.csv",
             architecture="resnet18",
             class_names=["a", "b", "c"],
@@ -32,8 +32,8 @@ def train(batches, recipe, tmp_path):
 def test_train_writes_the_best_epoch_and_its_history(train, tmp_path):
     also = []
     done = train(scores(0.1, 0.5, 0.3, 0.2)[0], also.append)
-    assert done.startswith(f"{tmp_path}/m.pt: epoch 2 of 4 kept, validation accuracy 0.5000")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["h.csv", "m.pt"]
+    assert done.startswith(f"{tmp_path}/m.safetensors: epoch 2 of 4 kept, validation accuracy 0.5000")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["h.csv", "m.safetensors"]
     (checkpoint,) = also
     assert checkpoint.provenance["best.epoch"] == 2
     assert checkpoint.provenance["attack_passes"] == 100 + 4 * 7
@@ -45,7 +45,7 @@ def test_a_training_stopped_while_it_writes_repeats_no_epoch(train, tmp_path, ca
 
     with pytest.raises(OSError, match="no space left"):
         train(scores(0.1, 0.5, 0.3, 0.2)[0], full_disk)
-    written = {name: (tmp_path / name).read_bytes() for name in ("h.csv", "m.pt")}
+    written = {name: (tmp_path / name).read_bytes() for name in ("h.csv", "m.safetensors")}
     assert len(list(tmp_path.glob(".*.part"))) == 1, "unfinished work is deleted last"
     for name in written:  # as DVC does
         (tmp_path / name).unlink()
