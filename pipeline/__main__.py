@@ -21,7 +21,6 @@ from pipeline.base.errors import InputError
 ADVERSARIAL = Path("data/adversarial")
 PRESETS = Path("presets")
 METRICS = Path("metrics")
-UNCACHED = (METRICS, Path("plots"))  # kept in Git, not in DVC's cache
 
 
 def main() -> str:
@@ -67,15 +66,11 @@ def repro() -> str:
         remove_undeclared_sets(params.load(params.FILE))
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         dvc = [sys.executable, "-m", "dvc"]
-        small = {path: path.read_bytes() for folder in UNCACHED for path in folder.rglob("*") if path.is_file()}
         with console.stopping() as stop:
             failed = _run_and_pass_on_signals([*dvc, "repro"], environment, stop)
         if failed:
-            # DVC deletes a stage's earlier outputs before it runs. They come back from its cache, and what it does not cache from here.
+            # DVC deletes a stage's earlier outputs before it runs, except metrics and plots (`persist`). Its cache still has them.
             subprocess.run([*dvc, "checkout", "--quiet", "dvc.yaml"], env=environment, check=False, stderr=subprocess.DEVNULL)
-            for path in small:
-                if not path.exists():
-                    files.write_bytes(path, small[path])
             if stop.asked:
                 raise console.Interrupted("earlier results are as they were")
             if _is_judged():
