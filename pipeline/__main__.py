@@ -243,5 +243,10 @@ def _presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-if __name__ == "__main__":
+def hardening() -> None:
+    """Run the installed command `hardening`, which is `python -m pipeline`."""
     console.run(main)
+
+
+if __name__ == "__main__":
+    hardening()

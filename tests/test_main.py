@@ -1,5 +1,7 @@
 import shutil
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -124,3 +126,12 @@ def test_a_file_that_is_wrong_otherwise_is_left_as_it_is(folder, damage):
 def test_results_need_metrics(folder, monkeypatch):
     with pytest.raises(InputError, match="metrics: no metrics yet"):
         call(monkeypatch, "results")
+
+
+def test_the_installed_command_is_the_module(folder, monkeypatch, capsys):
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    run = EntryPoint("hardening", scripts["hardening"], "console_scripts").load()
+    monkeypatch.setattr(command.console.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["hardening", "preset", "quickstart"])
+    run()
+    assert capsys.readouterr().out.startswith("params.yaml is now presets/quickstart.yaml")
