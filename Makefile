@@ -58,10 +58,12 @@ lock: setup  ## resolve the requirements anew
 
 setup: $(READY)  ## make the environment current; the other commands do it by themselves
 
-$(READY): requirements/locked.txt
+$(READY): requirements/locked.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; name it with make PYTHON=…")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@PATH="$$PATH:$(BIN)"; command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
 	@echo "installing what requirements/locked.txt names"
 	@PATH="$$PATH:$(BIN)" uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements/locked.txt
+	@# setuptools is in the lock: without build isolation nothing else is downloaded
+	@PATH="$$PATH:$(BIN)" uv pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
 	@touch $(READY)

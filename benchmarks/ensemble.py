@@ -29,7 +29,7 @@ def main() -> str:
     standard = own.model_copy(update=ensemble.STANDARD)
     console.say(f"{machine()}; {len(block)} images, eps {eps * 255:.3g}/255; accuracy in %, seconds")
     for name in args.models:
-        path, architecture = Path("models", f"{name}.pt"), settings.architecture_of(name)
+        path, architecture = Path("models", f"{name}.safetensors"), settings.architecture_of(name)
         network = networks.load(path, architecture=architecture, class_names=clean.class_names).network().to(processor)
         target = whitebox.Target.of(network, len(clean.class_names), batch_size=whitebox.BATCH_SIZE, seed=settings.evaluate.seed)
         for chosen in (own, standard):

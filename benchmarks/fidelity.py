@@ -1,7 +1,7 @@
 """Compare attacks in bf16 with attacks in fp32 on the same models and images.
 
-Run `python -m benchmarks.fidelity --clean data/clean --model models/clean.pt models/robust.pt`; the architecture is the one in params.yaml
-unless `--architecture` names another, and results of each have their own file.
+Run `python -m benchmarks.fidelity --clean data/clean --model models/clean.safetensors models/robust.safetensors`; the architecture is the
+one in params.yaml unless `--architecture` names another, and results of each have their own file.
 
 Both attack the validation images; the results are stored as uint8, and the exact fp32 network judges them. A model that is adversarially
 trained online, from the first one given, in EPOCHS short epochs, is compared too: its gradients are of another kind.

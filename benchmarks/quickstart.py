@@ -1,6 +1,6 @@
 """The recipe as a whole, from raw digits to the fine-tuned network, by `dvc repro` and as it is usually written.
 
-`python -m benchmarks.quickstart`: both do the quickstart's work up to `models/robust.pt`, start-ups included, in turns; the medians of
+`python -m benchmarks.quickstart`: both do the quickstart's work up to the robust model, start-ups included, in turns; the medians of
 PAIRS pairs count. Judging, refreshing and auditing are left out: only the pipeline has them. Works in a clone of the last commit.
 """
 
@@ -39,7 +39,7 @@ def main() -> None:
     medians = {name: round(statistics.median(times), 1) for name, times in taken.items()}
     figures = {**medians, "ratio": round(medians["usual way"] / medians["pipeline"], 2)}
     files.write_json(RESULT, {"machine": machine(), "pairs": PAIRS, "seconds": figures})
-    print(f"{machine()}; medians of {PAIRS} pairs, seconds\n\n{markdown([{'what': 'quickstart up to models/robust.pt', **figures}])}")
+    print(f"{machine()}; medians of {PAIRS} pairs, seconds\n\n{markdown([{'what': 'quickstart up to the robust model', **figures}])}")
 
 
 if __name__ == "__main__":

@@ -60,5 +60,10 @@ def audit_project(path: Path) -> str:
     return audit.verdict(rows)
 
 
-if __name__ == "__main__":
+def hardening() -> None:
+    """Run the installed command `hardening`, which is `python -m pipeline`."""
     console.run(main)
+
+
+if __name__ == "__main__":
+    hardening()

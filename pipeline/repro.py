@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline import document, place
 from pipeline.attacks.params import expect_classes
 from pipeline.audit import lineage
-from pipeline.base import console, files, params, unfinished
+from pipeline.base import console, files, params
 from pipeline.base.errors import InputError
 from pipeline.document import Document
 
@@ -36,6 +36,7 @@ def repro() -> str:
             failed = _run_and_pass_on_signals([*dvc, "repro"], environment, stop)
         if failed:
             # DVC deletes a stage's earlier outputs before it runs. They come back from its cache, and what it does not cache from here.
+            # (`persist: true` would keep those too, but DVC would then never take such a stage from its run cache: it would train again.)
             subprocess.run([*dvc, "checkout", "--quiet", "dvc.yaml"], env=environment, check=False, stderr=subprocess.DEVNULL)
             for path in small:
                 if not path.exists():
@@ -45,7 +46,6 @@ def repro() -> str:
             if _is_judged():
                 console.say(results())
             raise InputError("a stage failed (see above); previous results were restored")
-        unfinished.forget_recorded()
     return results()
 
 
@@ -53,7 +53,7 @@ def _is_judged() -> bool:
     """Return whether the metrics are those of the models that are here, as where only a stage after the evaluations failed."""
     try:
         metrics = {name: json.loads((METRICS / f"{name}.json").read_text("utf-8")) for name in document.load(params.FILE).evaluate.models}
-        return all(found["sha256"] == files.sha256(Path("models", f"{name}.pt")) for name, found in metrics.items())
+        return all(found["sha256"] == files.sha256(Path("models", f"{name}.safetensors")) for name, found in metrics.items())
     except (OSError, ValueError, LookupError, TypeError):
         return False
 

@@ -24,11 +24,11 @@ for part in [out] if out.suffix else [out / "00000.h5", out / "more" / "00001.h5
 STAGES = """
 stages:
   prepare: {cmd: python make.py data/clean, deps: [raw], outs: [data/clean]}
-  train: {cmd: python make.py models/clean.pt, deps: [data/clean], outs: [models/clean.pt]}
-  evaluate: {cmd: python make.py metrics/clean.json, deps: [models/clean.pt], metrics: [metrics/clean.json: {cache: false}]}
+  train: {cmd: python make.py models/clean.safetensors, deps: [data/clean], outs: [models/clean.safetensors]}
+  evaluate: {cmd: python make.py metrics/clean.json, deps: [models/clean.safetensors], metrics: [metrics/clean.json: {cache: false}]}
 """
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
-SET, SHARD, MODEL = "data/clean", "data/clean/more/00001.h5", "models/clean.pt"
+SET, SHARD, MODEL = "data/clean", "data/clean/more/00001.h5", "models/clean.safetensors"
 
 
 def dvc(*arguments):
@@ -198,7 +198,7 @@ def test_results_may_be_links_into_a_cache_on_another_disk(folder, tmp_path):
 @pytest.mark.parametrize("path", ["metrics/clean.json", "raw", "data", ".", "data/clean2", "data/../raw", ".dvc/cache"])
 def test_what_is_no_recorded_result_is_refused(folder, path):
     before = contents()
-    with pytest.raises(InputError, match=r": no image set or model that dvc.lock records; there are data/clean, models/clean.pt"):
+    with pytest.raises(InputError, match=r": no image set or model that dvc.lock records; there are data/clean, models/clean.safetensors"):
         discard.discard(Path(path))
     assert contents() == before
 

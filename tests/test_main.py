@@ -1,5 +1,7 @@
 import shutil
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -98,3 +100,12 @@ def test_a_tracked_source_that_is_missing_is_fetched_by_dvc(folder, monkeypatch)
 def test_results_need_metrics(folder, monkeypatch):
     with pytest.raises(InputError, match="metrics: no metrics yet"):
         call(monkeypatch, "results")
+
+
+def test_the_installed_command_is_the_module(folder, monkeypatch, capsys):
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    run = EntryPoint("hardening", scripts["hardening"], "console_scripts").load()
+    monkeypatch.setattr(command.console.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["hardening", "preset", "quickstart"])
+    run()
+    assert capsys.readouterr().out.startswith("params.yaml is now presets/quickstart.yaml")

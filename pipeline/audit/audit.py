@@ -95,8 +95,10 @@ def _check_of(project: Project, stage: str, path: str) -> Made | None:
         if project.checkpoints(entry.outs):
             return recomputation.refreshed_sets
         return recomputation.adversarial_set if project.checkpoints(entry.deps) else recomputation.clean_set
+    if project.checkpoints([path]):
+        return recomputation.trained_model
     if path.endswith(".pt"):
-        return recomputation.trained_model if project.checkpoints(entry.outs) else recomputation.submission
+        return recomputation.submission
     return recomputation.evaluated_model if path.endswith(".json") else None
 
 

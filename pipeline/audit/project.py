@@ -1,6 +1,7 @@
 """A project folder after a run, opened to be audited: its params, its stages, its image sets and its models, and the rows of an audit."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -141,10 +142,10 @@ class Project:
         Raises InputError for two sets of one name.
         """
         found: dict[str, str] = {}
-        for folder, path in ((folder, path) for folder in paths for path in self._below(folder)):
+        for above, path in ((folder, below) for folder in paths for below in self._below(folder)):
             attributes = self.images(path).attributes
             if attributes["kind"] == "adversarial":
-                deep = len(Path(path).relative_to(folder).parts) > 1
+                deep = len(Path(path).relative_to(above).parts) > 1
                 name = f"{Path(self.attacked(path)).stem}-{attributes['attack']}" if deep else str(attributes["attack"])
                 if name in found:
                     raise InputError(f"{path}: made by {attributes['attack']}, as {found[name]} is; run `dvc repro`")
@@ -163,10 +164,10 @@ class Project:
         """The refreshed sets in a folder of them, by their names in the mix."""
         return {folder.name: f"{path}/{folder.name}" for folder in sorted((self.root / path).iterdir()) if any(folder.glob("*.h5"))}
 
-    def checkpoints(self, paths: dict[str, str]) -> list[str]:
-        """The checkpoints among the recorded paths: what a stage wrote that has a number of epochs among its params."""
-        trained = [stage for stage in self.stages.values() if any(key.endswith(".epochs") for key in stage.params)]
-        return [path for path in paths if path.endswith(".pt") and any(path in stage.outs for stage in trained)]
+    @staticmethod
+    def checkpoints(paths: Iterable[str]) -> list[str]:
+        """Return the checkpoints among the recorded paths."""
+        return [path for path in paths if path.endswith(".safetensors")]
 
     def _once(self, kind: str, path: str, read: Any) -> Any:
         if (kind, path) not in self._opened:

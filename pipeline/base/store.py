@@ -178,24 +178,20 @@ class Writer:
     `attributes` must hold all that decides the content: an interrupted run goes on only where they are equal. On a clean exit all shards
     must be there, and the set gets its name. The set that had the name before stays until that moment.
 
-    `compression` is one of those that `params.Store` names. With `until_recorded` the shards are kept until DVC has recorded them, too.
+    `compression` is one of those that `params.Store` names.
     """
 
-    def __init__(
-        self, path: Path, attributes: Attributes, *, bounds: list[Run], compression: str = "none", until_recorded: bool = False
-    ) -> None:
+    def __init__(self, path: Path, attributes: Attributes, *, bounds: list[Run], compression: str = "none") -> None:
         self.path = path
         self.attributes: Attributes = {"schema": SCHEMA, **attributes, "compression": compression, "rows": bounds[-1][1]}
         self.fingerprint = _fingerprint(self.attributes)
-        self._bounds, self._until_recorded = bounds, until_recorded
+        self._bounds = bounds
         self._part = unfinished.path_for(path, {"fingerprint": self.fingerprint})
         self._begun = self._part / "begun.h5"
         self._behind = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> "Writer":
-        if self._until_recorded:
-            unfinished.resume(self._part)
         self._part.mkdir(parents=True, exist_ok=True)
         return self
 
@@ -271,8 +267,6 @@ class Writer:
         unfinished.clear([replaced])
         if self.path.exists():
             self.path.replace(replaced)
-        if self._until_recorded:
-            unfinished.keep_links(self._part)
         self._part.replace(self.path)
         files.sync_folder(self.path.parent)
         unfinished.clear([replaced])

@@ -57,7 +57,7 @@ def generate(
         "precision": precision,
         **attacks.versions(),
     }
-    with store.Writer(out, attributes, bounds=clean.bounds, compression=compression, until_recorded=True) as writer:
+    with store.Writer(out, attributes, bounds=clean.bounds, compression=compression) as writer:
         _attack_missing(clean, writer, attacker, f"attack with {name}")
     return store.ImageSet(out)
 

@@ -1,4 +1,6 @@
-"""How good a model in training is: what decides which of its epochs is kept."""
+"""How good a model in training is: what decides which of its epochs is kept, and the warning of a collapse."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from pipeline.harden import moving_target, params
 from pipeline.networks import precision, scores
 from pipeline.networks.prediction import BATCH_SIZE
 from pipeline.networks.scores import Validate, accuracy_on
+from pipeline.train.loop import Row
 
 
 def validation(recipe: params.Online | params.Finetune, val: Block, settings: params.Held, device: torch.device) -> Validate:
@@ -40,6 +43,27 @@ def robust_accuracy_on(val: Block, settings: params.Held, dtype: torch.dtype) ->
         return {"val_accuracy": robust, "val_clean": clean, "val_fgsm": fgsm, "val_pgd": robust}
 
     return validate
+
+
+def collapse(history: Sequence[Row]) -> str:
+    """A warning in the epoch in which training against single-step attacks fails (Wong et al., ICLR 2020), else nothing.
+
+    PGD accuracy then falls to less than half its best while FGSM accuracy does not fall.
+    """
+    if "val_fgsm" not in (history[-1] if history else {}):
+        return ""
+
+    def collapsed(rows: Sequence[Row]) -> bool:
+        best = max(rows, key=lambda row: row["val_pgd"])
+        return bool(rows[-1]["val_pgd"] < best["val_pgd"] / 2 and rows[-1]["val_fgsm"] >= best["val_fgsm"])
+
+    if not collapsed(history) or (len(history) > 1 and collapsed(history[:-1])):
+        return ""
+    best, last = max(history, key=lambda row: row["val_pgd"]), history[-1]
+    return (
+        f"collapse in epoch {last['epoch']}: held-out PGD accuracy fell from {best['val_pgd']:.3f} to {last['val_pgd']:.3f}, FGSM accuracy "
+        f"is {last['val_fgsm']:.3f}; epoch {best['epoch']} is kept (more steps, a random start or a smaller alpha help)"
+    )
 
 
 def _under(threat: Attack, target: nn.Module, exact: nn.Module, chosen: Block) -> float:

@@ -18,7 +18,7 @@ from pipeline.base.values import CLEAN
 from pipeline.harden import epoch_score, moving_target, refreshed_batches, refreshed_sets
 from pipeline.harden.params import Finetune, FinetuneParams
 from pipeline.networks import device, precision
-from pipeline.train import augmentation, loop, memory, mixing
+from pipeline.train import augmentation, checkpointed, memory, mixing
 
 
 def keys(model: str) -> list[str]:
@@ -57,7 +57,7 @@ def finetune() -> str:
     mixed = val if recipe.best_on == "robust" else store.join([sets[part].load("val") for part in recipe.mix])
     mixed_in = {part: images for part, images in sets.items() if part != CLEAN}
 
-    return loop.train(
+    return checkpointed.train(
         network,
         batches,
         epoch_score.validation(recipe, mixed, settings, processor),
@@ -78,6 +78,7 @@ def finetune() -> str:
             batches.passes if isinstance(batches, refreshed_batches.RefreshedBatches) else 0,
         ),
         also_write=lambda checkpoint: _store_refreshed(args.refreshed, mixed_in, batches, checkpoint, args.out, processor),
+        watch=epoch_score.collapse,
         device=processor,
     )
 

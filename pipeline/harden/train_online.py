@@ -10,7 +10,7 @@ from pipeline.base.values import CLEAN
 from pipeline.harden import epoch_score, moving_target, online_batches
 from pipeline.harden.params import OnlineParams
 from pipeline.networks import device, precision
-from pipeline.train import loop, mixing
+from pipeline.train import checkpointed, mixing
 
 
 def keys(model: str) -> list[str]:
@@ -41,7 +41,7 @@ def train_online() -> str:
         (first.network() if fixed else network).to(processor), val.images.shape[2], precision.dtype_for(recipe.precision, processor)
     )
     batches = online_batches.OnlineBatches(mixing.training_batches({CLEAN: clean}, recipe, processor), recipe, target, fixed=fixed)
-    return loop.train(
+    return checkpointed.train(
         network,
         batches,
         epoch_score.validation(recipe, val, settings, processor),
@@ -58,6 +58,7 @@ def train_online() -> str:
             "selection": settings.selection.model_dump_json(),
         },
         attack_passes=(0, batches.passes),
+        watch=epoch_score.collapse,
         device=processor,
     )
 

@@ -1,27 +1,38 @@
-"""Trained networks and the files that they are kept in: tensors and where they come from, plain values only."""
+"""Trained networks and the files that they are stored in.
 
-import io
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+A checkpoint is a safetensors file: the length of a header (8 bytes), the header as JSON, and the tensors. One metadata entry holds all
+the rest as JSON. With several entries, their order and so the bytes of the file would change from one run to the next.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
 from torch import Tensor
 from torchvision import models
 
 from pipeline.base import files
 from pipeline.base.errors import InputError, discarding
 from pipeline.base.untrusted import limits
-from pipeline.networks import resnet, torch_files
-from pipeline.networks.torch_files import UNREADABLE, is_state_dict, reason
+from pipeline.networks import resnet
+from pipeline.networks.torch_files import reason
 
-FORMAT = "resnet-checkpoint/1"
+FORMAT = "resnet-checkpoint/2"
+METADATA = "__metadata__"  # safetensors' own name
+ENTRY = "checkpoint"
+MAX_HEADER = 2**24  # bytes; with 1000 classes, the largest ResNet's takes 200,000
+DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # all that a stock ResNet has
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A trained network's tensors and where they come from; plain values only, so that it loads without running code."""
+    """A trained network's tensors and where they come from, as plain values."""
 
     architecture: str
     class_names: list[str]
@@ -29,65 +40,99 @@ class Checkpoint:
     provenance: dict[str, str | int | float]
 
     def network(self) -> models.ResNet:
-        """The network with these tensors, on the CPU, in evaluation mode."""
+        """Return the network with these tensors, on the CPU, in evaluation mode."""
         network = resnet.stock(self.architecture, len(self.class_names))
         network.load_state_dict(self.state_dict)
         return network.eval()
 
     def save(self, path: Path) -> None:
         """Write the checkpoint; the same content gives the same bytes."""
-        buffer = io.BytesIO()
-        torch.save({"format": FORMAT, **{field.name: getattr(self, field.name) for field in fields(self)}}, buffer)
-        files.write_bytes(path, buffer.getvalue())
+        about = {
+            "format": FORMAT,
+            "architecture": self.architecture,
+            "class_names": self.class_names,
+            "provenance": self.provenance,
+        }
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict.items()}
+        text = json.dumps(about, ensure_ascii=False, allow_nan=False)
+        files.write_bytes(path, safetensors.save(tensors, {ENTRY: text}))
 
 
 def load(path: Path, *, class_names: tuple[str, ...], architecture: str | None = None) -> Checkpoint:
-    """Read a checkpoint, tensors and plain values only.
+    """Read a checkpoint. Its tensors are read only where they are those of its architecture.
 
-    Raises InputError for a missing or foreign file, and for one of another architecture or other classes.
+    Raises InputError for a missing, damaged or foreign file, and for another architecture than the one given or other classes.
     """
     if not path.exists():
         raise InputError(f"{path}: no such model; `dvc repro` trains it")
-    limits.regular(path, "`dvc repro` makes it anew")
+    size = limits.regular(path, "`dvc repro` makes it again")
+    with _refusing(path):
+        header, n_bytes = _header(path, size)
+        checkpoint = _about(header.pop(METADATA))
+        claimed = {name: (entry["dtype"], entry["shape"]) for name, entry in header.items()}
+    _expect_model(path, checkpoint, architecture, class_names)
+    with torch.device("meta"):
+        expected = resnet.stock(checkpoint.architecture, len(class_names)).state_dict()
+    if claimed != {name: (DTYPES[tensor.dtype], list(tensor.shape)) for name, tensor in expected.items()}:
+        raise InputError(f"{path}: its tensors are not those of a {checkpoint.architecture}; {discarding(path)}")
+    with _refusing(path):
+        if n_bytes != (wanted := sum(tensor.nbytes for tensor in expected.values())):
+            raise InputError(f"expected {wanted:,} bytes of tensors, found {n_bytes:,}")
+        return replace(checkpoint, state_dict=safetensors.load(path.read_bytes()))
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn what damaged and foreign files raise into one line with a remedy."""
     try:
-        checkpoint = _checkpoint(torch_files.load(path))
-    except UNREADABLE as error:
-        if isinstance(error, MemoryError):
-            raise InputError(f"{path}: not enough memory to read it; free some memory and run this again") from error
-        if isinstance(error, OSError) and error.errno:
-            raise
+        yield
+    except MemoryError as error:
+        raise InputError(f"{path}: not enough memory to read it; free some memory and run this again") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise InputError(f"{path}: not a checkpoint of this pipeline ({reason(error)}); {discarding(path)}") from error
+
+
+def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
+    """Return the header of a file of `size` bytes, and how many bytes follow it."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(MAX_HEADER, size - 8):
+            raise InputError(f"its header claims {length:,} bytes, the file holds {size:,}")
+        text = file.read(length).decode()
+    return json.loads(text, object_pairs_hook=_distinct), size - 8 - length
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a name that stands twice: two readers might take different ones."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise InputError("its header has a name twice")
+    return found
+
+
+def _about(metadata: Mapping[str, str]) -> Checkpoint:
+    """Return the checkpoint that the metadata spells out, without its tensors."""
+    content = json.loads(metadata[ENTRY])
+    if content.pop("format", None) != FORMAT:
+        raise InputError("another format")
+    checkpoint = Checkpoint(state_dict={}, **content)
+    values = checkpoint.provenance.values() if isinstance(checkpoint.provenance, dict) else [None]
+    if not (
+        isinstance(checkpoint.architecture, str)
+        and isinstance(checkpoint.class_names, list)
+        and all(isinstance(name, str) for name in checkpoint.class_names)
+        and all(isinstance(value, str | int | float) for value in values)
+    ):
+        raise InputError("values of other types")
+    return checkpoint
+
+
+def _expect_model(path: Path, checkpoint: Checkpoint, architecture: str | None, class_names: tuple[str, ...]) -> None:
+    """Raise InputError for another architecture or other classes."""
+    if not resnet.is_known(checkpoint.architecture):
+        raise InputError(f"{path}: not a checkpoint of this pipeline (another architecture); {discarding(path)}")
     if architecture is not None and checkpoint.architecture != architecture:
         raise InputError(f"{path}: expected a {architecture}, as model.architecture says, found a {checkpoint.architecture}")
     if tuple(checkpoint.class_names) != class_names:
         raise InputError(
             f"{path}: expected the {len(class_names)} classes of the data, found a model for {len(checkpoint.class_names)} other ones"
         )
-    if not resnet.is_known(checkpoint.architecture):
-        raise InputError(f"{path}: not a checkpoint of this pipeline (another architecture); {discarding(path)}")
-    with torch.device("meta"):
-        expected = resnet.stock(checkpoint.architecture, len(class_names)).state_dict()
-    if _shapes(checkpoint.state_dict) != _shapes(expected):
-        raise InputError(f"{path}: its tensors are not those of a {checkpoint.architecture}; {discarding(path)}")
-    return checkpoint
-
-
-def _checkpoint(content: Any) -> Checkpoint:
-    """The checkpoint that a file's content spells out; raises ValueError or TypeError for any other content."""
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise InputError("another format")
-    checkpoint = Checkpoint(**content)
-    values = checkpoint.provenance.items() if isinstance(checkpoint.provenance, dict) else [(None, None)]
-    if not (
-        isinstance(checkpoint.architecture, str)
-        and isinstance(checkpoint.class_names, list)
-        and all(isinstance(name, str) for name in checkpoint.class_names)
-        and is_state_dict(checkpoint.state_dict)
-        and all(isinstance(key, str) and isinstance(value, str | int | float) for key, value in values)
-    ):
-        raise InputError("values of other types")
-    return checkpoint
-
-
-def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in state_dict.items()}

@@ -7,12 +7,12 @@ for the gradients waits in main memory (Rhu et al., "vDNN", MICRO 2016).
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.base import console
@@ -67,35 +67,29 @@ def fitted(network: nn.Module, images: Tensor, compute: Callable[[], Result]) ->
 
 
 class Offload:
-    """Computes the gradients of a network in training; from the first batch that does not fit on, with its activations in main memory."""
+    """Computes the gradients of a network in training; from the first batch that does not fit, with its activations in main memory."""
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
-        self._device, self._active = device, False
+        self._device = device
+        self._saving: Callable[[], AbstractContextManager[object]] = nullcontext
         self._statistics = list(network.buffers())
         self._before = [tensor.clone() for tensor in self._statistics]
 
     def fitted(self, gradients: Callable[[], Result]) -> Result:
-        """What `gradients` gives; it must begin by clearing the gradients there are. Raises OutOfMemoryError if it fits in neither way."""
+        """Return what `gradients` returns; it must begin by clearing the gradients. Raises OutOfMemoryError if it fits in neither way."""
         torch._foreach_copy_(self._before, self._statistics)  # one launch on a GPU; a loop of copies would be one for every layer
         try:
-            with saved_tensors_hooks(_to_main_memory, self._back) if self._active else nullcontext():
+            with self._saving():
                 return gradients()
         except torch.OutOfMemoryError:
-            if self._active:
+            if self._saving is save_on_cpu:
                 raise
         torch._foreach_copy_(self._statistics, self._before)  # a forward that was cut off may have moved some of them
-        self._active = True
+        self._saving = save_on_cpu
         _empty(self._device)
         where = f"the memory of {device.describe(self._device)}"
         console.say_once(f"training does not fit into {where}: going on in the same batches, slower, with activations in main memory")
         return self.fitted(gradients)
-
-    def _back(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device)
-
-
-def _to_main_memory(tensor: Tensor) -> Tensor:
-    return tensor.to("cpu")
 
 
 def _empty(full: torch.device) -> None:

@@ -1,6 +1,7 @@
 """Accuracies with their intervals, and the images that they are found on."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,10 +9,6 @@ from torch import nn
 
 from pipeline import networks
 from pipeline.base.store import Block
-
-if TYPE_CHECKING:
-    pass
-from collections.abc import Callable
 
 Mask = NDArray[np.bool_]
 

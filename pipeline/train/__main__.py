@@ -7,7 +7,7 @@ from pipeline import networks
 from pipeline.base import console, params, store
 from pipeline.base.values import CLEAN
 from pipeline.networks import device, scores
-from pipeline.train import augmentation, loop, mixing
+from pipeline.train import augmentation, checkpointed, mixing
 from pipeline.train.params import TrainParams
 
 KEYS = ("seed", "precision", "model", "training", "clean")  # of params.yaml, as dvc.yaml declares them
@@ -25,7 +25,7 @@ def train_clean() -> str:
     val = clean.load("val")
     pretrained = networks.pretrained_weights(settings.model)
     network = networks.build(settings.model, len(clean.class_names), settings.clean.seed, pretrained)
-    return loop.train(
+    return checkpointed.train(
         network,
         augmentation.AugmentedBatches(
             mixing.training_batches({CLEAN: clean}, settings.clean, processor), settings.clean.augment, settings.clean.seed

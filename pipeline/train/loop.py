@@ -1,36 +1,31 @@
-"""The one training loop: optimiser, schedule, the model of the best epoch, and going on after an interruption."""
+"""The one training loop: its steps, the model of the best epoch, and resuming after an interruption."""
 
 import functools
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision import models
 
-from pipeline import networks
-from pipeline.base import console, files, unfinished
+from pipeline.base import console, files
 from pipeline.base.errors import InputError
-from pipeline.base.values import Precision, Section
+from pipeline.base.values import Precision
 from pipeline.networks import matrix_products, torch_files
-from pipeline.networks.device import describe
 from pipeline.networks.memory_fit import Offload
 from pipeline.networks.precision import precision_for
-from pipeline.train import params
+from pipeline.networks.scores import Validate
+from pipeline.train import params, schedule
 
 SAVING = 0.1  # the greatest share of the time that goes into saving unfinished work
-COPIES = 12  # of the weights on the disk at most: unfinished work twice, of up to five copies each, and the checkpoint twice
 
-Scores = dict[str, float]
 Row = dict[str, Any]
+Watch = Callable[[Sequence[Row]], str]
 
 
 class Batches(Protocol):
@@ -63,18 +58,20 @@ class Fit:
 def fit(
     network: nn.Module,
     batches: Batches,
-    validate: Callable[[nn.Module], Scores],
+    validate: Validate,
     settings: params.Training,
     *,
     text: str,
     device: torch.device,
     part: Path | None = None,
+    watch: Watch = lambda _: "",
 ) -> Fit:
     """Train `network` in place and keep the first of the epochs with the best `val_accuracy`, in [0, 1], of what `validate` gives.
 
     Ends after `settings.epochs`, or after `settings.patience` epochs without a better one. With `part`, unfinished work is kept there and
     gone on with: the result is the same to the bit, on the same machine and build. Raises InputError when the loss is no longer finite, and
-    Interrupted after Ctrl-C or SIGTERM, once the current batch is done and saved.
+    Interrupted after Ctrl-C or SIGTERM, once the current batch is done and saved. `watch` reads the history after every epoch and returns
+    what to warn of, or nothing.
     """
     run = _Run(network, batches, settings, device)
     if part is not None and part.exists():
@@ -93,7 +90,7 @@ def fit(
                 raise InputError(f"{text}: the loss is {loss} after epoch {run.epoch + 1}; lower its lr in params.yaml (now {settings.lr})")
             run.close_epoch(validate(run.judged))
             bar.set_postfix_str(f"loss {run.history[-1]['train_loss']:.3f}, best {run.best['val_accuracy']:.4f}")
-            if warning := collapse(run.history):
+            if warning := watch(run.history):
                 console.say(f"{text}: {warning}")
             if run.is_finished:
                 saved.now()
@@ -103,66 +100,6 @@ def fit(
     return Fit(state_dict=state, best=run.best, history=run.history)
 
 
-def train(
-    network: nn.Module,
-    batches: Batches,
-    validate: Callable[[nn.Module], Scores],
-    settings: params.Training,
-    *,
-    text: str,
-    out: Path,
-    history: Path,
-    architecture: str,
-    class_names: Sequence[str],
-    provenance: Mapping[str, str | int | float],
-    attack_passes: tuple[int, int] = (0, 0),
-    also_write: Callable[[networks.Checkpoint], None] = lambda _: None,
-    device: torch.device,
-) -> str:
-    """Train, and write the best epoch's checkpoint, with where it comes from, and the history; returns what to say of it.
-
-    `attack_passes` are the gradients of single images that attacks computed for it, beforehand and in every epoch. `also_write` writes
-    whatever else comes of the training. What all this was made from is kept until DVC has recorded the stage.
-    """
-    origin = _origin(provenance, batches, settings, device)
-    part = unfinished.path_for(out, {**origin, "architecture": architecture})
-    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
-    files.require_space(out.parent, COPIES * weights + sum(tensor.nbytes for tensor in batches.state.values()), text)
-    unfinished.resume(part)
-    fitted = fit(network, batches, validate, settings, text=text, device=device, part=part)
-    checkpoint = networks.Checkpoint(
-        architecture=architecture,
-        class_names=list(class_names),
-        state_dict=fitted.state_dict,
-        provenance={
-            **origin,
-            "best.epoch": fitted.best["epoch"],
-            "best.val_accuracy": fitted.best["val_accuracy"],
-            "attack_passes": attack_passes[0] + attack_passes[1] * len(fitted.history),
-        },
-    )
-    checkpoint.save(out)
-    files.write_csv(history, fitted.history)
-    also_write(checkpoint)
-    part.replace(unfinished.finished(part))
-    kept = f"epoch {fitted.best['epoch']} of {len(fitted.history)} kept, validation accuracy {fitted.best['val_accuracy']:.4f}"
-    return f"{out}: {kept}, on {describe(device)}"
-
-
-def _origin(
-    provenance: Mapping[str, str | int | float], batches: Batches, settings: params.Training, device: torch.device
-) -> dict[str, str | int | float]:
-    """All that decides what comes out of a training, as plain values."""
-    return {
-        **provenance,
-        **{f"training.{key}": value if isinstance(value, str | int | float) else _plain(value) for key, value in settings},
-        "loading": batches.loading,
-        "device": device.type,
-        "precision": precision_for(settings.precision, device),
-        **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},
-    }
-
-
 class _Run:
     """A training under way."""
 
@@ -170,8 +107,8 @@ class _Run:
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.batches, self.settings = batches, settings
         self._forward = _forward(network, settings.precision, device)
-        self._optimizer = _optimizer(network, settings)
-        self._average = None if settings.ema is None else _average(network, settings.ema)
+        self._optimizer = schedule.optimizer(network, settings)
+        self._average = None if settings.ema is None else schedule.average(network, settings.ema)
         self._memory = Offload(network, device)
         self.epoch, self.batch = 0, 0
         self.totals = torch.zeros(3, device=device)
@@ -211,7 +148,7 @@ class _Run:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), logits.detach()
 
-    def close_epoch(self, scores: Scores) -> None:
+    def close_epoch(self, scores: dict[str, float]) -> None:
         """Enter the epoch into the history and keep its tensors if it is the best so far."""
         loss, n_right, n_images = self.totals.tolist()
         row = {"lr": self._lr(0.5), "train_loss": loss / n_images, "train_accuracy": n_right / n_images, **scores}
@@ -223,7 +160,7 @@ class _Run:
         self.totals.zero_()
 
     def _lr(self, batch: float) -> float:
-        return self.settings.lr * learning_rate(self.epoch + batch / len(self.batches), self.settings)
+        return self.settings.lr * schedule.learning_rate(self.epoch + batch / len(self.batches), self.settings)
 
     def save(self, path: Path) -> None:
         """Write all that the rest of the run depends on, which is little at its end."""
@@ -275,62 +212,8 @@ class _Saver:
             self.now()
 
 
-def collapse(history: Sequence[Row]) -> str:
-    """A warning in the epoch in which training against single-step attacks fails (Wong et al., ICLR 2020), else nothing.
-
-    PGD accuracy then falls to less than half its best while FGSM accuracy does not fall.
-    """
-    if "val_fgsm" not in (history[-1] if history else {}):
-        return ""
-
-    def collapsed(rows: Sequence[Row]) -> bool:
-        best = max(rows, key=lambda row: row["val_pgd"])
-        return bool(rows[-1]["val_pgd"] < best["val_pgd"] / 2 and rows[-1]["val_fgsm"] >= best["val_fgsm"])
-
-    if not collapsed(history) or (len(history) > 1 and collapsed(history[:-1])):
-        return ""
-    best, last = max(history, key=lambda row: row["val_pgd"]), history[-1]
-    return (
-        f"collapse in epoch {last['epoch']}: held-out PGD accuracy fell from {best['val_pgd']:.3f} to {last['val_pgd']:.3f}, FGSM accuracy "
-        f"is {last['val_fgsm']:.3f}; epoch {best['epoch']} is kept (more steps, a random start or a smaller alpha help)"
-    )
-
-
-def learning_rate(epoch: float, settings: params.Training) -> float:
-    """The factor on `settings.lr` at a fractional epoch: a linear warm-up from 0, then constant or half a cosine down to 0."""
-    if epoch < settings.warmup_epochs:
-        return epoch / settings.warmup_epochs
-    if settings.schedule == "constant":
-        return 1.0
-    done = (epoch - settings.warmup_epochs) / max(settings.epochs - settings.warmup_epochs, 1e-9)
-    return (1 + math.cos(math.pi * min(done, 1))) / 2
-
-
 def _forward(network: nn.Module, precision: Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The network's own forward, or the same function as bfloat16 matrix products."""
     if precision_for(precision, device) == "bf16" and isinstance(network, models.ResNet):
         return functools.partial(matrix_products.training_logits, network, dtype=torch.bfloat16)
     return network
-
-
-def _optimizer(network: nn.Module, settings: params.Training) -> torch.optim.Optimizer:
-    weights = network.parameters()
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(weights, lr=settings.lr, betas=(settings.momentum, 0.999), weight_decay=settings.weight_decay, fused=True)
-    return torch.optim.SGD(
-        weights,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.momentum > 0,
-        fused=True,
-    )
-
-
-def _average(network: nn.Module, decay: float) -> AveragedModel:
-    """A running average of the parameters and of BatchNorm's statistics, brought up to date after every step."""
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
-
-
-def _plain(value: object) -> str:
-    return json.dumps(value.model_dump(exclude_none=True) if isinstance(value, Section) else value)

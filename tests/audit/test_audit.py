@@ -320,11 +320,11 @@ def test_sets_of_two_models_are_mixed_refreshed_and_audited(joined):
     rows = audit.audit(joined, CPU)
     assert [row for row in rows if row.verdict != "ok"] == []
     parameters = {row.parameter for row in rows if row.stage == "finetune@again"}
-    assert {f"made from {path}" for path in (CLEAN, OWN_PGD, R_PGD, "models/clean.pt", "models/robust.pt")} <= parameters
+    assert {f"made from {path}" for path in (CLEAN, OWN_PGD, R_PGD, "models/clean.safetensors", "models/robust.safetensors")} <= parameters
     assert f"made from {FGSM}" not in parameters, "it is in no mix of this model"
     assert {"training rows of pgd", "training rows of clean-pgd", "finetuned.again.mix.clean-pgd"} <= parameters
-    assert {f"{AGAIN}/clean-pgd made with {path}" for path in (R_PGD, "models/clean.pt", "models/again.pt")} <= parameters
-    assert {f"{AGAIN}/pgd made with {path}" for path in (OWN_PGD, "models/robust.pt", "models/again.pt")} <= parameters
+    assert {f"{AGAIN}/clean-pgd made with {path}" for path in (R_PGD, "models/clean.safetensors", "models/again.safetensors")} <= parameters
+    assert {f"{AGAIN}/pgd made with {path}" for path in (OWN_PGD, "models/robust.safetensors", "models/again.safetensors")} <= parameters
     assert sorted(path.name for path in (joined / AGAIN).iterdir()) == ["clean-pgd", "pgd"]
     accuracies = [row.parameter for row in rows if row.stage == "evaluate@again" and row.parameter.startswith("accuracy")]
     assert accuracies == [f"accuracy on {name}" for name in ("clean", "fgsm", "pgd", "mixed")], "its transfer is from one model"
@@ -346,23 +346,26 @@ def test_a_set_of_the_parent_in_the_place_of_another_model_s_is_found(twice):
     shutil.copytree(twice / OWN_PGD, twice / R_PGD)
     for path in (R_PGD, "data/adversarial/sources"):
         relock(twice, path)
-    assert failures_of(twice, "generate_source@clean-pgd")["made from models/clean.pt"].startswith("recorded ")
+    assert failures_of(twice, "generate_source@clean-pgd")["made from models/clean.safetensors"].startswith("recorded ")
     found = failures_of(twice, "finetune@again")
     assert found.keys() == {f"made from {R_PGD}", f"{AGAIN}/clean-pgd made with {R_PGD}", f"{AGAIN}/clean-pgd validation rows"}
     assert found[f"made from {R_PGD}"].startswith("recorded ")
 
 
 def test_another_source_model_is_found(twice):
-    replace(twice / "models/clean.pt", lambda path: shutil.copy(twice / "models/refreshed.pt", path))
-    relock(twice, "models/clean.pt")
-    assert failures_of(twice, "finetune@again").keys() == {"made from models/clean.pt", f"{AGAIN}/clean-pgd made with models/clean.pt"}
+    replace(twice / "models/clean.safetensors", lambda path: shutil.copy(twice / "models/refreshed.safetensors", path))
+    relock(twice, "models/clean.safetensors")
+    assert failures_of(twice, "finetune@again").keys() == {
+        "made from models/clean.safetensors",
+        f"{AGAIN}/clean-pgd made with models/clean.safetensors",
+    }
 
 
 def test_two_sets_of_one_name_are_a_failure(twice):
     shutil.rmtree(twice / PGD)
     shutil.copytree(twice / FGSM, twice / PGD)
     relock(twice, PGD)
-    assert failures_of(twice, "finetune@refreshed")["models/refreshed.pt"] == f"{PGD}: made by fgsm, as {FGSM} is; run `dvc repro`"
+    assert failures_of(twice, "finetune@refreshed")["models/refreshed.safetensors"] == f"{PGD}: made by fgsm, as {FGSM} is; run `dvc repro`"
 
 
 def test_a_threat_that_only_a_set_of_another_model_trained_on_is_compared(twice):
@@ -372,7 +375,7 @@ def test_a_threat_that_only_a_set_of_another_model_trained_on_is_compared(twice)
 
 
 FINETUNE = (
-    "python -m pipeline.harden.finetune --clean data/clean --out models/again.pt --history plots/x/history.csv"
+    "python -m pipeline.harden.finetune --clean data/clean --out models/again.safetensors --history plots/x/history.csv"
     " --refreshed data/refreshed/x --model {model} --adversarial {own} --sources {sources}"
 )
 SOURCES = "data/adversarial/sources"
@@ -381,16 +384,16 @@ SOURCES = "data/adversarial/sources"
 @pytest.mark.parametrize(
     ("model", "own", "sources", "message"),
     [
-        ("models/clean.pt", "data/adversarial/robust", SOURCES, f"{OWN_PGD}: made with other params, .*: model.sha256: expected "),
-        ("models/nope.pt", "data/adversarial/robust", SOURCES, "models/nope.pt: no such model; `dvc repro` trains it"),
+        ("models/clean.safetensors", "data/adversarial/robust", SOURCES, f"{OWN_PGD}: made with other params, .*: model.sha256: expected "),
+        ("models/nope.safetensors", "data/adversarial/robust", SOURCES, "models/nope.safetensors: no such model; `dvc repro` trains it"),
         ("params.yaml", "data/adversarial/robust", SOURCES, "params.yaml: not a checkpoint of this pipeline"),
         (
-            "models/robust.pt",
+            "models/robust.safetensors",
             "data/adversarial/robust",
             "data/adversarial",
             r"data/adversarial/nope/pgd: no such image set, which finetuned.again mixes \(found none\)",
         ),
-        ("models/robust.pt", AGAIN, SOURCES, f"{AGAIN}/pgd: .*: kind: expected adversarial, found refreshed"),
+        ("models/robust.safetensors", AGAIN, SOURCES, f"{AGAIN}/pgd: .*: kind: expected adversarial, found refreshed"),
     ],
 )
 def test_sets_that_the_mix_does_not_name_are_refused(twice, model, own, sources, message):
@@ -444,37 +447,37 @@ def test_a_param_in_another_notation_is_the_same_param(folder):
 
 
 def test_a_changed_byte_of_a_checkpoint_is_found(folder):
-    path = own(folder / "models/robust.pt")
+    path = own(folder / "models/robust.safetensors")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     found = failures(folder)
-    assert "on the disk" in found["finetune@robust: output models/robust.pt"]
-    assert "recorded" in found["evaluate@robust: judges models/robust.pt"]
-    assert "differs from models/robust.pt" in found["export: submission"]
+    assert "on the disk" in found["finetune@robust: output models/robust.safetensors"]
+    assert "recorded" in found["evaluate@robust: judges models/robust.safetensors"]
+    assert "differs from models/robust.safetensors" in found["export: submission"]
 
 
 def test_a_swapped_model_is_found_by_all_that_was_made_with_it(folder):
-    replace(folder / "models/clean.pt", lambda path: shutil.copy(folder / "models/robust.pt", path))
-    relock(folder, "models/clean.pt")
+    replace(folder / "models/clean.safetensors", lambda path: shutil.copy(folder / "models/robust.safetensors", path))
+    relock(folder, "models/clean.safetensors")
     found = failures(folder)
     for row in (
-        "generate@clean-pgd: made from models/clean.pt",
-        "finetune@robust: made from models/clean.pt",
-        "evaluate@clean: judges models/clean.pt",
+        "generate@clean-pgd: made from models/clean.safetensors",
+        "finetune@robust: made from models/clean.safetensors",
+        "evaluate@clean: judges models/clean.safetensors",
     ):
         assert found[row].startswith("recorded "), row
     assert "train_clean: clean.epochs" in found
 
 
 def test_changed_provenance_is_found(folder):
-    path = folder / "models/robust.pt"
+    path = folder / "models/robust.safetensors"
     checkpoint = networks.load(path, architecture="resnet18", class_names=project.Project(folder, CPU).class_names)
     checkpoint.provenance.update({"training.lr": 0.5, "pgd.digest": "0", "best.val_accuracy": 0.99, "versions.torch": "1.0"})
     replace(path, checkpoint.save)
-    relock(folder, "models/robust.pt")
+    relock(folder, "models/robust.safetensors")
     found = failures(folder)
-    assert found["finetune@robust: training.lr"] == "dvc.lock: 0.01; params.yaml: 0.01; models/robust.pt: 0.5"
+    assert found["finetune@robust: training.lr"] == "dvc.lock: 0.01; params.yaml: 0.01; models/robust.safetensors: 0.5"
     assert found[f"finetune@robust: made from {PGD}"].startswith("recorded 0, is ")
     assert found["finetune@robust: best epoch"].startswith("recorded epoch 1 with 0.990000, history: epoch 1 with ")
     (row,) = [row for row in audit.audit(folder, CPU) if row.parameter == "torch" and row.verdict == "warning"]
@@ -483,20 +486,20 @@ def test_changed_provenance_is_found(folder):
 
 def test_a_changed_hash_in_the_lock_is_found(folder):
     text = (folder / "dvc.lock").read_text()
-    md5 = lineage.recorded(folder)["train_clean"].outs["models/clean.pt"]
+    md5 = lineage.recorded(folder)["train_clean"].outs["models/clean.safetensors"]
     replace(folder / "dvc.lock", lambda path: path.write_text(text.replace(md5, "f" * 32, 1)))
     found = failures(folder)
-    remedy = f"run `python -m pipeline discard {folder}/models/clean.pt`, then `dvc repro`"
-    assert found["train_clean: output models/clean.pt"] == f"dvc.lock: MD5 ffffffffffff, on the disk: {md5[:12]}; {remedy}"
-    assert found["finetune@robust: input models/clean.pt"] == f"read with MD5 {md5[:12]}, but train_clean wrote ffffffffffff"
+    remedy = f"run `python -m pipeline discard {folder}/models/clean.safetensors`, then `dvc repro`"
+    assert found["train_clean: output models/clean.safetensors"] == f"dvc.lock: MD5 ffffffffffff, on the disk: {md5[:12]}; {remedy}"
+    assert found["finetune@robust: input models/clean.safetensors"] == f"read with MD5 {md5[:12]}, but train_clean wrote ffffffffffff"
 
 
 def test_an_input_that_no_stage_wrote_so_is_found(folder):
     text = (folder / "dvc.lock").read_text()
     before, after = text.split("  finetune@robust:", 1)
-    md5 = lineage.recorded(folder)["train_clean"].outs["models/clean.pt"]
+    md5 = lineage.recorded(folder)["train_clean"].outs["models/clean.safetensors"]
     replace(folder / "dvc.lock", lambda path: path.write_text(before + "  finetune@robust:" + after.replace(md5, "f" * 32, 1)))
-    assert "MD5 ffffffffffff" in failures(folder)["finetune@robust: input models/clean.pt"]
+    assert "MD5 ffffffffffff" in failures(folder)["finetune@robust: input models/clean.safetensors"]
 
 
 def test_changed_raw_data_and_changed_code_are_found(folder):
@@ -523,7 +526,7 @@ def test_bytecode_beside_the_code_changes_nothing(folder):
         (lambda metrics: metrics["transfer"]["pgd"].update(made_against_this_model=True), "kind of pgd"),
         (lambda metrics: metrics["robust"]["pgd"].update(accuracy=0.999), "robust accuracy, pgd"),
         (lambda metrics: metrics["robust"]["pgd"].update(steps=100), "evaluate.threats.pgd.steps"),
-        (lambda metrics: metrics.update(sha256="0"), "judges models/robust.pt"),
+        (lambda metrics: metrics.update(sha256="0"), "judges models/robust.safetensors"),
     ],
 )
 def test_a_changed_metric_with_a_new_hash_is_found(folder, edit, row):
@@ -621,9 +624,9 @@ def test_pretrained_weights_are_held_to_their_file(folder):
 
     def row(**provenance):
         opened = project.Project(folder, CPU)
-        checkpoint = opened.checkpoint("models/clean.pt")
+        checkpoint = opened.checkpoint("models/clean.safetensors")
         checkpoint.provenance.update(provenance)
-        found = recomputation._pretrained(opened, "train_clean", "models/clean.pt", checkpoint)
+        found = recomputation._pretrained(opened, "train_clean", "models/clean.safetensors", checkpoint)
         return found.verdict, found.value
 
     assert row() == ("ok", "none, from scratch")

@@ -68,7 +68,7 @@ def test_an_interruption_that_was_brought_to_an_end_says_what_was_done(capsys):
             OSError(28, "No space left on device"),
             "error: the disk is full ([Errno 28] No space left on device); free some space and run it",
         ),
-        (PermissionError(13, "Permission denied", "models/clean.pt"), "error: models/clean.pt: Permission denied"),
+        (PermissionError(13, "Permission denied", "models/clean.safetensors"), "error: models/clean.safetensors: Permission denied"),
     ],
 )
 def test_what_the_system_says_of_a_file_or_a_full_disk_is_one_line(error, line):

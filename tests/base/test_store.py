@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.base import store, unfinished
+from pipeline.base import store
 from pipeline.base.errors import InputError
 from tests.conftest import make_block, write_set
 
@@ -121,27 +121,6 @@ def test_an_interrupted_set_goes_on_and_a_changed_one_starts_anew(tmp_path, bloc
             writer.write(start, part(block, start, stop))
     assert store.ImageSet(path).digest == clean.digest
     assert not list(tmp_path.glob(".set.*"))
-
-
-def test_a_set_that_was_never_recorded_is_not_made_twice(tmp_path, block, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path, bounds = tmp_path / "set", store.shard_bounds(40, 16)
-
-    def made():
-        """The rows that had to be written, and the bytes of the set."""
-        with store.Writer(path, {"kind": "clean", "class_names": '["a"]'}, bounds=bounds, until_recorded=True) as writer:
-            missing = writer.missing()
-            for start, stop in missing:
-                writer.write(start, part(block, start, stop))
-        return missing, [shard.read_bytes() for shard in sorted(path.iterdir())]
-
-    missing, first = made()
-    assert missing == bounds
-    shutil.rmtree(path)  # as DVC does before it runs a stage again
-    assert made() == ([], first)
-    shutil.rmtree(path)
-    unfinished.RECORD.touch()
-    assert made() == (bounds, first), "recorded: who asks for it again wants it again"
 
 
 def test_an_incomplete_set_never_gets_its_name(tmp_path, block, clean):

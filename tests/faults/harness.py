@@ -30,7 +30,7 @@ from ruamel.yaml import YAML
 
 from pipeline import attacks
 from pipeline.audit import lineage
-from pipeline.base import files, unfinished
+from pipeline.base import files
 from pipeline.train import loop
 from tests.conftest import ROOT
 
@@ -110,7 +110,6 @@ class Pipeline:
                     break
             else:
                 raise AssertionError(f"{name} never came to its end: {(self.folder / 'log').read_text()[-2000:]}")
-            unfinished.clear(sorted(self.folder.rglob(f".*{unfinished.FINISHED}")))  # DVC has recorded the stage
 
     def _drawn(self, kinds: dict[str, "Fault"]) -> str:
         names = sorted(kinds)

@@ -67,6 +67,14 @@ VALUES = [
     ),
 ]
 
+# In the header of a safetensors file, and in the JSON inside it: numbers, dtypes, names.
+HEADER_EDITS = [
+    (rb"\d+", [*(str(number).encode() for number in NUMBERS), b"-1", b"1.0", b"1e999", b"true", b"[]", b"9" * 5000]),
+    (rb"F32|I64", [b"F64", b"F16", b"BF16", b"I32", b"U8", b"BOOL", b"F4", b"X"]),
+    (rb'\\?"[^"\\]*\\?"', [b'""', b"null", b"{}", b'"\\ud800"', b'"__metadata__"', b"[" * 5000, b'\\"\\"', b"NaN"]),
+    (rb"[\[\]{}:,]", [b"", b"[", b"}", b",,"]),
+]
+
 # What reading a file raises that was changed so much before that its structure cannot be followed.
 UNFIT = (ValueError, LookupError, EOFError, RuntimeError, OSError, zipfile.BadZipFile, zlib.error, struct.error)
 
@@ -273,9 +281,27 @@ def torch_file(content, others, rng):
     return archive(content, others, rng, pickled) if content.startswith(b"PK") else pickled(content, others, rng)
 
 
+def safetensors(content, others, rng):
+    """A header with other numbers, dtypes and words, of the length that the file claims, or of another one."""
+    length = int.from_bytes(content[:8], "little")
+    header, tensors = content[8 : 8 + length], content[8 + length :]
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        pattern, choices = rng.choice(HEADER_EDITS)
+        found = list(re.finditer(pattern, header))
+        if not found:
+            continue
+        start, end = rng.choice(found).span()
+        header = header[:start] + rng.choice(choices) + header[end:]
+    if rng.random() < 0.2:
+        header = any_bytes(header, others, rng)
+    claimed = len(header) if rng.random() < 0.9 else rng.choice([*NUMBERS, length])
+    return struct.pack("<Q", claimed) + header + tensors
+
+
 STRUCTURED = {
     "yaml": yaml_text,
     "npz": lambda content, others, rng: archive(content, others, rng, npy),
+    "safetensors": safetensors,
     "torch": torch_file,
     "hdf5": hdf5,
     "image": any_bytes,

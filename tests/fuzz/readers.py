@@ -2,6 +2,7 @@
 
 import io
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from PIL import Image
 from pipeline import document, networks
 from pipeline.base import store
 from pipeline.networks import resnet
-from pipeline.networks.checkpoint import FORMAT
 from pipeline.prepare import sources
 from pipeline.prepare.params import Hdf5
 from tests import samples
@@ -136,8 +136,6 @@ def shard(folder, **filters):
 
 
 def shards(**filters):
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         return [shard(Path(folder), **filters)]
 
@@ -167,7 +165,9 @@ def checkpoint_files():
     content = networks.Checkpoint(
         architecture="resnet18", class_names=["a", "b", "c"], state_dict=tiny().state_dict(), provenance={"seed": 1}
     )
-    return [written(lambda file: torch.save({"format": FORMAT, **vars(content)}, file))]
+    with tempfile.TemporaryDirectory() as folder:
+        content.save(Path(folder) / "model.safetensors")
+        return [(Path(folder) / "model.safetensors").read_bytes()]
 
 
 def weight_files():
@@ -188,6 +188,6 @@ READERS = {
     "shard_zstd": Reader("00000.h5", "hdf5", lambda: shards(**hdf5plugin.Zstd()), read_shard),
     "shard_blosc2": Reader("00000.h5", "hdf5", lambda: shards(**hdf5plugin.Blosc2()), read_shard),
     "image_folder": Reader("a.png", "image", images, read_image_folder),
-    "checkpoint": Reader("model.pt", "torch", checkpoint_files, read_checkpoint),
+    "checkpoint": Reader("model.safetensors", "safetensors", checkpoint_files, read_checkpoint),
     "weights": Reader("own.pth", "torch", weight_files, read_weights),
 }

@@ -54,3 +54,15 @@ def test_the_recipe_decides_how_its_epochs_are_compared(settings, network):
     robust = Finetune.model_validate({**settings.finetuned["robust"].model_dump(), "best_on": "robust", "precision": "fp32"})
     assert "val_pgd" in epoch_score.validation(robust, val, settings, CPU)(network)
     assert np.isfinite(list(epoch_score.validation(robust, val, settings, CPU)(network).values())).all()
+
+
+def test_collapse_is_said_once_when_pgd_accuracy_falls_and_fgsm_accuracy_does_not():
+    history = [{"epoch": number, "val_pgd": pgd, "val_fgsm": fgsm} for number, pgd, fgsm in ((1, 0.3, 0.4), (2, 0.05, 0.9), (3, 0.0, 0.95))]
+    assert epoch_score.collapse(history[:1]) == ""
+    assert epoch_score.collapse(history[:2]).startswith(
+        "collapse in epoch 2: held-out PGD accuracy fell from 0.300 to 0.050, FGSM accuracy is 0.900; epoch 1 is kept"
+    )
+    assert epoch_score.collapse(history) == ""
+    assert epoch_score.collapse([{"epoch": 1, "val_accuracy": 0.1}]) == ""
+    both_fall = [{"epoch": 1, "val_pgd": 0.3, "val_fgsm": 0.4}, {"epoch": 2, "val_pgd": 0.1, "val_fgsm": 0.2}]
+    assert epoch_score.collapse(both_fall) == ""

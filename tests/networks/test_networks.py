@@ -1,7 +1,5 @@
 import hashlib
 import http.server
-import io
-import os
 import threading
 
 import numpy as np
@@ -13,24 +11,10 @@ from torchvision import models
 from pipeline import networks
 from pipeline.base import console
 from pipeline.base.errors import InputError
-from pipeline.networks.checkpoint import FORMAT
 from pipeline.networks.params import Model
 from tests import samples
 
 NAMES = ("a", "b", "c")
-
-
-@pytest.fixture
-def checkpoint(network):
-    return networks.Checkpoint(
-        architecture="resnet18", class_names=list(NAMES), state_dict=network.state_dict(), provenance={"seed": 1, "weights": "none"}
-    )
-
-
-@pytest.fixture
-def path(checkpoint, tmp_path):
-    checkpoint.save(tmp_path / "model.pt")
-    return tmp_path / "model.pt"
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet34", "resnet50"])
@@ -136,7 +120,7 @@ def test_weights_from_a_file(own, network):
         started()
     torch.save(network.state_dict(), own)
     assert (started().conv1.weight == network.conv1.weight).all()
-    refused(own, Harmful(), "not a file of tensors that can be read safely")
+    refused(own, samples.Harmful(), "not a file of tensors that can be read safely")
 
 
 @pytest.mark.parametrize(
@@ -245,45 +229,6 @@ def test_starting_weights_are_checked_before_anything_runs(own, hub, capsys):
     hub.file.write_bytes(b"another file")
     with pytest.raises(InputError, match=r"^params.yaml: model.weights: .* expected a SHA-256 that begins with"):
         networks.expect_weights(IMAGENET, "params.yaml: model")
-
-
-def test_a_checkpoint_comes_back_as_it_was(checkpoint, path, network):
-    loaded = networks.load(path, architecture="resnet18", class_names=NAMES)
-    assert loaded.provenance == checkpoint.provenance
-    images = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(loaded.network()(images), network(images))
-    assert not loaded.network().training
-
-
-def test_the_same_checkpoint_gives_the_same_bytes(checkpoint, path, tmp_path):
-    checkpoint.save(tmp_path / "sub/other.pt")
-    assert path.read_bytes() == (tmp_path / "sub/other.pt").read_bytes()
-
-
-class Harmful:
-    def __reduce__(self):
-        return os.system, ("touch harmed",)
-
-
-@pytest.mark.parametrize("content", [{"format": "other"}, [1, 2], Harmful(), {"format": FORMAT, "surprise": 1}])
-def test_foreign_files_are_refused_and_never_run(path, tmp_path, monkeypatch, content):
-    monkeypatch.chdir(tmp_path)
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    for raw in (buffer.getvalue(), b"", b"hello", path.read_bytes()[:5000]):
-        path.write_bytes(raw)
-        with pytest.raises(InputError, match=r"model.pt: not a checkpoint of this pipeline"):
-            networks.load(path, architecture="resnet18", class_names=NAMES)
-    assert not (tmp_path / "harmed").exists()
-
-
-def test_models_that_do_not_fit_are_refused(path, tmp_path):
-    with pytest.raises(InputError, match=r"expected a resnet50, as model.architecture says, found a resnet18"):
-        networks.load(path, architecture="resnet50", class_names=NAMES)
-    with pytest.raises(InputError, match=r"expected the 2 classes of the data, found a model for 3 other ones"):
-        networks.load(path, architecture="resnet18", class_names=("a", "b"))
-    with pytest.raises(InputError, match=r"no such model; `dvc repro` trains it"):
-        networks.load(tmp_path / "none.pt", architecture="resnet18", class_names=NAMES)
 
 
 def test_predictions_do_not_depend_on_the_batch_and_leave_the_mode(network):

@@ -1,58 +1,25 @@
+import functools
 import math
 import signal
 
 import pytest
 import torch
-from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torchvision import models
 
-from pipeline.base import console, files, unfinished
+from pipeline.base import console
 from pipeline.base.errors import InputError
 from pipeline.networks import memory_fit
 from pipeline.networks.precision import precision_for
 from pipeline.networks.scores import accuracy_on
-from pipeline.train import augmentation, loop, mixing
+from pipeline.train import augmentation, loop
 from tests.conftest import make_block
 from tests.small_networks import FullInBackward
-
-CPU = torch.device("cpu")
-
-
-class Tiny(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8 * 8, 3))
-
-    def forward(self, images):
-        return self.layers(images)
-
-
-@pytest.fixture
-def batches():
-    return augmentation.AugmentedBatches(
-        mixing.MixedBatches({"clean": make_block(64)}, {"clean": 16}, seed=0, device=CPU), "flip+crop", seed=0
-    )
-
-
-@pytest.fixture
-def recipe(settings):
-    return settings.clean.model_copy(update={"epochs": 4, "batch_size": 16, "warmup_epochs": 1.0})
+from tests.train.conftest import CPU, Tiny, scores
 
 
 def plain(batches):
     return augmentation.AugmentedBatches(batches._batches, "none", seed=0)
-
-
-def scores(*values):
-    """A validation that gives these accuracies in turn and notes the network's weights each time."""
-    seen = []
-
-    def validate(network):
-        seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
-        return {"val_accuracy": values[len(seen) - 1]}
-
-    return validate, seen
 
 
 def test_the_first_of_the_best_epochs_is_kept(batches, recipe):
@@ -77,13 +44,6 @@ def test_a_loss_that_is_no_number_stops_with_advice(batches, recipe):
     recipe = recipe.model_copy(update={"lr": 1e30, "warmup_epochs": 0.0})
     with pytest.raises(InputError, match=r"the loss is nan after epoch \d; lower its lr in params.yaml \(now 1e\+30\)"):
         loop.fit(Tiny(), batches, lambda _: {"val_accuracy": 0.0}, recipe, text="t", device=CPU)
-
-
-def test_learning_rate_schedules(recipe):
-    cosine = [loop.learning_rate(epoch, recipe) for epoch in (0, 0.5, 1, 2.5, 4)]
-    assert cosine == pytest.approx([0, 0.5, 1, 0.5, 0])
-    constant = recipe.model_copy(update={"schedule": "constant", "warmup_epochs": 0.0})
-    assert {loop.learning_rate(epoch, constant) for epoch in (0, 1, 4)} == {1.0}
 
 
 def test_the_loss_is_the_mean_over_images(batches, recipe):
@@ -194,7 +154,9 @@ class Greedy(Tiny):
 def test_training_that_does_not_fit_goes_on_with_the_same_bytes(batches, recipe, where, monkeypatch, capsys):
     console.say_once.cache_clear()
     moved, validate = [], accuracy_on(make_block(64), 64)
-    monkeypatch.setattr(memory_fit, "_to_main_memory", lambda tensor: moved.append(tensor.shape) or tensor.clone())
+    # On a CPU, torch's own `save_on_cpu` has nothing to move.
+    saving = functools.partial(saved_tensors_hooks, lambda tensor: moved.append(tensor.shape) or tensor.clone(), lambda tensor: tensor)
+    monkeypatch.setattr(memory_fit, "save_on_cpu", saving)
     whole = loop.fit(Tiny(), batches, validate, recipe, text="t", device=CPU)
     assert not moved
     network = Greedy(where, {3})
@@ -221,61 +183,9 @@ def test_unfinished_work_that_cannot_be_read_is_said_and_started_again(batches, 
     assert "cannot be read; starting from the beginning" in capsys.readouterr().out
 
 
-def test_train_writes_the_best_epoch_and_keeps_what_it_takes_until_dvc_records_it(batches, recipe, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    also = []
+def test_what_the_watcher_says_of_an_epoch_is_printed(batches, recipe, capsys):
+    def watch(history):
+        return f"{len(history)} epochs" if len(history) == 2 else ""
 
-    def train(validate):
-        return loop.train(
-            Tiny(),
-            batches,
-            validate,
-            recipe,
-            text="t",
-            out=tmp_path / "m.pt",
-            history=tmp_path / "h.csv",
-            architecture="resnet18",
-            class_names=["a", "b", "c"],
-            provenance={"clean.digest": "d"},
-            attack_passes=(100, 7),
-            also_write=lambda checkpoint: also.append((checkpoint, len(list(tmp_path.glob(".*.part"))))),
-            device=CPU,
-        )
-
-    done = train(scores(0.1, 0.5, 0.3, 0.2)[0])
-    assert done.startswith(f"{tmp_path}/m.pt: epoch 2 of 4 kept, validation accuracy 0.5000")
-    (kept,) = tmp_path.glob(".*.part")
-    assert kept.name.endswith(unfinished.FINISHED)
-    written = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path != kept}
-    assert sorted(written) == ["h.csv", "m.pt"]
-    ((checkpoint, n_unfinished),) = also
-    assert n_unfinished == 1, "unfinished work is given up last"
-    assert torch.load(tmp_path / "m.pt", weights_only=True)["provenance"] == checkpoint.provenance
-    assert checkpoint.provenance["best.epoch"] == 2
-    assert checkpoint.provenance["attack_passes"] == 100 + 4 * 7
-    assert files.sha256(tmp_path / "m.pt")
-
-    def run_again():
-        for name in written:  # as DVC does
-            (tmp_path / name).unlink()
-        validate, seen = scores(0.1, 0.5, 0.3, 0.2)
-        train(validate)
-        assert {name: (tmp_path / name).read_bytes() for name in written} == written
-        return len(seen)
-
-    assert run_again() == 0, "never recorded: nothing is done twice"
-    assert "all 4 epochs were done before" in capsys.readouterr().out
-    unfinished.RECORD.touch()
-    assert run_again() == 4, "recorded: who asks for it again wants it again"
-
-
-def test_collapse_is_said_once_when_pgd_accuracy_falls_and_fgsm_accuracy_does_not():
-    history = [{"epoch": number, "val_pgd": pgd, "val_fgsm": fgsm} for number, pgd, fgsm in ((1, 0.3, 0.4), (2, 0.05, 0.9), (3, 0.0, 0.95))]
-    assert loop.collapse(history[:1]) == ""
-    assert loop.collapse(history[:2]).startswith(
-        "collapse in epoch 2: held-out PGD accuracy fell from 0.300 to 0.050, FGSM accuracy is 0.900; epoch 1 is kept"
-    )
-    assert loop.collapse(history) == ""
-    assert loop.collapse([{"epoch": 1, "val_accuracy": 0.1}]) == ""
-    both_fall = [{"epoch": 1, "val_pgd": 0.3, "val_fgsm": 0.4}, {"epoch": 2, "val_pgd": 0.1, "val_fgsm": 0.2}]
-    assert loop.collapse(both_fall) == ""
+    loop.fit(Tiny(), batches, scores(0.1, 0.2, 0.3, 0.4)[0], recipe, text="t", device=CPU, watch=watch)
+    assert capsys.readouterr().out == "t: 2 epochs\n"

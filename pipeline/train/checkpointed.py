@@ -1,0 +1,84 @@
+"""A training whose best epoch becomes a checkpoint that says where it comes from."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline import networks
+from pipeline.base import files, unfinished
+from pipeline.base.values import Section
+from pipeline.networks.device import describe
+from pipeline.networks.precision import precision_for
+from pipeline.networks.scores import Validate
+from pipeline.train import params
+from pipeline.train.loop import Batches, Watch, fit
+
+COPIES = 12  # of the weights on the disk at most: unfinished work twice, of up to five copies each, and the checkpoint twice
+
+
+def train(
+    network: nn.Module,
+    batches: Batches,
+    validate: Validate,
+    settings: params.Training,
+    *,
+    text: str,
+    out: Path,
+    history: Path,
+    architecture: str,
+    class_names: Sequence[str],
+    provenance: Mapping[str, str | int | float],
+    attack_passes: tuple[int, int] = (0, 0),
+    also_write: Callable[[networks.Checkpoint], None] = lambda _: None,
+    watch: Watch = lambda _: "",
+    device: torch.device,
+) -> str:
+    """Train, write the best epoch's checkpoint and the history, and return what to say of it.
+
+    `attack_passes` counts the gradients of single images that attacks computed: beforehand, and in every epoch. `also_write` writes
+    whatever else the training makes. `watch` is passed to `loop.fit`. The unfinished work is deleted last.
+    """
+    origin = _origin(provenance, batches, settings, device)
+    part = unfinished.path_for(out, {**origin, "architecture": architecture})
+    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
+    files.require_space(out.parent, COPIES * weights + sum(tensor.nbytes for tensor in batches.state.values()), text)
+    fitted = fit(network, batches, validate, settings, text=text, device=device, part=part, watch=watch)
+    checkpoint = networks.Checkpoint(
+        architecture=architecture,
+        class_names=list(class_names),
+        state_dict=fitted.state_dict,
+        provenance={
+            **origin,
+            "best.epoch": fitted.best["epoch"],
+            "best.val_accuracy": fitted.best["val_accuracy"],
+            "attack_passes": attack_passes[0] + attack_passes[1] * len(fitted.history),
+        },
+    )
+    checkpoint.save(out)
+    files.write_csv(history, fitted.history)
+    also_write(checkpoint)
+    part.unlink()
+    kept = f"epoch {fitted.best['epoch']} of {len(fitted.history)} kept, validation accuracy {fitted.best['val_accuracy']:.4f}"
+    return f"{out}: {kept}, on {describe(device)}"
+
+
+def _origin(
+    provenance: Mapping[str, str | int | float], batches: Batches, settings: params.Training, device: torch.device
+) -> dict[str, str | int | float]:
+    """All that decides what comes out of a training, as plain values."""
+    return {
+        **provenance,
+        **{f"training.{key}": value if isinstance(value, str | int | float) else _plain(value) for key, value in settings},
+        "loading": batches.loading,
+        "device": device.type,
+        "precision": precision_for(settings.precision, device),
+        **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},
+    }
+
+
+def _plain(value: object) -> str:
+    return json.dumps(value.model_dump(exclude_none=True) if isinstance(value, Section) else value)

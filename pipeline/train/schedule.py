@@ -1,0 +1,38 @@
+"""What moves the weights: the learning rate of every batch, the optimizer, and the average of the weights."""
+
+import math
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pipeline.train import params
+
+
+def learning_rate(epoch: float, settings: params.Training) -> float:
+    """The factor on `settings.lr` at a fractional epoch: a linear warm-up from 0, then constant or half a cosine down to 0."""
+    if epoch < settings.warmup_epochs:
+        return epoch / settings.warmup_epochs
+    if settings.schedule == "constant":
+        return 1.0
+    done = (epoch - settings.warmup_epochs) / max(settings.epochs - settings.warmup_epochs, 1e-9)
+    return (1 + math.cos(math.pi * min(done, 1))) / 2
+
+
+def optimizer(network: nn.Module, settings: params.Training) -> torch.optim.Optimizer:
+    weights = network.parameters()
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(weights, lr=settings.lr, betas=(settings.momentum, 0.999), weight_decay=settings.weight_decay, fused=True)
+    return torch.optim.SGD(
+        weights,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.momentum > 0,
+        fused=True,
+    )
+
+
+def average(network: nn.Module, decay: float) -> AveragedModel:
+    """A running average of the parameters and of BatchNorm's statistics, brought up to date after every step."""
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]

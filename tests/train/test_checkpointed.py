@@ -1,0 +1,56 @@
+import pytest
+
+from pipeline import networks
+from pipeline.train import checkpointed
+from tests.train.conftest import CPU, Tiny, scores
+
+
+@pytest.fixture
+def train(batches, recipe, tmp_path):
+    """Trains for four epochs with these validation accuracies."""
+
+    def trained(validate, also_write):
+        return checkpointed.train(
+            Tiny(),
+            batches,
+            validate,
+            recipe,
+            text="t",
+            out=tmp_path / "m.safetensors",
+            history=tmp_path / "h.csv",
+            architecture="resnet18",
+            class_names=["a", "b", "c"],
+            provenance={"clean.digest": "d"},
+            attack_passes=(100, 7),
+            also_write=also_write,
+            device=CPU,
+        )
+
+    return trained
+
+
+def test_train_writes_the_best_epoch_and_its_history(train, tmp_path):
+    also = []
+    done = train(scores(0.1, 0.5, 0.3, 0.2)[0], also.append)
+    assert done.startswith(f"{tmp_path}/m.safetensors: epoch 2 of 4 kept, validation accuracy 0.5000")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["h.csv", "m.safetensors"]
+    (checkpoint,) = also
+    assert checkpoint.provenance["best.epoch"] == 2
+    assert checkpoint.provenance["attack_passes"] == 100 + 4 * 7
+
+
+def test_a_training_stopped_while_it_writes_repeats_no_epoch(train, tmp_path, capsys):
+    def full_disk(_: networks.Checkpoint) -> None:
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        train(scores(0.1, 0.5, 0.3, 0.2)[0], full_disk)
+    written = {name: (tmp_path / name).read_bytes() for name in ("h.csv", "m.safetensors")}
+    assert len(list(tmp_path.glob(".*.part"))) == 1, "unfinished work is deleted last"
+    for name in written:  # as DVC does
+        (tmp_path / name).unlink()
+    validate, seen = scores()
+    train(validate, lambda _: None)
+    assert not seen
+    assert "all 4 epochs were done before" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == written
