@@ -153,7 +153,7 @@ class Greedy(Tiny):
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_training_that_does_not_fit_goes_on_with_the_same_bytes(batches, recipe, where, monkeypatch, capsys):
     console.say_once.cache_clear()
-    moved, validate = [], accuracy_on(make_block(64), 64)
+    moved, validate = [], accuracy_on(make_block(64))
     # On a CPU, torch's own `save_on_cpu` has nothing to move.
     saving = functools.partial(saved_tensors_hooks, lambda tensor: moved.append(tensor.shape) or tensor.clone(), lambda tensor: tensor)
     monkeypatch.setattr(memory_fit, "save_on_cpu", saving)
