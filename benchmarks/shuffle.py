@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from benchmarks.tables import markdown
 from pipeline.base import files, store
+from pipeline.base.store import shards
 from pipeline.train import mixing, streaming
 
 RESULT = Path(__file__).parent / "results" / "shuffle.json"
 N, CLASSES, BATCH, EPOCHS = 100_000, 10, 128, 5
-CHUNK = store.CHUNK_BYTES // (3 * 32 * 32)
+CHUNK = shards.CHUNK_BYTES // (3 * 32 * 32)
 BUFFERS = (4_096, 16_384, 65_536, 200_000)
 
 Rows = NDArray[np.int64]

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.base import store, unfinished
 from pipeline.base.errors import InputError
+from pipeline.base.store import shards
 from tests.conftest import make_block, write_set
 
 
@@ -168,14 +169,14 @@ def test_every_compression_gives_the_same_images_and_the_same_bytes_twice(tmp_pa
     assert (first.load("train").images == plain.load("train").images).all()
     assert first.attributes["compression"] == compression
     first.verify()
-    shards = [images.path / "00000.h5" for images in (plain, first, again)]
-    assert shards[1].read_bytes() == shards[2].read_bytes()
-    assert compression == "none" or shards[1].stat().st_size < 0.8 * shards[0].stat().st_size
+    paths = [images.path / "00000.h5" for images in (plain, first, again)]
+    assert paths[1].read_bytes() == paths[2].read_bytes()
+    assert compression == "none" or paths[1].stat().st_size < 0.8 * paths[0].stat().st_size
     assert first.runs() == [(0, 64), (64, 128), (128, 192), (192, 256), (256, 300)]
     if compression != "none":
-        with h5py.File(shards[1], "r+") as file:
+        with h5py.File(paths[1], "r+") as file:
             offset = file["images"].id.get_chunk_info(0).byte_offset
-        with shards[1].open("r+b") as raw:
+        with paths[1].open("r+b") as raw:
             raw.seek(offset + 40)
             raw.write(bytes(64))
         with pytest.raises(InputError, match=r"00000.h5: (its (datasets|content)|not a readable HDF5 file)"):
@@ -192,7 +193,7 @@ def test_sets_are_read_by_columns_and_by_runs_of_rows(clean, block):
 
 
 def test_verifying_finds_a_changed_image_in_any_slice(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "SLICE_CHUNKS", 1)
+    monkeypatch.setattr(shards, "SLICE_CHUNKS", 1)
     images = write_set(tmp_path / "set", make_block(600), shard_rows=600)
     images.verify()
     with h5py.File(images.path / "00000.h5", "r+") as file:

@@ -100,7 +100,7 @@ def guide(name):
 
 
 FILES = ("zipfile", "pickle", "pipeline.base.untrusted.limits", "pipeline.base.untrusted.pickles")
-SHARDS = ("pipeline.base.untrusted.limits", "pipeline.base.untrusted.hdf5", "pipeline.base.store")
+SHARDS = ("pipeline.base.untrusted.limits", "pipeline.base.untrusted.hdf5", "pipeline.base.store.shards", "pipeline.base.store.image_set")
 PLUGINS = tuple(f"PIL.{kind}ImagePlugin" for kind in ("Avif", "Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP"))
 GUIDED = {
     "params": ("ruamel.yaml", "pipeline.params"),
