@@ -23,7 +23,7 @@ from pipeline.train import mixing, streaming
 
 RESULT = Path(__file__).parent / "results" / "shuffle.json"
 N, CLASSES, BATCH, EPOCHS = 100_000, 10, 128, 5
-CHUNK = shards.CHUNK_BYTES // (3 * 32 * 32)
+CHUNK = shards.RUN_BYTES // (3 * 32 * 32)
 BUFFERS = (4_096, 16_384, 65_536, 200_000)
 
 Rows = NDArray[np.int64]

@@ -270,7 +270,6 @@ class Data(Section):
 
 class Store(Section):
     shard_rows: Count
-    compression: Literal["none", "lzf", "zstd", "blosc2-zstd", "bitshuffle-zstd", "bitshuffle-lz4"]
 
 
 class Model(Section):

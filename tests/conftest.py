@@ -71,10 +71,10 @@ def make_block(n: int, size: int = 32, n_classes: int = 3, seed: int = 0) -> sto
     )
 
 
-def write_set(path: Path, block: store.Block, shard_rows: int = 16, compression: str = "none", **attributes) -> store.ImageSet:
+def write_set(path: Path, block: store.Block, shard_rows: int = 16, **attributes) -> store.ImageSet:
     bounds = store.shard_bounds(len(block), shard_rows)
     named = {"kind": "clean", "class_names": '["a", "b", "c"]', **attributes}
-    with store.Writer(path, named, bounds=bounds, compression=compression) as writer:
+    with store.Writer(path, named, bounds=bounds) as writer:
         for start, stop in writer.missing():
             writer.write(start, store.Block(**{name: array[start:stop] for name, array in block.datasets.items()}))
     return store.ImageSet(path)

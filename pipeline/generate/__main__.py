@@ -33,7 +33,6 @@ def generate() -> str:
         name=args.attack,
         out=args.out,
         device=processor,
-        compression=settings.store.compression,
     )
     fooled = attacked.column("fooled").mean()
     return f"{args.out}: {len(attacked)} images, {fooled:.1%} of them fool {args.model}, on {device.describe(processor)}"

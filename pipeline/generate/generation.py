@@ -32,7 +32,6 @@ def generate(
     name: str,
     out: Path,
     device: torch.device,
-    compression: str = "none",
 ) -> store.ImageSet:
     """Store adversarial images for all rows of `clean`, train and validation, made against `network`.
 
@@ -55,7 +54,7 @@ def generate(
         "precision": precision,
         **attacks.versions(),
     }
-    with store.Writer(out, attributes, bounds=clean.bounds, compression=compression, until_recorded=True) as writer:
+    with store.Writer(out, attributes, bounds=clean.bounds, until_recorded=True) as writer:
         _attack_missing(clean, writer, attacker, f"attack with {name}")
     return store.ImageSet(out)
 

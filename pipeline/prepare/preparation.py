@@ -36,7 +36,7 @@ def prepare(source: sources.Source, data: params.Data, stored: params.Store, out
     }
     files.require_space(out, len(rows) * (3 * data.image_size**2 + store.ROW_BYTES), f"a set of {len(rows)} images")
     bounds = store.shard_bounds(len(rows), stored.shard_rows)
-    with store.Writer(out, attributes, bounds=bounds, compression=stored.compression) as writer:
+    with store.Writer(out, attributes, bounds=bounds) as writer:
         for start, stop in writer.missing():
             part = slice(start, stop)
             images = np.ascontiguousarray(source.read(rows[part]))

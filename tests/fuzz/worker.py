@@ -108,8 +108,6 @@ GUIDED = {
     "task_dataset": (*FILES, "pipeline.prepare.sources.task_dataset"),
     "hdf5": ("pipeline.base.untrusted.limits", "pipeline.base.untrusted.hdf5", "pipeline.prepare.sources.arrays"),
     "shard": SHARDS,
-    "shard_zstd": SHARDS,
-    "shard_blosc2": SHARDS,
     "image_folder": (
         "PIL.Image",
         "PIL.ImageFile",

@@ -16,7 +16,7 @@ from pipeline.prepare import preparation, sources
 from tests.conftest import ROOT
 
 DATA = params.load(ROOT / "params.yaml").data
-STORED = params.Store(shard_rows=64, compression="lzf")
+STORED = params.Store(shard_rows=64)
 
 
 @given(st.lists(st.integers(10, 60), min_size=2, max_size=5), st.integers(1, 100), st.integers(0, 5))

@@ -26,16 +26,19 @@ def marked_set(path, n, mark, size=8, shard_rows=40, **options):
     return write_set(path, block, shard_rows=shard_rows, **options)
 
 
+@pytest.fixture(autouse=True)
+def _short_runs(monkeypatch):
+    monkeypatch.setattr(shards, "RUN_BYTES", 2 * 3 * 8 * 8)
+
+
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "CHUNK_BYTES", 2 * 3 * 8 * 8)
-        return {
-            "clean": marked_set(folder / "clean", 320, 0),
-            "fgsm": marked_set(folder / "fgsm", 320, 1, compression="bitshuffle-lz4"),
-            "pgd": marked_set(folder / "pgd", 200, 2),
-        }
+    return {
+        "clean": marked_set(folder / "clean", 320, 0),
+        "fgsm": marked_set(folder / "fgsm", 320, 1),
+        "pgd": marked_set(folder / "pgd", 200, 2),
+    }
 
 
 def batches_of(sets, counts=COUNTS, seed=0, buffer=400):
@@ -135,7 +138,7 @@ def test_no_more_images_than_the_buffer_are_held(sets, monkeypatch):
 
 
 def test_a_changed_image_is_found_at_opening_and_one_that_goes_missing_while_reading(sets, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "CHUNK_BYTES", 2 * 3 * 8 * 8)
+    monkeypatch.setattr(shards, "RUN_BYTES", 2 * 3 * 8 * 8)
     clean = marked_set(tmp_path / "clean", 320, 0)
     batches = batches_of({"clean": clean}, {"clean": 8}, buffer=64)
     (clean.path / "00003.h5").rename(tmp_path / "elsewhere")
@@ -155,7 +158,7 @@ def test_a_buffer_too_small_to_shuffle_in_is_refused(sets):
 
 def test_the_order_is_nearly_as_good_as_a_perfect_shuffle(tmp_path, monkeypatch):
     """A set sorted by class, a buffer of a quarter of it: batches see its classes almost as evenly as with the whole set in memory."""
-    monkeypatch.setattr(shards, "CHUNK_BYTES", 8 * 3 * 8 * 8)
+    monkeypatch.setattr(shards, "RUN_BYTES", 8 * 3 * 8 * 8)
     n, n_classes, per_batch = 8192, 8, 64
     block = make_block(n, size=8)
     sorted_block = store.Block(images=block.images, labels=np.arange(n) * n_classes // n, ids=block.ids, split=np.zeros(n, np.uint8))

@@ -9,7 +9,7 @@ and in adversarial sets also
     eps    float32 (n,; the bound that the stored image keeps, in units of pixels in [0, 1])
     fooled bool    (n,; the source model gets the stored image wrong)
 
-Images lie in chunks of CHUNK_BYTES, whole images each, compressed as the attribute `compression` says.
+Datasets are neither compressed nor cut into chunks, so a shard can be mapped into memory.
 
 Every shard carries the set's attributes (how it was made), its own rows, `fingerprint` (a SHA-256 over the set's attributes) and
 `content_sha256` (over the fingerprint, the rows and every dataset). A set appears under its name only when all its shards are

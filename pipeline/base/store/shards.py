@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,9 +19,9 @@ from pipeline.base.errors import InputError, discarding
 from pipeline.base.store.blocks import DTYPES, OPTIONAL, Block
 from pipeline.base.untrusted import hdf5, limits
 
-SCHEMA = 1
-CHUNK_BYTES = 64 * 3 * 32 * 32  # large enough to be read fast, small enough to be shuffled well: benchmarks/store.py and shuffle.py
-SLICE_CHUNKS = 64  # are hashed at a time
+SCHEMA = 2
+RUN_BYTES = 64 * 3 * 32 * 32
+SLICE_BYTES = 12 * 2**20  # are hashed at a time
 ROW_BYTES = 32  # of a row besides its image, at most
 PER_SHARD = ("rows.start", "rows.stop", "fingerprint", "content_sha256")
 
@@ -46,9 +47,7 @@ def write(final: Path, attributes: Attributes, fingerprint: str, start: int, blo
     with hdf5.writing(unfinished, libver=("v110", "v110")) as file, ThreadPoolExecutor(1) as pool:
         content = pool.submit(content_sha256, own, block.datasets)  # hashing and writing take about as long as each other
         for name, array in block.datasets.items():
-            options = filters(str(attributes["compression"])) if name == "images" else {}
-            chunks = (min(len(block), chunk_rows(array)), *array.shape[1:])
-            file.create_dataset(name, data=array, chunks=chunks, **options)
+            file.create_dataset(name, data=array)
         for key, value in {**attributes, **own, "content_sha256": content.result()}.items():
             file.attrs[key] = value
     with unfinished.open("rb+") as raw:
@@ -111,9 +110,8 @@ def _check_content(path: Path, attributes: Attributes, found: str) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[h5py.File]:
-    """A shard open for reading, with the filter that its images need; what goes wrong inside becomes one line."""
+    """A shard open for reading; what goes wrong inside becomes one line."""
     with hdf5.reading(path, f"its datasets cannot be read; {discarding(path.parent)}") as file:
-        filters(str(file.attrs["compression"]))
         _check_datasets(path, file, int(file.attrs["rows.stop"]) - int(file.attrs["rows.start"]))
         yield file
 
@@ -121,29 +119,6 @@ def reading(path: Path) -> Iterator[h5py.File]:
 def _present(file: h5py.File) -> dict[str, h5py.Dataset]:
     """A shard's datasets in the order of Block's fields."""
     return {field.name: file[field.name] for field in fields(Block) if field.name in file}
-
-
-def filters(compression: str) -> dict[str, Any]:
-    """What h5py's `create_dataset` takes for a compression; makes the filter known to HDF5, for reading too."""
-    if compression == "none":
-        return {}
-    if compression == "lzf":
-        return {"compression": "lzf"}
-    import hdf5plugin
-
-    options: dict[str, tuple[Any, dict[str, Any]]] = {
-        "zstd": (hdf5plugin.Zstd, {"clevel": 3}),
-        "blosc2-zstd": (hdf5plugin.Blosc2, {"cname": "zstd", "clevel": 1, "filters": hdf5plugin.Blosc2.BITSHUFFLE}),
-        "bitshuffle-zstd": (hdf5plugin.Bitshuffle, {"cname": "zstd", "clevel": 1, "nelems": 65_536}),
-        "bitshuffle-lz4": (hdf5plugin.Bitshuffle, {"cname": "lz4"}),
-    }
-    constructor, settings = options[compression]
-    return dict(constructor(**settings))
-
-
-def chunk_rows(array: NDArray[Any] | h5py.Dataset) -> int:
-    """How many rows of an array a chunk holds."""
-    return max(1, CHUNK_BYTES // (array.dtype.itemsize * int(np.prod(array.shape[1:]))))
 
 
 def _check_datasets(path: Path, file: h5py.File, n_rows: int) -> None:
@@ -162,6 +137,9 @@ def _check_dataset(path: Path, name: str, dataset: object, n_rows: int) -> None:
     if dataset.dtype != DTYPES[name] or dataset.shape[:1] != (n_rows,) or not shape_fits:
         found = f"found {dataset.dtype} {dataset.shape}"
         raise InputError(f"{path}: {name}: expected {n_rows} rows of {DTYPES[name]}, {found}; {discarding(path.parent)}")
+    if dataset.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
+        found = f"found chunks of {dataset.chunks}" if dataset.chunks else "found another layout"
+        raise InputError(f"{path}: {name}: expected one contiguous array, {found}; {discarding(path.parent)}")
 
 
 def fingerprint_of(attributes: Mapping[str, Value]) -> str:
@@ -172,7 +150,7 @@ def content_sha256(own: Mapping[str, Value], datasets: Mapping[str, NDArray[Any]
     digest = hashlib.sha256(json.dumps({key: own[key] for key in PER_SHARD[:3]}).encode())
     for name, array in datasets.items():
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        rows = SLICE_CHUNKS * chunk_rows(array)
+        rows = max(1, SLICE_BYTES // (array.dtype.itemsize * math.prod(array.shape[1:])))
         for start in range(0, len(array), rows):
             digest.update(np.ascontiguousarray(array[start : start + rows]).view(np.uint8).data)
     return digest.hexdigest()

@@ -16,14 +16,12 @@ class Writer:
     `attributes` must hold all that decides the content: an interrupted run goes on only where they are equal. On a clean exit all shards
     must be there, and the set gets its name. The set that had the name before stays until that moment.
 
-    `compression` is one of those that `params.Store` names. With `until_recorded` the shards are kept until DVC has recorded them, too.
+    With `until_recorded` the shards are kept until DVC has recorded them, too.
     """
 
-    def __init__(
-        self, path: Path, attributes: Attributes, *, bounds: list[Run], compression: str = "none", until_recorded: bool = False
-    ) -> None:
+    def __init__(self, path: Path, attributes: Attributes, *, bounds: list[Run], until_recorded: bool = False) -> None:
         self.path = path
-        self.attributes: Attributes = {"schema": shards.SCHEMA, **attributes, "compression": compression, "rows": bounds[-1][1]}
+        self.attributes: Attributes = {"schema": shards.SCHEMA, **attributes, "rows": bounds[-1][1]}
         self.fingerprint = shards.fingerprint_of(self.attributes)
         self._bounds, self._until_recorded = bounds, until_recorded
         self._part = unfinished.path_for(path, {"fingerprint": self.fingerprint})
