@@ -288,7 +288,6 @@ def test_a_stage_by_itself_refuses_inputs_that_do_not_belong_together(project):
     variant = [*finetune, "--variant"]
     sources = ["--model", "models/clean.pt", "--adversarial", *sets]
     assert "variants.nope: expected one of refreshed, found 'nope'" in refused("harden.finetune", *variant, "nope", *sources)
-    assert "must be held in memory" in refused("harden.finetune", *variant, "refreshed", *sources, PIPELINE_MEMORY="1")
     online = ["--clean", "data/clean", "--model", "models/clean.pt", "--out", "x.pt", "--history", "x.csv"]
     assert "online.nope: expected one of none yet, found 'nope'" in refused("harden.train_online", *online, "--name", "nope")
     attack = ["--clean", "data/clean", "--out", "x", "--model", "models/clean.pt", "--attack"]

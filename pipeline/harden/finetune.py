@@ -4,7 +4,6 @@ Adversarial sets of further models may join (Tramèr et al., "Ensemble Adversari
 """
 
 import argparse
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from pipeline.base import console, files, store
 from pipeline.base.errors import InputError
 from pipeline.harden import epoch_score, moving_target, refreshed_batches, refreshed_sets
 from pipeline.networks import device, precision
-from pipeline.train import augmentation, loop, memory, mixing
+from pipeline.train import augmentation, loop, mixing
 
 
 def finetune() -> str:
@@ -43,7 +42,7 @@ def finetune() -> str:
     attacked = {**{files.sha256(path): path.stem for path in args.sources}, files.sha256(args.model): ""}
     sets = _open_sets(args.adversarial, clean, attacked, settings, args.variant)
     network, val = first.network(), clean.load("val")
-    batches = _batches(recipe, sets, network, processor)
+    batches = _batches(recipe, sets, network, processor, args.out.parent)
     mixed = val if recipe.best_on == "robust" else store.join([sets[name].load("val") for name in recipe.mix])
     mixed_in = {name: images for name, images in sets.items() if name != params.CLEAN}
 
@@ -72,18 +71,18 @@ def finetune() -> str:
 
 
 def _batches(
-    recipe: params.Finetune, sets: dict[str, store.ImageSet], network: models.ResNet, processor: torch.device
+    recipe: params.Finetune,
+    sets: dict[str, store.ImageSet],
+    network: models.ResNet,
+    processor: torch.device,
+    folder: Path,
 ) -> augmentation.AugmentedBatches | refreshed_batches.RefreshedBatches:
-    """The recipe's mixed batches; where it refreshes them, against `network` as it trains."""
+    """The recipe's mixed batches; where it refreshes them, against `network` as it trains, in a working copy in `folder`."""
     if recipe.refresh is None:
         return augmentation.AugmentedBatches(mixing.training_batches(sets, recipe, processor), recipe.augment, recipe.seed)
-    n_bytes = sum(len(sets[name]) * math.prod(sets[name].image_shape) for name in recipe.mix)
-    if obstacle := memory.obstacle(n_bytes, processor):
-        raise InputError(f"refresh: {n_bytes / memory.MIB:,.0f} MiB must be held in memory: {obstacle}; {memory.VARIABLE} changes it")
-    streams = {name: sets[name].load("train") for name in recipe.mix}
     dtype = precision.dtype_for(recipe.precision, processor)
-    target = moving_target.Target(network.to(processor), streams[params.CLEAN].images.shape[2], dtype)
-    return refreshed_batches.RefreshedBatches(streams, recipe, target, processor)
+    target = moving_target.Target(network.to(processor), sets[params.CLEAN].image_shape[2], dtype)
+    return refreshed_batches.RefreshedBatches(sets, recipe, target, processor, folder)
 
 
 def _store_refreshed(

@@ -35,11 +35,10 @@ class Batches(Protocol):
     """What the loop trains on.
 
     `epoch` gives, from batch `first` of an epoch on, images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss.
-    The tensors of `state` and `loading` are all that they depend on besides the epoch, the network and the params.
+    The tensors of `state` are all that they depend on besides the epoch, the network and the params.
     """
 
     state: dict[str, Tensor]
-    loading: str
 
     def __len__(self) -> int: ...
 
@@ -122,7 +121,7 @@ def train(
     `attack_passes` are the gradients of single images that attacks computed for it, beforehand and in every epoch. `also_write` writes
     whatever else comes of the training. What all this was made from is kept until DVC has recorded the stage.
     """
-    origin = _origin(provenance, batches, settings, device)
+    origin = _origin(provenance, settings, device)
     part = unfinished.path_for(out, {**origin, "architecture": architecture})
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
     files.require_space(out.parent, COPIES * weights + sum(tensor.nbytes for tensor in batches.state.values()), text)
@@ -147,14 +146,11 @@ def train(
     return f"{out}: {kept}, on {describe(device)}"
 
 
-def _origin(
-    provenance: Mapping[str, str | int | float], batches: Batches, settings: params.Training, device: torch.device
-) -> dict[str, str | int | float]:
+def _origin(provenance: Mapping[str, str | int | float], settings: params.Training, device: torch.device) -> dict[str, str | int | float]:
     """All that decides what comes out of a training, as plain values."""
     return {
         **provenance,
         **{f"training.{key}": value if isinstance(value, str | int | float) else _plain(value) for key, value in settings},
-        "loading": batches.loading,
         "device": device.type,
         "precision": precision_for(settings.precision, device),
         **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},
@@ -234,7 +230,7 @@ class _Run:
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote; a file that cannot be read is deleted, and the run starts from its beginning."""
         try:
-            content = torch.load(path, map_location=self.totals.device, weights_only=True)
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except torch_files.UNREADABLE:
             console.say(f"{path}: unfinished work that cannot be read; starting from the beginning")
             path.unlink()
@@ -244,7 +240,8 @@ class _Run:
                 part.load_state_dict(content[name])
         for name, tensor in self.batches.state.items():
             tensor.copy_(content["batches"][name])
-        self.totals, self.best_state = content["totals"], content["best_state"]
+        self.totals.copy_(content["totals"])
+        self.best_state = content["best_state"]
         self.epoch, self.batch, self.history, self.best = (content[key] for key in ("epoch", "batch", "history", "best"))
         what = f"going on after batch {self.batch} of epoch {self.epoch + 1}"
         console.say(f"all {self.epoch} epochs were done before" if self.is_finished else what)

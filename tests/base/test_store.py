@@ -175,13 +175,13 @@ def test_shards_with_chunks_or_compression_are_refused(clean, block, options, me
         store.ImageSet(clean.path).verify()
 
 
-def test_sets_are_read_by_columns_and_by_runs_of_rows(clean, block):
+def test_sets_are_read_by_columns_and_by_mapping_their_images(clean, block):
     assert (clean.column("labels") == block.labels).all()
+    assert (clean.training_column("ids") == block.ids[block.split == 0]).all()
     assert clean.image_shape == (3, 32, 32)
-    assert clean.runs() == [(0, 16), (16, 32), (32, 40)]
-    out = np.empty((20, 3, 32, 32), np.uint8)
-    clean.read_runs([(34, 40), (0, 6), (8, 16)], out)
-    assert (out == block.images[[*range(34, 40), *range(6), *range(8, 16)]]).all()
+    shards = clean.map_images()
+    assert list(map(len, shards)) == [16, 16, 8]
+    assert (np.concatenate(shards) == block.images).all()
 
 
 def test_verifying_finds_a_changed_image_in_any_slice(tmp_path, monkeypatch):

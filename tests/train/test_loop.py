@@ -11,8 +11,8 @@ from pipeline.base.errors import InputError
 from pipeline.networks import memory_fit
 from pipeline.networks.precision import precision_for
 from pipeline.networks.scores import accuracy_on
-from pipeline.train import augmentation, loop, mixing
-from tests.conftest import make_block
+from pipeline.train import augmentation, loop
+from tests.conftest import held_batches, make_block
 from tests.small_networks import FullInBackward
 
 CPU = torch.device("cpu")
@@ -30,9 +30,7 @@ class Tiny(nn.Module):
 
 @pytest.fixture
 def batches():
-    return augmentation.AugmentedBatches(
-        mixing.MixedBatches({"clean": make_block(64)}, {"clean": 16}, seed=0, device=CPU), "flip+crop", seed=0
-    )
+    return augmentation.AugmentedBatches(held_batches({"clean": make_block(64)}, {"clean": 16}), "flip+crop", seed=0)
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import InputError, discarding
 from pipeline.base.store import shards
 from pipeline.base.store.blocks import SPLITS, Block, Split, join
-from pipeline.base.store.shards import Attributes, Run, Value
+from pipeline.base.store.shards import Attributes, Value
 from pipeline.base.untrusted import limits
 
 
@@ -22,7 +21,7 @@ class ImageSet:
     """A stored image set, opened for reading.
 
     `attributes` say how it was made, `digest` identifies its content. Opening reads the attributes alone; `blocks` and `load` read the
-    images and check every byte against its SHA-256. `column` and `read_runs` read parts and check nothing: call `verify` before. Raises
+    images and check every byte against its SHA-256. `column` and `map_images` read parts and check nothing: call `verify` before. Raises
     InputError for anything but a complete, unchanged set.
     """
 
@@ -82,28 +81,20 @@ class ImageSet:
                 parts.append(file[name][...])
         return np.concatenate(parts)
 
+    def training_column(self, name: str) -> NDArray[Any]:
+        """Return one dataset (N,) of the training rows."""
+        training: NDArray[Any] = self.column(name)[self.column("split") == SPLITS["train"]]
+        return training
+
+    def map_images(self) -> list[NDArray[np.uint8]]:
+        """Return the images (n, 3, H, W) of every shard, mapped into memory and not to be written."""
+        return [shards.map_images(path) for path in self._shards]
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width."""
         with shards.reading(self._shards[0]) as file:
             return tuple(file["images"].shape[1:])
-
-    def runs(self) -> list[Run]:
-        """The first and past-the-last row of every run of images that is read at once."""
-        rows = max(1, shards.RUN_BYTES // math.prod(self.image_shape))
-        return [(first, min(first + rows, stop)) for start, stop in self.bounds for first in range(start, stop, rows)]
-
-    def read_runs(self, runs: Sequence[Run], out: NDArray[np.uint8]) -> None:
-        """Read the images of several runs, each inside one shard, into `out` (n, 3, H, W), one behind another."""
-        owners = np.searchsorted([start for start, _ in self.bounds], [start for start, _ in runs], side="right") - 1
-        end = 0
-        for shard in dict.fromkeys(owners.tolist()):
-            with shards.reading(self._shards[shard]) as file:
-                images = file["images"]
-                for start, stop in (run for run, own in zip(runs, owners, strict=True) if own == shard):
-                    first = self.bounds[shard][0]
-                    out[end : end + stop - start] = images[start - first : stop - first]
-                    end += stop - start
 
     def _check_headers(self, headers: list[Attributes]) -> None:
         stop = 0

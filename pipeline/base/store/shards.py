@@ -20,7 +20,6 @@ from pipeline.base.store.blocks import DTYPES, OPTIONAL, Block
 from pipeline.base.untrusted import hdf5, limits
 
 SCHEMA = 2
-RUN_BYTES = 64 * 3 * 32 * 32
 SLICE_BYTES = 12 * 2**20  # are hashed at a time
 ROW_BYTES = 32  # of a row besides its image, at most
 PER_SHARD = ("rows.start", "rows.stop", "fingerprint", "content_sha256")
@@ -101,6 +100,14 @@ def verify(path: Path) -> None:
     with reading(path) as file:
         found = content_sha256(attributes, _present(file))
     _check_content(path, attributes, found)
+
+
+def map_images(path: Path) -> NDArray[np.uint8]:
+    """Return a shard's images (n, 3, H, W), mapped into memory and not to be written."""
+    with reading(path) as file:
+        offset, shape = file["images"].id.get_offset(), file["images"].shape
+    mapped = np.memmap(path, np.uint8, "r", offset=offset, shape=shape)
+    return mapped.view(np.ndarray)  # whose indexing is faster
 
 
 def _check_content(path: Path, attributes: Attributes, found: str) -> None:
