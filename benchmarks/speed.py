@@ -102,7 +102,7 @@ def loading_figures(block: store.Block, folder: Path, processor: torch.device) -
 
 def write(path: Path, block: store.Block) -> None:
     """Store a block in shards of the usual size."""
-    bounds = store.shard_bounds(len(block), 16_384)
+    bounds = store.shard_bounds(len(block), 4_096)
     with store.Writer(path, {"kind": "clean", "class_names": "[]"}, bounds=bounds) as writer:
         for start, stop in bounds:
             part = {name: array[start:stop] for name, array in block.datasets.items()}

@@ -25,7 +25,6 @@ class Writer:
         self.fingerprint = shards.fingerprint_of(self.attributes)
         self._bounds, self._until_recorded = bounds, until_recorded
         self._part = unfinished.path_for(path, {"fingerprint": self.fingerprint})
-        self._begun = self._part / "begun.h5"
         self._behind = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
@@ -66,17 +65,6 @@ class Writer:
         index = self._bounds.index((start, start + len(block)))
         shards.write(self._part / shards.shard_name(index), self.attributes, self.fingerprint, start, block)
 
-    def keep(self, start: int, block: Block) -> None:
-        """Keep the first rows of the shard that begins at row `start`, for `begun` to give back."""
-        shards.write(self._begun, self.attributes, self.fingerprint, start, block)
-
-    def begun(self, start: int) -> Block | None:
-        """What an earlier, interrupted run has kept of the shard that begins at row `start`, where it is whole and unchanged."""
-        try:
-            return shards.read(self._begun) if shards.read_attributes(self._begun)["rows.start"] == start else None
-        except InputError:
-            return None
-
     def _is_complete(self, index: int) -> bool:
         path = self._part / shards.shard_name(index)
         try:
@@ -88,7 +76,6 @@ class Writer:
     def _publish(self) -> None:
         if missing := self.missing():
             raise RuntimeError(f"{self.path}: rows {missing[0][0]} to {missing[0][1]} were never written")
-        unfinished.clear([self._begun, self._begun.with_suffix(".part")])
         files.sync_folder(self._part)
         replaced = self.path.with_name(f".{self.path.name}.replaced.part")
         unfinished.clear([replaced])
