@@ -24,6 +24,7 @@ from pipeline.base import files, params, seeds, store
 from pipeline.base.values import greatest
 from pipeline.networks import device, matrix_products
 from pipeline.train import mixing
+from pipeline.train.images import HeldImages
 
 RESULTS = Path(__file__).parent / "results"
 BATCH, EPOCHS, TRAINED_ON = 128, 3, 10_000
@@ -49,7 +50,8 @@ def attacked(exact: models.ResNet, precision: str, spec: Attack, val: store.Bloc
 def adversarially_trained(network: models.ResNet, train: store.Block, processor: torch.device) -> models.ResNet:
     """The network after EPOCHS of training on PGD images made against itself at every step (Madry et al., ICLR 2018)."""
     spec = Attack.model_validate({"attack": "PGD", "eps": "8/255", "alpha": "4/255", "steps": 3, "random_start": True})
-    batches = mixing.MixedBatches({"clean": train}, {"clean": BATCH}, 0, processor)
+    held = HeldImages(torch.from_numpy(train.images).to(processor), processor)
+    batches = mixing.MixedBatches(held, {"clean": train.labels}, {"clean": BATCH}, 0, processor)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
     for epoch in range(EPOCHS):
         for number, (images, labels) in enumerate(batches.epoch(epoch)):

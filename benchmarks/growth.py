@@ -1,8 +1,7 @@
 """Time and peak memory against the number of images and their size: `make growth`.
 
 Every measurement runs in a process of its own, so that its peak memory is its own; images are random and made shard by shard. The three
-streams of the mix are read from one set of images. Where a set of a million is too slow to attack or too large to hold, its row says so by
-its absence.
+streams of the mix are read from one set of images. Where a set of a million is too slow to attack, its row says so by its absence.
 """
 
 import argparse
@@ -20,16 +19,15 @@ from benchmarks.tables import machine, markdown
 RESULT = Path(__file__).parent / "results" / "growth.json"
 PLOT = Path("docs/results/growth.png")
 COUNTS, SIZES = (1_000, 10_000, 100_000, 1_000_000), (32, 64, 128, 224)
-SIZED = {"write": 4_096, "read": 4_096, "held": 4_096, "streamed": 4_096, "fgsm": 128}  # images of each of SIZES
-MOST = {"held": 100_000, "fgsm": 100_000}  # images of 32x32; the others go on to the end of COUNTS
+SIZED = {"write": 4_096, "read": 4_096, "loading": 4_096, "fgsm": 128}  # images of each of SIZES
+MOST = {"fgsm": 100_000}  # images of 32x32; the others go on to the end of COUNTS
 TEXTS = {
     "write": "write to the store and read back",
     "read": "read all, checked",
-    "held": "mixed loading, in memory",
-    "streamed": "mixed loading, streamed",
+    "loading": "mixed loading",
     "fgsm": "FGSM, ResNet-18",
 }
-SHARD_BYTES, BUFFER_BYTES = 16_384 * 3 * 32 * 32, 128 * 2**20
+SHARD_BYTES = 16_384 * 3 * 32 * 32
 MIX = {"clean": 64, "fgsm": 32, "pgd": 32}
 
 
@@ -55,30 +53,16 @@ def read(folder: Path, *_: int) -> None:
         pass
 
 
-def held(folder: Path, *_: int) -> None:
-    """Opening the sets and one epoch."""
-    import torch
-
-    from pipeline.base import store
-    from pipeline.train import mixing
-
-    images = store.ImageSet(folder / "set")
-    batches = mixing.MixedBatches({name: images.load("train") for name in MIX}, MIX, 0, torch.device("cpu"))
-    for _batch in batches.epoch(0):
-        pass
-
-
-def streamed(folder: Path, _: int, size: int) -> None:
+def loading(folder: Path, *_: int) -> None:
     """Opening the sets, which checks them, and one epoch."""
     import torch
 
     from pipeline.base import store
-    from pipeline.train import mixing, streaming
+    from pipeline.train import images, mixing
 
-    images = store.ImageSet(folder / "set")
-    sampler = mixing.MixSampler(dict.fromkeys(MIX, images.column("labels")), MIX, 0)
-    sizes, buffer = {name: sampler.sizes(name) for name in MIX}, BUFFER_BYTES // (3 * size * size)
-    batches = streaming.StreamedBatches(dict.fromkeys(MIX, images), sizes, sampler.generator, torch.device("cpu"), buffer=buffer)
+    cpu, stored = torch.device("cpu"), store.ImageSet(folder / "set")
+    labels = dict.fromkeys(MIX, stored.training_column("labels"))
+    batches = mixing.MixedBatches(images.stored([stored] * len(MIX), cpu), labels, MIX, 0, cpu)
     for _batch in batches.epoch(0):
         pass
 
@@ -98,7 +82,7 @@ def fgsm(folder: Path, *_: int) -> None:
     generation.generate(clean, network, "", spec, settings, name="fgsm", out=folder / "fgsm", device=torch.device("cpu"))
 
 
-WORK: dict[str, Callable[[Path, int, int], None]] = {"write": write, "read": read, "held": held, "streamed": streamed, "fgsm": fgsm}
+WORK: dict[str, Callable[[Path, int, int], None]] = {"write": write, "read": read, "loading": loading, "fgsm": fgsm}
 
 
 def measure(name: str, folder: Path, n_images: int, size: int) -> dict[str, float]:
@@ -140,8 +124,8 @@ def rows(names: list[str], n_images: int, size: int) -> list[dict[str, Any]]:
 
 def by_size(size: int) -> list[dict[str, Any]]:
     """Attacking large images is slow, so a smaller set is made for it; the writing of that one does not count."""
-    loading = [name for name in TEXTS if name != "fgsm"]
-    return rows(loading, SIZED["read"], size) + rows(["write", "fgsm"], SIZED["fgsm"], size)[1:]
+    others = [name for name in TEXTS if name != "fgsm"]
+    return rows(others, SIZED["read"], size) + rows(["write", "fgsm"], SIZED["fgsm"], size)[1:]
 
 
 def table(results: list[dict[str, Any]], key: str) -> str:
@@ -194,7 +178,7 @@ def run(most: int) -> None:
         results["images"] += rows([name for name in TEXTS if n_images <= MOST.get(name, n_images)], n_images, 32)
     for size in SIZES:
         results["size"] += by_size(size)
-    about = {"machine": machine(), "buffer_mib": BUFFER_BYTES // 2**20, "shard_mib": SHARD_BYTES // 2**20}
+    about = {"machine": machine(), "shard_mib": SHARD_BYTES // 2**20}
     files.write_json(RESULT, {**about, **results})
     plot(results)
     print(table(results["images"], "images"), table(results["size"], "size"), sep="\n\n")

@@ -22,7 +22,8 @@ from pipeline import attacks, document
 from pipeline.attacks.params import Attack
 from pipeline.base import files, params, store
 from pipeline.networks import device, matrix_products
-from pipeline.train import augmentation, loop, mixing, streaming
+from pipeline.train import augmentation, loop, mixing
+from pipeline.train.images import HeldImages, stored
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
 PAIRS, BATCH, ROWS, WRITTEN = 5, 128, 10_240, 100_000
@@ -63,7 +64,9 @@ def network_figures(architecture: str, block: store.Block, processor: torch.devi
             usual(network.eval(), pixels, labels)
 
         figures[f"{architecture} {name}"] = compare(ours, theirs, BATCH)
-    mixed = mixing.MixedBatches({"clean": block.select(np.arange(len(block)) < 4 * BATCH)}, {"clean": BATCH}, 0, processor)
+    few = block.select(slice(4 * BATCH))
+    held = HeldImages(torch.from_numpy(few.images).to(processor), processor)
+    mixed = mixing.MixedBatches(held, {"clean": few.labels}, {"clean": BATCH}, 0, processor)
     recipe = document.load(params.FILE).clean.model_copy(update={"epochs": 1, "warmup_epochs": 0.0, "precision": "auto"})
     batches = augmentation.AugmentedBatches(mixed, "none", seed=0)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
@@ -91,27 +94,16 @@ def loading_figures(block: store.Block, folder: Path, processor: torch.device) -
             file["images"], file["labels"] = (block.images / 255).astype(np.float32), block.labels
     paths = [folder / f"{name}.h5" for name in ("clean", "fgsm", "pgd")]
     counts = {"clean": 64, "fgsm": 32, "pgd": 32}
-    held = mixing.MixedBatches(dict.fromkeys(counts, block), counts, 0, processor)
-    streamed = streamed_batches(block, folder, counts, processor)
-    ways: dict[str, Callable[[int], Iterable[object]]] = {"from memory": held.epoch, "streamed": streamed.epoch}
-    return {
-        f"mixed loading {way}": compare(partial(exhaust, epoch), lambda: exhaust(lambda _: naive.mixed_batches(*paths)), 2 * ROWS)
-        for way, epoch in ways.items()
-    }
-
-
-def streamed_batches(block: store.Block, folder: Path, counts: dict[str, int], processor: torch.device) -> streaming.StreamedBatches:
-    """The same images from the store, through a buffer that holds half of what an epoch takes."""
-    write(folder / "streamed", block)
-    images = store.ImageSet(folder / "streamed")
-    sampler = mixing.MixSampler(dict.fromkeys(counts, block.labels), counts, 0)
-    sizes = {name: sampler.sizes(name) for name in counts}
-    return streaming.StreamedBatches(dict.fromkeys(counts, images), sizes, sampler.generator, processor, buffer=ROWS)
+    write(folder / "mixed", block)
+    read = stored([store.ImageSet(folder / "mixed")] * len(counts), processor)
+    mixed = mixing.MixedBatches(read, dict.fromkeys(counts, block.labels), counts, 0, processor)
+    usual = partial(exhaust, lambda _: naive.mixed_batches(*paths))
+    return {"mixed loading": compare(partial(exhaust, mixed.epoch), usual, 2 * ROWS)}
 
 
 def write(path: Path, block: store.Block) -> None:
     """Store a block in shards of the usual size."""
-    bounds = store.shard_bounds(len(block), 16_384)
+    bounds = store.shard_bounds(len(block), 4_096)
     with store.Writer(path, {"kind": "clean", "class_names": "[]"}, bounds=bounds) as writer:
         for start, stop in bounds:
             part = {name: array[start:stop] for name, array in block.datasets.items()}

@@ -13,6 +13,8 @@ from torchvision import models
 from pipeline import document
 from pipeline.attacks.params import Attack
 from pipeline.base import store
+from pipeline.train import mixing
+from pipeline.train.images import HeldImages
 
 ROOT = Path(__file__).parent.parent
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True)
@@ -72,13 +74,20 @@ def make_block(n: int, size: int = 32, n_classes: int = 3, seed: int = 0) -> sto
     )
 
 
-def write_set(path: Path, block: store.Block, shard_rows: int = 16, compression: str = "none", **attributes) -> store.ImageSet:
+def write_set(path: Path, block: store.Block, shard_rows: int = 16, **attributes) -> store.ImageSet:
     bounds = store.shard_bounds(len(block), shard_rows)
     named = {"kind": "clean", "class_names": '["a", "b", "c"]', **attributes}
-    with store.Writer(path, named, bounds=bounds, compression=compression) as writer:
+    with store.Writer(path, named, bounds=bounds) as writer:
         for start, stop in writer.missing():
             writer.write(start, store.Block(**{name: array[start:stop] for name, array in block.datasets.items()}))
     return store.ImageSet(path)
+
+
+def held_batches(streams: dict[str, store.Block], counts: dict[str, int], **options) -> mixing.MixedBatches:
+    """Mixed batches of whole blocks in memory, on the CPU, with seed 0."""
+    cpu = torch.device("cpu")
+    images = HeldImages(torch.cat([torch.from_numpy(streams[name].images) for name in counts]), cpu)
+    return mixing.MixedBatches(images, {name: streams[name].labels for name in counts}, counts, 0, cpu, **options)
 
 
 def attack_spec(**entry) -> Attack:

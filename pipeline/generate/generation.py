@@ -34,13 +34,12 @@ def generate(
     name: str,
     out: Path,
     device: torch.device,
-    compression: str = "none",
 ) -> store.ImageSet:
     """Store adversarial images for all rows of `clean`, train and validation, made against `network`.
 
     Rows, labels, ids and split are those of the clean set. Batches start at every shard's first row and have their own seeds, so an
     interrupted run goes on with the same images. A shard is written while the next one is attacked. The network is not changed. Raises
-    Interrupted after Ctrl-C or SIGTERM, once the current batch is done and saved.
+    Interrupted after Ctrl-C or SIGTERM, once the current batch is done; whole shards are kept.
     """
     files.require_space(out, len(clean) * (math.prod(clean.image_shape) + store.ROW_BYTES), f"a set of {len(clean)} images")
     exact = networks.frozen_copy(network).to(device)
@@ -57,7 +56,7 @@ def generate(
         "precision": precision,
         **attacks.versions(),
     }
-    with store.Writer(out, attributes, bounds=clean.bounds, compression=compression) as writer:
+    with store.Writer(out, attributes, bounds=clean.bounds) as writer:
         _attack_missing(clean, writer, attacker, f"attack with {name}")
     return store.ImageSet(out)
 
@@ -108,12 +107,12 @@ def _attack_missing(clean: store.ImageSet, writer: store.Writer, attacker: "_Att
     missing = {start for start, _ in writer.missing()}
     with console.progress(len(clean), text, "images") as bar, console.stopping() as stop:
         for (start, end), block in zip(clean.bounds, clean.blocks(), strict=True):
-            if start in missing:
-                rows = attacker.rows(block, start, writer.begun(start), bar, stop)
-                (writer.write_behind if len(rows) == len(block) else writer.keep)(start, rows)
-                end = start + len(rows)
-            else:
+            if start not in missing:
                 bar.update(end - start)
+            elif (rows := attacker.rows(block, start, bar, stop)) is not None:
+                writer.write_behind(start, rows)
+            else:
+                end = start
             if stop.asked:
                 writer.flush()
                 raise console.Interrupted(f"{text}: {end} of {len(clean)} images are done")
@@ -134,25 +133,21 @@ class _Attacker:
         self._attacked, self._judge, self._n_classes = InParts(target), InParts(exact), n_classes
         self._spec, self._settings, self._device = spec, settings, device
 
-    def rows(self, block: store.Block, start: int, begun: store.Block | None, bar: console.Bar, stop: console.Stop) -> store.Block:
-        """The adversarial counterpart of a shard that begins at row `start`, of its first rows alone where a stop is asked for.
-
-        `begun` is what such a stop has left.
-        """
-        parts = [] if begun is None else [begun]
-        for part in self.batches(block, start, bar, sum(map(len, parts))):
+    def rows(self, block: store.Block, start: int, bar: console.Bar, stop: console.Stop) -> store.Block | None:
+        """Return the adversarial counterpart of a shard that begins at row `start`; None if stopped before its end."""
+        parts: list[store.Block] = []
+        for part in self.batches(block, start, bar):
             parts.append(part)
             if stop.asked:
                 break
-        return store.join(parts)
+        attacked = store.join(parts)
+        return attacked if len(attacked) == len(block) else None
 
-    def batches(self, block: store.Block, start: int, bar: console.Bar, done: int = 0) -> Iterator[store.Block]:
-        """The adversarial counterparts of the batches of a shard that begins at row `start`, but for the `done` rows of the first ones."""
-        bar.update(done)
+    def batches(self, block: store.Block, start: int, bar: console.Bar) -> Iterator[store.Block]:
+        """Yield the adversarial counterparts of the batches of a shard that begins at row `start`."""
         for rows in batches(len(block), self._settings.batch_size):
-            if rows.start >= done:
-                yield self._batch(block.select(rows), seeds.batch_seed(self._settings.seed, start + rows.start))
-                bar.update(rows.stop - rows.start)
+            yield self._batch(block.select(rows), seeds.batch_seed(self._settings.seed, start + rows.start))
+            bar.update(rows.stop - rows.start)
 
     def _batch(self, block: store.Block, seed: int) -> store.Block:
         images, eps, fooled = np.empty_like(block.images), np.empty(len(block), dtype=np.float32), np.empty(len(block), dtype=bool)

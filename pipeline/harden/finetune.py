@@ -4,7 +4,6 @@ Adversarial sets of further models may join (Tramèr et al., "Ensemble Adversari
 """
 
 import argparse
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from pipeline.base.values import CLEAN
 from pipeline.harden import epoch_score, moving_target, refreshed_batches, refreshed_sets
 from pipeline.harden.params import Finetune, FinetuneParams
 from pipeline.networks import device, precision
-from pipeline.train import augmentation, checkpointed, memory, mixing
+from pipeline.train import augmentation, checkpointed, mixing
 
 
 def keys(model: str) -> list[str]:
@@ -53,7 +52,7 @@ def finetune() -> str:
             identity = attacks.identity(clean, sources[source], attack, settings.attacks[attack], settings.generate)
             images.expect({"kind": "adversarial", **identity}, "made with other params, from another clean set or against another model")
     network, val = first.network(), clean.load("val")
-    batches = _batches(recipe, sets, network, processor)
+    batches = _batches(recipe, sets, network, processor, args.out.parent)
     mixed = val if recipe.best_on == "robust" else store.join([sets[part].load("val") for part in recipe.mix])
     mixed_in = {part: images for part, images in sets.items() if part != CLEAN}
 
@@ -96,18 +95,18 @@ def _mixed_sets(own: Path, sources: Path, recipe: Finetune, name: str) -> dict[s
 
 
 def _batches(
-    recipe: Finetune, sets: dict[str, store.ImageSet], network: models.ResNet, processor: torch.device
+    recipe: Finetune,
+    sets: dict[str, store.ImageSet],
+    network: models.ResNet,
+    processor: torch.device,
+    folder: Path,
 ) -> augmentation.AugmentedBatches | refreshed_batches.RefreshedBatches:
-    """The recipe's mixed batches; where it refreshes them, against `network` as it trains."""
+    """The recipe's mixed batches; where it refreshes them, against `network` as it trains, in a working copy in `folder`."""
     if recipe.refresh is None:
         return augmentation.AugmentedBatches(mixing.training_batches(sets, recipe, processor), recipe.augment, recipe.seed)
-    n_bytes = sum(len(sets[name]) * math.prod(sets[name].image_shape) for name in recipe.mix)
-    if obstacle := memory.obstacle(n_bytes, processor):
-        raise InputError(f"refresh: {n_bytes / memory.MIB:,.0f} MiB must be held in memory: {obstacle}; {memory.VARIABLE} changes it")
-    streams = {name: sets[name].load("train") for name in recipe.mix}
     dtype = precision.dtype_for(recipe.precision, processor)
-    target = moving_target.Target(network.to(processor), streams[CLEAN].images.shape[2], dtype)
-    return refreshed_batches.RefreshedBatches(streams, recipe, target, processor)
+    target = moving_target.Target(network.to(processor), sets[CLEAN].image_shape[2], dtype)
+    return refreshed_batches.RefreshedBatches(sets, recipe, target, processor, folder)
 
 
 def _store_refreshed(

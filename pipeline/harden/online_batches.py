@@ -5,7 +5,6 @@ evaluation mode, as an attacker does, and never change it.
 """
 
 from collections.abc import Iterator
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -26,12 +25,11 @@ class OnlineBatches:
     counts the images whose gradient an attack computes in one epoch.
     """
 
-    def __init__(self, batches: mixing.Mixed, recipe: params.Online, target: Target, *, fixed: bool) -> None:
+    def __init__(self, batches: mixing.MixedBatches, recipe: params.Online, target: Target, *, fixed: bool) -> None:
         self._batches, self._recipe, self._target = batches, recipe, target
         self._fixed = target.now() if fixed else None
         self.passes = batches.n_images * recipe.adversary.steps
         self.state: dict[str, Tensor] = {}
-        self.loading = batches.loading
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -40,7 +38,7 @@ class OnlineBatches:
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
         """From batch `first` of an epoch on: images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss."""
         recipe = self._recipe
-        for index, (images, labels) in enumerate(islice(self._batches.epoch(number), first, None), first):
+        for index, (images, labels) in enumerate(self._batches.epoch(number, first), first):
             generator = augmentation.generator_for(images.device, recipe.seed, number, index)
             images = augmentation.draw(recipe.augment, len(labels), generator).apply(images)
             eps = self._eps(number, len(labels), generator).to(images.dtype)

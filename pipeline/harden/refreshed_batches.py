@@ -7,7 +7,7 @@ Attacks see the model in evaluation mode, as an attacker does, and never change 
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from torch import Tensor
 
 from pipeline import attacks
 from pipeline.base.errors import InputError
-from pipeline.base.store import Block
+from pipeline.base.store import ImageSet
 from pipeline.base.values import CLEAN
 from pipeline.harden import params
 from pipeline.harden.moving_target import Target
 from pipeline.harden.starts import random_start, step_sizes
 from pipeline.train import augmentation, mixing
+from pipeline.train.images import working_copy
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -28,27 +29,36 @@ Batch = tuple[Tensor, Tensor, Tensor]
 class RefreshedBatches:
     """Mixed batches from a working copy of the stored sets, whose adversarial images are refreshed as they are drawn.
 
-    `streams` are the training rows by the names in the recipe's mix; row i of an adversarial stream belongs to row i of `clean`. The cached
-    sets are not touched; `working_copy` gives what they have become. `passes` counts the images whose gradient an attack
-    computes in one epoch. Raises InputError for streams whose rows do not belong together.
+    `sets` are named as in the recipe's mix; training row i of an adversarial one belongs to training row i of
+    `clean`. The stored sets are not touched; `working_copy` gives what they have become, kept in a file in
+    `folder` where it does not fit on a GPU. `passes` counts the images whose gradient an attack computes in one
+    epoch. Raises InputError for sets whose rows do not belong together.
     """
 
-    def __init__(self, streams: Mapping[str, Block], recipe: params.Finetune, target: Target, device: torch.device) -> None:
+    def __init__(
+        self,
+        sets: Mapping[str, ImageSet],
+        recipe: params.Finetune,
+        target: Target,
+        device: torch.device,
+        folder: Path,
+    ) -> None:
         assert recipe.refresh is not None
-        for name, block in streams.items():
-            if not np.array_equal(block.ids, streams[CLEAN].ids):
+        names, ids = list(recipe.counts), sets[CLEAN].training_column("ids")
+        for name in names:
+            if not np.array_equal(sets[name].training_column("ids"), ids):
                 raise InputError(f"{name}: its training rows are not those of the clean set; `dvc repro` makes it again")
-        self._batches = mixing.MixedBatches(streams, recipe.counts, recipe.seed, device, balanced=recipe.sampling == "balanced")
+        self._images = working_copy([sets[name] for name in names], device, folder)
+        self._batches = mixing.mixed(self._images, sets, recipe, device)
         self._recipe, self.refresh, self._target = recipe, recipe.refresh, target
-        n, names = len(streams[CLEAN]), list(recipe.counts)
-        eps = [np.zeros(n, np.float32) if (own := streams[name].eps) is None else own for name in names]
+        n = len(ids)
+        eps = [np.zeros(n, np.float32) if name == CLEAN else sets[name].training_column("eps") for name in names]
         self._eps = torch.from_numpy(np.concatenate(eps)).to(device).view(-1, 1, 1, 1)
         self._rows = {name: slice(n * place, n * (place + 1)) for place, name in enumerate(names)}
         self._n = n
         drawn = self._batches.n_images - n
         self.passes = drawn * recipe.refresh.steps // recipe.refresh.every
-        self.state = {"images": self._batches.images}
-        self.loading = self._batches.loading
+        self.state = {"images": self._images.images}
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -56,10 +66,10 @@ class RefreshedBatches:
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
         """From batch `first` of an epoch on: images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss."""
-        for index, rows in enumerate(islice(self._batches.rows(number), first, None), first):
+        for index, (rows, stored, labels) in enumerate(self._batches.stored(number, first), first):
             generator = augmentation.generator_for(rows.device, self._recipe.seed, number, index)
             move = augmentation.draw(self._recipe.augment, len(rows), generator)
-            images, labels = move.apply(self._batches.images[rows] / 255), self._batches.labels[rows]
+            images = move.apply(stored / 255)
             is_adversarial = self._eps[rows].flatten() > 0
             if number % self.refresh.every == 0:
                 images[is_adversarial] = self._refreshed(
@@ -70,7 +80,7 @@ class RefreshedBatches:
     def _refreshed(self, start: Tensor, labels: Tensor, rows: Tensor, move: augmentation.Move, generator: torch.Generator) -> Tensor:
         """Attack the moved images once more, put the perturbations back into the working copy, and return what the attack gave."""
         refresh, eps = self.refresh, self._eps[rows]
-        originals = self._batches.images[rows % self._n + self._rows[CLEAN].start]
+        originals = self._images.get(rows % self._n + self._rows[CLEAN].start)
         images = move.apply(originals / 255)
         if not refresh.warm_start:
             start = random_start(images, eps, generator)
@@ -78,11 +88,10 @@ class RefreshedBatches:
         adv_images = attacks.ascend(self._target.now(), images, start, labels, eps=eps, alpha=alpha, steps=refresh.steps)
         # What the crop cut off keeps its old perturbation.
         seen = move.undo(torch.ones_like(images)) > 0
-        stored = self._batches.images[rows]
         back = attacks.quantise(originals / 255 + move.undo(adv_images - images), originals, eps)
-        self._batches.images[rows] = torch.where(seen, back, stored)
+        self._images.put(rows, torch.where(seen, back, self._images.get(rows)))
         return adv_images
 
     def working_copy(self, name: str) -> Tensor:
         """The images (N, 3, H, W; uint8) of one stream as they are now."""
-        return self._batches.images[self._rows[name]]
+        return self._images.images[self._rows[name]]

@@ -29,7 +29,7 @@ def store_refreshed(
         **{f"refresh.{key}": value for key, value in refresh},
     }
     remaining = images.cpu().numpy()
-    with store.Writer(out, attributes, bounds=cached.bounds, compression=str(cached.attributes["compression"])) as writer:
+    with store.Writer(out, attributes, bounds=cached.bounds) as writer:
         for (start, _), block in zip(cached.bounds, cached.blocks(), strict=True):
             trained = block.split == store.SPLITS["train"]
             new = block.images.copy()

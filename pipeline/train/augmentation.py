@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from pipeline.base import seeds
-from pipeline.train.mixing import Mixed
+from pipeline.train.mixing import MixedBatches
 
 CROP_PADDING = 4  # pixels a side, as in "Deep Residual Learning for Image Recognition" for CIFAR-10 (He et al., 2016)
 
@@ -69,10 +68,9 @@ def generator_for(device: torch.device, *numbers: int) -> torch.Generator:
 class AugmentedBatches:
     """Batches to train on, flipped and cropped as `kind` says."""
 
-    def __init__(self, batches: Mixed, kind: str, seed: int) -> None:
+    def __init__(self, batches: MixedBatches, kind: str, seed: int) -> None:
         self._batches, self._kind, self._seed = batches, kind, seed
         self.state: dict[str, Tensor] = {}
-        self.loading = batches.loading
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -80,6 +78,6 @@ class AugmentedBatches:
 
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """From batch `first` of an epoch on: images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss."""
-        for index, (images, labels) in enumerate(islice(self._batches.epoch(number), first, None), first):
+        for index, (images, labels) in enumerate(self._batches.epoch(number, first), first):
             move = draw(self._kind, len(labels), generator_for(images.device, self._seed, number, index))
             yield move.apply(images), labels, torch.full_like(labels, 1 / len(labels), dtype=images.dtype)

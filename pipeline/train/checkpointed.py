@@ -42,7 +42,7 @@ def train(
     `attack_passes` counts the gradients of single images that attacks computed: beforehand, and in every epoch. `also_write` writes
     whatever else the training makes. `watch` is passed to `loop.fit`. The unfinished work is deleted last.
     """
-    origin = _origin(provenance, batches, settings, device)
+    origin = _origin(provenance, settings, device)
     part = unfinished.path_for(out, {**origin, "architecture": architecture})
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
     files.require_space(out.parent, COPIES * weights + sum(tensor.nbytes for tensor in batches.state.values()), text)
@@ -66,14 +66,11 @@ def train(
     return f"{out}: {kept}, on {describe(device)}"
 
 
-def _origin(
-    provenance: Mapping[str, str | int | float], batches: Batches, settings: params.Training, device: torch.device
-) -> dict[str, str | int | float]:
+def _origin(provenance: Mapping[str, str | int | float], settings: params.Training, device: torch.device) -> dict[str, str | int | float]:
     """All that decides what comes out of a training, as plain values."""
     return {
         **provenance,
         **{f"training.{key}": value if isinstance(value, str | int | float) else _plain(value) for key, value in settings},
-        "loading": batches.loading,
         "device": device.type,
         "precision": precision_for(settings.precision, device),
         **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},

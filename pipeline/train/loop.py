@@ -32,11 +32,10 @@ class Batches(Protocol):
     """What the loop trains on.
 
     `epoch` gives, from batch `first` of an epoch on, images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss.
-    The tensors of `state` and `loading` are all that they depend on besides the epoch, the network and the params.
+    The tensors of `state` are all that they depend on besides the epoch, the network and the params.
     """
 
     state: dict[str, Tensor]
-    loading: str
 
     def __len__(self) -> int: ...
 
@@ -173,7 +172,7 @@ class _Run:
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote; a file that cannot be read is deleted, and the run starts from its beginning."""
         try:
-            content = torch.load(path, map_location=self.totals.device, weights_only=True)
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except torch_files.UNREADABLE:
             console.say(f"{path}: unfinished work that cannot be read; starting from the beginning")
             path.unlink()
@@ -183,7 +182,8 @@ class _Run:
                 part.load_state_dict(content[name])
         for name, tensor in self.batches.state.items():
             tensor.copy_(content["batches"][name])
-        self.totals, self.best_state = content["totals"], content["best_state"]
+        self.totals.copy_(content["totals"])
+        self.best_state = content["best_state"]
         self.epoch, self.batch, self.history, self.best = (content[key] for key in ("epoch", "batch", "history", "best"))
         what = f"going on after batch {self.batch} of epoch {self.epoch + 1}"
         console.say(f"all {self.epoch} epochs were done before" if self.is_finished else what)

@@ -5,24 +5,17 @@ of its images is used as often as any other. The kinds are shuffled within a bat
 but every stream draws its classes equally often, and within a class its images equally often.
 """
 
-import math
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from itertools import islice
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.base import console
-from pipeline.base.errors import InputError
-from pipeline.base.store import SPLITS, Block, ImageSet
+from pipeline.base.store import ImageSet
 from pipeline.base.values import CLEAN
-from pipeline.train import memory, params
-from pipeline.train.memory import MIB
-from pipeline.train.streaming import StreamedBatches
-
-Rows = NDArray[np.int64]
+from pipeline.train import params
+from pipeline.train.images import Images, Rows, stored
 
 
 class MixSampler:
@@ -51,14 +44,9 @@ class MixSampler:
         for index in range(len(self)):
             yield {name: batches[index] for name, batches in per_stream.items()}
 
-    def sizes(self, name: str) -> Rows:
-        """How many images of a stream are in each batch of an epoch."""
-        sizes: Rows = self._clean_counts * self._counts[name] // self._counts[CLEAN]
-        return sizes
-
     def _batches(self, name: str, epoch: int) -> list[Rows]:
         """One stream's rows for an epoch, batch by batch."""
-        counts = self.sizes(name)
+        counts = self._clean_counts * self._counts[name] // self._counts[CLEAN]
         taken = int(counts.sum())
         order = self._balanced_order if self._balanced else self._natural_order
         return np.split(order(name, epoch * taken, taken), np.cumsum(counts)[:-1])
@@ -88,39 +76,29 @@ class MixSampler:
         return np.random.default_rng([self._seed, number, *purpose.encode()])
 
 
-class Mixed(Protocol):
-    """Mixed batches, wherever their images are: `n_images` in an epoch; `loading` tells how, and all of it that decides their order."""
-
-    loading: str
-
-    @property
-    def n_images(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch (counted from 0): images (B, 3, H, W) in [0, 1] and labels (B,)."""
-        ...
-
-
 class MixedBatches:
-    """Mixed batches from images held once, as uint8, on the device that trains.
+    """Mixed batches of clean and stored adversarial images.
 
-    `streams` holds the training rows by the names in `counts`; `clean` must be among them. `images` (N, 3, H, W; uint8) and `labels`
-    (N,) are those of all streams, one behind the other in the order of `counts`.
+    `images` are the training images of all streams, one stream after another in the order of `counts`;
+    `labels` (N,) are each stream's own. `clean` must be among them.
     """
 
-    loading = "held in memory"
-
     def __init__(
-        self, streams: Mapping[str, Block], counts: Mapping[str, int], seed: int, device: torch.device, *, balanced: bool = False
+        self,
+        images: Images,
+        labels: Mapping[str, Rows],
+        counts: Mapping[str, int],
+        seed: int,
+        device: torch.device,
+        *,
+        balanced: bool = False,
     ) -> None:
         names = list(counts)
-        self.images = torch.cat([torch.from_numpy(streams[name].images) for name in names]).to(device)
-        self.labels = torch.cat([torch.from_numpy(streams[name].labels) for name in names]).to(device)
-        sizes = [len(streams[name]) for name in names]
+        self._images = images
+        self._labels = torch.from_numpy(np.concatenate([labels[name] for name in names])).to(device)
+        sizes = [len(labels[name]) for name in names]
         self._offsets = dict(zip(names, np.cumsum([0, *sizes[:-1]]), strict=True))
-        self._sampler = MixSampler({name: streams[name].labels for name in names}, counts, seed, balanced=balanced)
+        self._sampler = MixSampler(labels, counts, seed, balanced=balanced)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -131,37 +109,33 @@ class MixedBatches:
         """Images in an epoch."""
         return self._sampler.n_images
 
-    def rows(self, epoch: int) -> Iterator[Tensor]:
-        """Which of `images` make up each batch (B,) of an epoch (counted from 0)."""
+    def stored(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the batches of an epoch (counted from 0) from batch `first` on, as they are stored.
+
+        Each is the rows (B,) of `images`, the images (B, 3, H, W; uint8) and the labels (B,).
+        """
+        for rows, images in self._images.read(islice(self._rows(epoch), first, None)):
+            yield rows, images, self._labels[rows]
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of an epoch from batch `first` on: images (B, 3, H, W) in [0, 1], labels (B,)."""
+        for _, images, labels in self.stored(epoch, first):
+            yield images / 255, labels
+
+    def _rows(self, epoch: int) -> Iterator[Rows]:
+        """Yield which of the images make up each batch (B,) of an epoch."""
         shuffling = self._sampler.generator("shuffle", epoch)
         for parts in self._sampler.epoch(epoch):
-            rows = np.concatenate([self._offsets[name] + rows for name, rows in parts.items()])
-            yield torch.from_numpy(shuffling.permutation(rows)).to(self.images.device)
-
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch: images (B, 3, H, W) in [0, 1] and labels (B,)."""
-        for rows in self.rows(epoch):
-            yield self.images[rows] / 255, self.labels[rows]
+            yield shuffling.permutation(np.concatenate([self._offsets[name] + rows for name, rows in parts.items()]))
 
 
-def training_batches(sets: Mapping[str, ImageSet], recipe: params.Training, device: torch.device) -> Mixed:
-    """The batches that a recipe asks for, from the training rows of the sets that it mixes; validation rows are left out.
+def training_batches(sets: Mapping[str, ImageSet], recipe: params.Training, device: torch.device) -> MixedBatches:
+    """Return the batches that a recipe asks for, from the training rows of the sets that it mixes."""
+    images = stored([sets[name] for name in recipe.counts], device)
+    return mixed(images, sets, recipe, device)
 
-    Images that fit in memory are held there, others are streamed; says which, and why. Raises InputError for balanced sampling of images
-    that do not fit.
-    """
-    labels = {name: sets[name].column("labels")[sets[name].column("split") == SPLITS["train"]] for name in recipe.counts}
-    n_bytes = sum(len(labels[name]) * math.prod(sets[name].image_shape) for name in recipe.counts)
-    size = f"training images: {n_bytes / MIB:,.0f} MiB"
-    obstacle = memory.obstacle(n_bytes, device)
-    if not obstacle:
-        console.say(f"{size}, held in memory, of the {memory.limit() / MIB:,.0f} MiB that images may take")
-        streams = {name: sets[name].load("train") for name in recipe.counts}
-        return MixedBatches(streams, recipe.counts, recipe.seed, device, balanced=recipe.sampling == "balanced")
-    if recipe.sampling == "balanced":
-        raise InputError(f"{size}: {obstacle}, and balanced sampling needs them there; set sampling: natural, or {memory.VARIABLE}")
-    sampler = MixSampler(labels, recipe.counts, recipe.seed)
-    sizes, buffer = {name: sampler.sizes(name) for name in recipe.counts}, memory.stream_buffer()
-    console.say(f"{size}, streamed through {buffer / MIB:,.0f} MiB: {obstacle}; {memory.VARIABLE} changes it")
-    images = buffer // math.prod(sets[CLEAN].image_shape)
-    return StreamedBatches(sets, sizes, sampler.generator, device, buffer=images)
+
+def mixed(images: Images, sets: Mapping[str, ImageSet], recipe: params.Training, device: torch.device) -> MixedBatches:
+    """Return the batches that a recipe asks for, from `images`: the training rows of the sets that it mixes."""
+    labels = {name: sets[name].training_column("labels") for name in recipe.counts}
+    return MixedBatches(images, labels, recipe.counts, recipe.seed, device, balanced=recipe.sampling == "balanced")

@@ -23,6 +23,7 @@ from pipeline import networks
 from pipeline.audit import audit, lineage, project, recomputation, records
 from pipeline.base import console, files, store
 from pipeline.base.errors import InputError
+from pipeline.base.store import shards
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
@@ -144,7 +145,7 @@ def spoil(folder, shard, name, edit, *, rehash=False):
         if rehash:
             block = store.Block(**{key: dataset[...] for key, dataset in file.items()})
             attributes = {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
-            file.attrs["content_sha256"] = store._content_sha256(attributes, block.datasets)
+            file.attrs["content_sha256"] = shards.content_sha256(attributes, block.datasets)
 
 
 def relock(folder, path):
@@ -412,10 +413,10 @@ def test_a_changed_attribute_is_found_also_with_a_new_fingerprint(folder):
     for shard in ("00000.h5", "00001.h5", "00002.h5"):
         with h5py.File(own(folder / PGD / shard), "r+") as file:
             attributes = {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
-            plain = {key: value for key, value in attributes.items() if key not in store.PER_SHARD}
-            attributes["fingerprint"] = file.attrs["fingerprint"] = store._fingerprint(plain)
+            plain = {key: value for key, value in attributes.items() if key not in shards.PER_SHARD}
+            attributes["fingerprint"] = file.attrs["fingerprint"] = shards.fingerprint_of(plain)
             block = store.Block(**{key: dataset[...] for key, dataset in file.items()})
-            file.attrs["content_sha256"] = store._content_sha256(attributes, block.datasets)
+            file.attrs["content_sha256"] = shards.content_sha256(attributes, block.datasets)
     relock(folder, PGD)
     assert failures(folder, PGD)["generate@clean-pgd: attacks.pgd.steps"] == f"dvc.lock: 2; params.yaml: 2; {PGD}: 40"
 

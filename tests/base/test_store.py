@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.base import store
 from pipeline.base.errors import InputError
+from pipeline.base.store import shards
 from tests.conftest import make_block, write_set
 
 
@@ -63,7 +64,7 @@ def test_truncated_foreign_and_missing_shards(clean, tmp_path, block):
         store.ImageSet(clean.path)
     with h5py.File(last, "w") as file:
         file["x"] = 1
-    with pytest.raises(InputError, match="not an image shard of schema 1"):
+    with pytest.raises(InputError, match="not an image shard of schema 2"):
         store.ImageSet(clean.path)
     shutil.copy(write_set(tmp_path / "other", block, seed=3).path / "00002.h5", last)
     with pytest.raises(InputError, match=r"not a shard of the same set as 00000.h5"):
@@ -138,40 +139,32 @@ def test_a_new_set_replaces_the_old_one(clean, tmp_path):
     assert len(list(clean.path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("compression", ["none", "lzf", "zstd", "blosc2-zstd", "bitshuffle-zstd", "bitshuffle-lz4"])
-def test_every_compression_gives_the_same_images_and_the_same_bytes_twice(tmp_path, compression):
-    block = make_block(300)
-    block.images[:, :, :16] = 7  # something to compress
-    plain = write_set(tmp_path / "plain", block, shard_rows=300)
-    first, again = (write_set(tmp_path / name, block, shard_rows=300, compression=compression) for name in "ab")
-    assert (first.load("train").images == plain.load("train").images).all()
-    assert first.attributes["compression"] == compression
-    first.verify()
-    shards = [images.path / "00000.h5" for images in (plain, first, again)]
-    assert shards[1].read_bytes() == shards[2].read_bytes()
-    assert compression == "none" or shards[1].stat().st_size < 0.8 * shards[0].stat().st_size
-    assert first.runs() == [(0, 64), (64, 128), (128, 192), (192, 256), (256, 300)]
-    if compression != "none":
-        with h5py.File(shards[1], "r+") as file:
-            offset = file["images"].id.get_chunk_info(0).byte_offset
-        with shards[1].open("r+b") as raw:
-            raw.seek(offset + 40)
-            raw.write(bytes(64))
-        with pytest.raises(InputError, match=r"00000.h5: (its (datasets|content)|not a readable HDF5 file)"):
-            first.verify()
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chunks": (8, 3, 32, 32)}, r"images: expected one contiguous array, found chunks of \(8, 3, 32, 32\)"),
+        ({"compression": "gzip"}, r"refused: /images needs the filter deflate \(number 1\)"),
+    ],
+)
+def test_shards_with_chunks_or_compression_are_refused(clean, block, options, message):
+    with h5py.File(clean.path / "00000.h5", "r+") as file:
+        del file["images"]
+        file.create_dataset("images", data=block.images[:16], **options)
+    with pytest.raises(InputError, match=rf"00000.h5: {message}; run `python -m pipeline discard"):
+        store.ImageSet(clean.path).verify()
 
 
-def test_sets_are_read_by_columns_and_by_runs_of_rows(clean, block):
+def test_sets_are_read_by_columns_and_by_mapping_their_images(clean, block):
     assert (clean.column("labels") == block.labels).all()
+    assert (clean.training_column("ids") == block.ids[block.split == 0]).all()
     assert clean.image_shape == (3, 32, 32)
-    assert clean.runs() == [(0, 16), (16, 32), (32, 40)]
-    out = np.empty((20, 3, 32, 32), np.uint8)
-    clean.read_runs([(34, 40), (0, 6), (8, 16)], out)
-    assert (out == block.images[[*range(34, 40), *range(6), *range(8, 16)]]).all()
+    shards = clean.map_images()
+    assert list(map(len, shards)) == [16, 16, 8]
+    assert (np.concatenate(shards) == block.images).all()
 
 
 def test_verifying_finds_a_changed_image_in_any_slice(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "SLICE_CHUNKS", 1)
+    monkeypatch.setattr(shards, "SLICE_BYTES", 1)
     images = write_set(tmp_path / "set", make_block(600), shard_rows=600)
     images.verify()
     with h5py.File(images.path / "00000.h5", "r+") as file:

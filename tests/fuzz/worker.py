@@ -100,7 +100,7 @@ def guide(name):
 
 
 FILES = ("zipfile", "pickle", "pipeline.base.untrusted.limits", "pipeline.base.untrusted.pickles")
-SHARDS = ("pipeline.base.untrusted.limits", "pipeline.base.untrusted.hdf5", "pipeline.base.store")
+SHARDS = ("pipeline.base.untrusted.limits", "pipeline.base.untrusted.hdf5", "pipeline.base.store.shards", "pipeline.base.store.image_set")
 PLUGINS = tuple(f"PIL.{kind}ImagePlugin" for kind in ("Avif", "Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP"))
 GUIDED = {
     "params": ("ruamel.yaml", "pipeline.params"),
@@ -108,8 +108,6 @@ GUIDED = {
     "task_dataset": (*FILES, "pipeline.prepare.sources.task_dataset"),
     "hdf5": ("pipeline.base.untrusted.limits", "pipeline.base.untrusted.hdf5", "pipeline.prepare.sources.arrays"),
     "shard": SHARDS,
-    "shard_zstd": SHARDS,
-    "shard_blosc2": SHARDS,
     "image_folder": (
         "PIL.Image",
         "PIL.ImageFile",

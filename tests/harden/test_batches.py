@@ -1,3 +1,5 @@
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -6,12 +8,13 @@ from torch import nn
 from torchvision import models
 
 from pipeline import networks
+from pipeline.base import console
 from pipeline.base.errors import InputError
 from pipeline.harden import moving_target, online_batches, refreshed_batches
 from pipeline.harden.params import Finetune, Online
 from pipeline.networks.precision import dtype_for
-from pipeline.train import mixing
-from tests.conftest import make_block
+from pipeline.train import loop
+from tests.conftest import held_batches, make_block, write_set
 from tests.train.test_loop import Tiny
 
 CPU = torch.device("cpu")
@@ -29,7 +32,7 @@ def online(settings, changes=None, **attack):
 
 
 def clean_batches():
-    return mixing.MixedBatches({"clean": make_block(64)}, {"clean": 16}, 0, CPU)
+    return held_batches({"clean": make_block(64)}, {"clean": 16})
 
 
 def made(recipe, network, *, fixed=False, number=0):
@@ -153,20 +156,33 @@ def test_attacks_in_training_use_the_precision_asked_for(monkeypatch, precision,
 
 
 def streams(eps=EPS):
-    clean = make_block(48)
+    clean = make_block(64)
     stored = {"clean": clean}
     for name in ("fgsm", "pgd"):
         noise = np.random.default_rng(len(name)).integers(-4, 5, clean.images.shape)
         moved = np.clip(clean.images + noise, 0, 255).astype(np.uint8)
-        stored[name] = type(clean)(**{**clean.datasets, "images": moved}, eps=np.full(48, eps, np.float32), fooled=np.zeros(48, bool))
+        stored[name] = type(clean)(**{**clean.datasets, "images": moved}, eps=np.full(64, eps, np.float32), fooled=np.zeros(64, bool))
     return stored
 
 
-def refreshed(settings, network, *, augment="none", eps=EPS, **changes):
-    refresh = {"every": 1, "steps": 2, "alpha": "eps/4", "warm_start": True, **changes}
-    update = {**settings.finetuned["robust"].model_dump(), "batch_size": 16, "augment": augment, "refresh": refresh}
-    recipe = Finetune.model_validate(update)
-    return refreshed_batches.RefreshedBatches(streams(eps), recipe, moving_target.Target(network, 32, torch.float32), CPU)
+def training(eps=EPS):
+    """The training rows of the streams: 48."""
+    return {name: block.select(block.split == 0) for name, block in streams(eps).items()}
+
+
+REFRESH = {"every": 1, "steps": 1, "alpha": "eps/2", "warm_start": True}
+
+
+@pytest.fixture
+def refreshed(settings, tmp_path):
+    def make(network, *, augment="none", eps=EPS, **changes):
+        sets = {name: write_set(tmp_path / name, block) for name, block in streams(eps).items()}
+        refresh = {"every": 1, "steps": 2, "alpha": "eps/4", "warm_start": True, **changes}
+        update = {**settings.finetuned["robust"].model_dump(), "batch_size": 16, "augment": augment, "refresh": refresh}
+        target = moving_target.Target(network, 32, torch.float32)
+        return refreshed_batches.RefreshedBatches(sets, Finetune.model_validate(update), target, CPU, tmp_path)
+
+    return make
 
 
 class Gradient(nn.Module):
@@ -181,8 +197,8 @@ class Gradient(nn.Module):
         return torch.stack([-total, torch.zeros_like(total), torch.zeros_like(total)], 1)
 
 
-def test_refreshing_goes_on_from_the_stored_image_and_stores_the_result(settings):
-    before, batches = streams(), refreshed(settings, Gradient())
+def test_refreshing_goes_on_from_the_stored_image_and_stores_the_result(refreshed):
+    before, batches = training(), refreshed(Gradient())
     assert len(batches) == 6
     assert batches.passes == 2 * 48
     for images, labels, shares in batches.epoch(0):
@@ -201,15 +217,15 @@ def test_refreshing_goes_on_from_the_stored_image_and_stores_the_result(settings
         expected = np.clip(np.clip(old[drawn] + 4 * sign, clean[drawn] - 8, clean[drawn] + 8), 0, 255)
         assert np.abs(new[drawn] - expected).max() <= 1
     batches.epoch(1)
-    assert batches.state["images"] is batches._batches.images
+    assert batches.state["images"] is batches._images.images
 
 
-def test_a_cold_start_forgets_the_stored_image_and_every_second_epoch_may_rest(settings):
-    cold, warm = (refreshed(settings, Gradient(), warm_start=flag, steps=1) for flag in (False, True))
+def test_a_cold_start_forgets_the_stored_image_and_every_second_epoch_may_rest(refreshed):
+    cold, warm = (refreshed(Gradient(), warm_start=flag, steps=1) for flag in (False, True))
     for batches in (cold, warm):
         list(batches.epoch(0))
     assert not torch.equal(cold.working_copy("pgd"), warm.working_copy("pgd"))
-    resting = refreshed(settings, Gradient(), every=2)
+    resting = refreshed(Gradient(), every=2)
     before = resting.working_copy("pgd").clone()
     list(resting.epoch(1))
     assert torch.equal(resting.working_copy("pgd"), before)
@@ -218,8 +234,8 @@ def test_a_cold_start_forgets_the_stored_image_and_every_second_epoch_may_rest(s
     assert resting.passes == 48
 
 
-def test_moved_images_are_refreshed_where_the_crop_shows_them_and_never_leave_the_ball(settings):
-    batches, clean = refreshed(settings, Tiny(), augment="flip+crop", alpha="eps/1"), streams()["clean"].images.astype(int)
+def test_moved_images_are_refreshed_where_the_crop_shows_them_and_never_leave_the_ball(refreshed):
+    batches, clean = refreshed(Tiny(), augment="flip+crop", alpha="eps/1"), training()["clean"].images.astype(int)
     for number in range(4):
         for images, _, _ in batches.epoch(number):
             assert images.min() >= 0
@@ -228,9 +244,10 @@ def test_moved_images_are_refreshed_where_the_crop_shows_them_and_never_leave_th
         assert np.abs(batches.working_copy(name).numpy().astype(int) - clean).max() <= 8
 
 
-def test_rows_that_do_not_belong_together_are_refused(settings):
+def test_rows_that_do_not_belong_together_are_refused(settings, tmp_path):
     stored = streams()
-    stored["pgd"] = type(stored["pgd"])(**{**stored["pgd"].datasets, "ids": stored["pgd"].ids[::-1]})
+    stored["pgd"] = type(stored["pgd"])(**{**stored["pgd"].datasets, "ids": stored["pgd"].ids[::-1].copy()})
+    sets = {name: write_set(tmp_path / name, block) for name, block in stored.items()}
     recipe = Finetune.model_validate(
         {
             **settings.finetuned["robust"].model_dump(),
@@ -239,4 +256,31 @@ def test_rows_that_do_not_belong_together_are_refused(settings):
         }
     )
     with pytest.raises(InputError, match="pgd: its training rows are not those of the clean set"):
-        refreshed_batches.RefreshedBatches(stored, recipe, moving_target.Target(Tiny(), 32, torch.float32), CPU)
+        refreshed_batches.RefreshedBatches(sets, recipe, moving_target.Target(Tiny(), 32, torch.float32), CPU, tmp_path)
+
+
+def test_a_refreshed_training_that_was_stopped_resumes_to_the_same_bytes(refreshed, settings, tmp_path, monkeypatch):
+    recipe = settings.finetune.model_copy(update={"epochs": 2, "batch_size": 16, "warmup_epochs": 0.0})
+
+    def fit(part=None):
+        network = Tiny()
+        batches = refreshed(network, augment="flip")
+        fitted = loop.fit(network, batches, lambda _: {"val_accuracy": 0.5}, recipe, text="t", device=CPU, part=part)
+        return fitted.history, batches.working_copy("pgd").clone()
+
+    history, images = fit()
+    step, done = loop._Run.step, []
+
+    def stopping_step(self, *arguments):
+        step(self, *arguments)
+        done.append(1)
+        if len(done) == 8:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop._Run, "step", stopping_step)
+    with pytest.raises(console.Interrupted, match="t: batch 2 of epoch 2 is done"):
+        fit(tmp_path / ".x.part")
+    again, resumed = fit(tmp_path / ".x.part")
+    assert len(done) == 12, "no batch is trained on twice"
+    assert again == history
+    assert torch.equal(resumed, images)

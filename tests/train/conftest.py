@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.train import augmentation, mixing
-from tests.conftest import make_block
+from pipeline.train import augmentation
+from tests.conftest import held_batches, make_block
 
 CPU = torch.device("cpu")
 
@@ -22,9 +22,7 @@ class Tiny(nn.Module):
 
 @pytest.fixture
 def batches():
-    return augmentation.AugmentedBatches(
-        mixing.MixedBatches({"clean": make_block(64)}, {"clean": 16}, seed=0, device=CPU), "flip+crop", seed=0
-    )
+    return augmentation.AugmentedBatches(held_batches({"clean": make_block(64)}, {"clean": 16}), "flip+crop", seed=0)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from pipeline.base import store
 from pipeline.train import mixing
-from tests.conftest import make_block, write_set
+from tests.conftest import held_batches, make_block, write_set
 
 COUNTS = {"clean": 64, "fgsm": 32, "pgd": 32}
 
@@ -82,7 +82,7 @@ def marked_block(n: int, mark: int) -> store.Block:
 
 def test_batches_hold_the_right_images_with_their_labels_in_shuffled_order():
     streams = {"clean": marked_block(200, 0), "fgsm": marked_block(150, 1), "pgd": marked_block(150, 2)}
-    batches = mixing.MixedBatches(streams, {"clean": 32, "fgsm": 16, "pgd": 16}, seed=0, device=torch.device("cpu"))
+    batches = held_batches(streams, {"clean": 32, "fgsm": 16, "pgd": 16})
     names = list(streams)
     for images, labels in batches.epoch(0):
         pixels = (images * 255).round().to(torch.uint8).numpy()

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import h5py
-import hdf5plugin  # noqa: F401 - registers the filters of compressed stores
 from h5py import h5a, h5d, h5l, h5o, h5t
 
 MEMORY = 768 * 2**20  # bytes that one examination may take

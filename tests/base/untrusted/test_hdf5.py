@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from pipeline.base import store
 from pipeline.base.errors import InputError
+from pipeline.base.store import shards
 from pipeline.base.untrusted import hdf5, hdf5_inspector
 from pipeline.prepare import sources
 from tests.conftest import ROOT, make_block, write_set
@@ -153,8 +155,8 @@ def opened(folder, settings):
 
 @pytest.mark.parametrize("path", ["own.h5", "set/00000.h5"])
 def test_a_file_that_another_program_writes_is_locked(opened, path):
-    read = opened if path == "own.h5" else lambda: store.ImageSet(store.Path("set"))
-    with store.Path(path).open("rb") as other:
+    read = opened if path == "own.h5" else lambda: store.ImageSet(Path("set"))
+    with Path(path).open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_SH)
         read()
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -168,7 +170,7 @@ def test_a_file_that_another_program_writes_is_locked(opened, path):
 @pytest.mark.parametrize("swmr", [False, True])
 @pytest.mark.parametrize("path", ["own.h5", "set/00000.h5"])
 def test_a_file_whose_writer_died_is_marked(opened, path, swmr):
-    read = opened if path == "own.h5" else lambda: store.ImageSet(store.Path("set"))
+    read = opened if path == "own.h5" else lambda: store.ImageSet(Path("set"))
     text = f"import h5py, os; file = h5py.File('{path}', 'r+', libver='latest'); file.swmr_mode = {swmr}; file.flush(); os._exit(0)"
     subprocess.run([sys.executable, "-c", text if swmr else text.replace("file.swmr_mode = False; ", "")], check=True)
     with pytest.raises(InputError, match=rf"^{path}: marked as open for writing: .* clear the mark with `h5clear -s FILE`") as caught:
@@ -177,13 +179,13 @@ def test_a_file_whose_writer_died_is_marked(opened, path, swmr):
 
 
 def test_memory_that_does_not_suffice_is_no_damage(folder, monkeypatch):
-    images = store.ImageSet(store.Path("set"))
+    images = store.ImageSet(Path("set"))
 
     def exhausted(*_):
         raise MemoryError
 
-    monkeypatch.setattr(store, "_content_sha256", exhausted)
-    monkeypatch.setattr(store, "_present", exhausted)
+    monkeypatch.setattr(shards, "content_sha256", exhausted)
+    monkeypatch.setattr(shards, "_present", exhausted)
     for read in (images.verify, lambda: images.load("train")):
         with pytest.raises(InputError, match=r"00000.h5: not enough memory to read it; free some memory and run this again$"):
             read()
@@ -208,7 +210,7 @@ def test_an_examination_that_is_ended_shows_no_damage(folder, monkeypatch, progr
     monkeypatch.setattr(hdf5_inspector, "__file__", str(walk))
     monkeypatch.setattr(hdf5, "_walker", lambda _: walker)
     with pytest.raises(InputError, match=message):
-        store.ImageSet(store.Path("set"))
+        store.ImageSet(Path("set"))
 
 
 def test_an_examination_that_cannot_start_shows_no_damage(folder, monkeypatch):
@@ -224,10 +226,10 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(folder, monkeypatch)
     def denied(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(store.Path, "iterdir", denied)
+    monkeypatch.setattr(Path, "iterdir", denied)
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(PermissionError):
-        store.ImageSet(store.Path("set"))
+        store.ImageSet(Path("set"))
 
 
 def test_a_shard_behind_a_link_to_a_disk_that_is_away(folder):

@@ -1,0 +1,82 @@
+"""Writes an image set shard by shard, and resumes after an interruption."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from pipeline.base import files, unfinished
+from pipeline.base.errors import InputError
+from pipeline.base.store import shards
+from pipeline.base.store.blocks import Block
+from pipeline.base.store.shards import Attributes, Run
+
+
+class Writer:
+    """Writes an image set shard by shard; use as a context manager.
+
+    `attributes` must hold all that decides the content: an interrupted run goes on only where they are equal. On a clean exit all shards
+    must be there, and the set gets its name. The set that had the name before stays until that moment.
+    """
+
+    def __init__(self, path: Path, attributes: Attributes, *, bounds: list[Run]) -> None:
+        self.path = path
+        self.attributes: Attributes = {"schema": shards.SCHEMA, **attributes, "rows": bounds[-1][1]}
+        self.fingerprint = shards.fingerprint_of(self.attributes)
+        self._bounds = bounds
+        self._part = unfinished.path_for(path, {"fingerprint": self.fingerprint})
+        self._behind = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> "Writer":
+        self._part.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._behind.shutdown()
+        if kind is None:
+            self.flush()
+            self._publish()
+
+    def missing(self) -> list[Run]:
+        """The row ranges of the shards that an earlier, interrupted run has not left behind whole."""
+        with ThreadPoolExecutor(2) as pool:
+            complete = pool.map(self._is_complete, range(len(self._bounds)))
+            return [bounds for bounds, whole in zip(self._bounds, complete, strict=True) if not whole]
+
+    def write_behind(self, start: int, block: Block) -> None:
+        """Have the shard that begins at row `start` written while the caller goes on; its arrays must not change any more.
+
+        One shard at a time: waits for the one before, as `flush` does. A clean exit does the same for the last.
+        """
+        self.flush()
+        self._pending = self._behind.submit(self.write, start, block)
+
+    def flush(self) -> None:
+        """Wait until what `write_behind` was given is written; raises what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def write(self, start: int, block: Block) -> None:
+        """Write the shard that begins at row `start`."""
+        index = self._bounds.index((start, start + len(block)))
+        shards.write(self._part / shards.shard_name(index), self.attributes, self.fingerprint, start, block)
+
+    def _is_complete(self, index: int) -> bool:
+        path = self._part / shards.shard_name(index)
+        try:
+            shards.verify(path)
+        except InputError:
+            return False
+        return True
+
+    def _publish(self) -> None:
+        if missing := self.missing():
+            raise RuntimeError(f"{self.path}: rows {missing[0][0]} to {missing[0][1]} were never written")
+        files.sync_folder(self._part)
+        replaced = self.path.with_name(f".{self.path.name}.replaced.part")
+        unfinished.clear([replaced])
+        if self.path.exists():
+            self.path.replace(replaced)
+        self._part.replace(self.path)
+        files.sync_folder(self.path.parent)
+        unfinished.clear([replaced])
