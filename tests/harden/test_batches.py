@@ -260,7 +260,7 @@ def test_rows_that_do_not_belong_together_are_refused(settings, tmp_path):
 
 
 def test_a_refreshed_training_that_was_stopped_resumes_to_the_same_bytes(refreshed, settings, tmp_path, monkeypatch):
-    recipe = settings.finetune.model_copy(update={"epochs": 2, "batch_size": 16, "warmup_epochs": 0.0})
+    recipe = settings.finetuned["robust"].model_copy(update={"epochs": 2, "batch_size": 16, "warmup_epochs": 0.0})
 
     def fit(part=None):
         network = Tiny()

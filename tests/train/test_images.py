@@ -39,7 +39,7 @@ def kinds(sets, tmp_path):
 
 @pytest.mark.parametrize("sampling", ["natural", "balanced"])
 def test_batches_are_the_same_bytes_wherever_images_are(sets, blocks, settings, tmp_path, sampling):
-    recipe = settings.finetune.model_copy(update={"batch_size": 16, "sampling": sampling})
+    recipe = settings.finetuned["robust"].model_copy(update={"batch_size": 16, "sampling": sampling})
     both = {name: mixing.mixed(kind, sets, recipe, CPU) for name, kind in kinds(sets, tmp_path).items()}
     whole = torch.from_numpy(training_images(blocks))
     for epoch in range(3):
@@ -52,7 +52,7 @@ def test_batches_are_the_same_bytes_wherever_images_are(sets, blocks, settings, 
 
 
 def test_an_epoch_begun_in_its_middle_gives_the_same_batches(sets, settings):
-    recipe = settings.finetune.model_copy(update={"batch_size": 16})
+    recipe = settings.finetuned["robust"].model_copy(update={"batch_size": 16})
     batches = mixing.training_batches(sets, recipe, CPU)
     whole = list(batches.epoch(2))
     rest = list(batches.epoch(2, 7))
@@ -64,7 +64,7 @@ def test_an_epoch_that_is_left_early_leaves_no_thread(sets, settings):
     import threading
 
     before = threading.active_count()
-    epoch = mixing.training_batches(sets, settings.finetune, CPU).epoch(0)
+    epoch = mixing.training_batches(sets, settings.finetuned["robust"], CPU).epoch(0)
     next(epoch)
     epoch.close()
     assert threading.active_count() == before

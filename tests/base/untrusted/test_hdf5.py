@@ -17,6 +17,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.store import shards
 from pipeline.base.untrusted import hdf5, hdf5_inspector
 from pipeline.prepare import sources
+from pipeline.prepare.params import Hdf5
 from tests.conftest import ROOT, make_block, write_set
 
 # Calls of the system that fail for HDF5 files with the number in FAIL, from the offset FROM on.
@@ -149,7 +150,9 @@ def test_a_write_that_fails_names_the_file_and_the_reason(folder, shim):
 def opened(folder, settings):
     with h5py.File("own.h5", "w", libver="latest") as file:
         file["images"], file["labels"] = np.full((6, 3, 8, 8), 200, "u1"), np.arange(6) % 2
-    data = settings.data.model_copy(update={"source": "hdf5", "path": "own.h5", "image_size": 8})
+    data = settings.data.model_copy(
+        update={"source": "hdf5", "path": "own.h5", "image_size": 8, "hdf5": Hdf5(images="images", labels="labels")}
+    )
     return lambda: sources.open_source(data).read(np.arange(3))
 
 
