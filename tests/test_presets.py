@@ -1,4 +1,4 @@
-"""Every preset as it is, but for small files and few epochs: each command that DVC would run, in its order."""
+"""Presets as they are, except for small files and few epochs: each command that DVC would run, in its order."""
 
 import hashlib
 import runpy
@@ -19,8 +19,7 @@ from tests import samples
 from tests.conftest import ROOT
 
 yaml = YAML(typ="safe")
-PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
-N_CLASSES = {"assignment-2026": 9}
+PRESETS = ("assignment", "cifar10-cpu")  # between them they have every kind of stage; the others differ in values alone
 
 
 def small_source(data, folder, monkeypatch, n_classes):
@@ -41,10 +40,10 @@ def small_source(data, folder, monkeypatch, n_classes):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatch):
+def test_a_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     params = yaml.load(presets.complete(name))
-    small_source(params["data"], tmp_path, monkeypatch, N_CLASSES.get(name, 10))
+    small_source(params["data"], tmp_path, monkeypatch, 10)
     params["data"].update(n_images=90, n_val=20)
     params["model"].update(architecture="resnet18")  # the smallest: what is tested here are the presets
     params["training"].update(epochs=1, warmup_epochs=0)

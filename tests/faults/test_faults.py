@@ -6,7 +6,7 @@ import sys
 
 from tests.conftest import ROOT
 
-KILLS = 30
+KILLS = 8
 
 
 def test_disturbed_runs_end_with_the_bytes_of_undisturbed_ones():
