@@ -1,5 +1,6 @@
 """Small real things that tests share: images, stores, networks, params."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from torchvision import models
 
 from pipeline import document
 from pipeline.attacks.params import Attack
-from pipeline.base import store
+from pipeline.base import files, store
+from pipeline.base.store import manifest
 from pipeline.train import mixing
 from pipeline.train.images import HeldImages
 
@@ -81,6 +83,13 @@ def write_set(path: Path, block: store.Block, shard_rows: int = 16, **attributes
         for start, stop in writer.missing():
             writer.write(start, store.Block(**{name: array[start:stop] for name, array in block.datasets.items()}))
     return store.ImageSet(path)
+
+
+def renew_manifest(folder: Path, **attributes: object) -> None:
+    """Make the manifest of a set agree with its changed shards, as an attacker would who knows how."""
+    found = manifest.read(folder)
+    shards = {name: dataclasses.replace(entry, sha256=files.sha256(folder / name)) for name, entry in found.shards.items()}
+    manifest.write(folder, {**found.attributes, **attributes}, shards)
 
 
 def held_batches(streams: dict[str, store.Block], counts: dict[str, int], **options) -> mixing.MixedBatches:

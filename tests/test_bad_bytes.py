@@ -26,7 +26,7 @@ from pipeline.prepare import sources
 from pipeline.prepare.params import Hdf5
 from pipeline.prepare.sources import image_folder
 from tests import samples
-from tests.conftest import make_block, write_set
+from tests.conftest import make_block, renew_manifest, write_set
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
 LABELS = np.array([0, 1, 2, 0, 1, 2])
@@ -172,7 +172,7 @@ def test_a_crash_or_a_hang_of_libhdf5_is_a_refusal_and_the_next_file_is_read(cle
     with monkeypatch.context() as patch:
         patch.setattr(hdf5.hdf5_inspector, "__file__", str(tmp_path / "walk.py"))
         assert message.split(" \\")[0] in walker.ask({})
-    request = {"path": str(clean.path / "00000.h5"), "memory": 10**9, "filters": [], "datasets": ["images"], "exact": True}
+    request = {"path": str(clean.path / "00000.h5"), "memory": 10**9, "filters": [], "datasets": ["images"]}
     assert walker.ask(request) is None
     assert walker._process is not None
     assert os.getpgid(walker._process.pid) != os.getpgid(0), "a Ctrl-C in a terminal goes to the whole group"
@@ -193,23 +193,33 @@ def test_shards_of_another_shape_are_refused_before_they_are_read(clean, name, c
         if name in file:
             del file[name]
         file[name] = content
+    renew_manifest(clean.path)
     with pytest.raises(InputError, match=message):
-        clean.load("val")
+        store.ImageSet(clean.path).load("val")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("kind", np.arange(3), "attribute kind: expected a plain value, found ndarray"),
-        ("kind", np.bytes_(b"clean"), "attribute kind: expected a plain value, found bytes"),
-        ("rows.stop", 3.5, "attribute rows.stop: expected a whole number, found 3.5"),
+        ("kind", [1, 2], r"attribute kind: expected a plain value, found list"),
+        ("kind", None, "attribute kind: expected a plain value, found NoneType"),
+        ("kind", "\x1b[31mred", "attribute kind: expected a plain value, found str"),
+        ("rows", 3.5, "attribute rows: expected a whole number, found 3.5"),
     ],
 )
 def test_attributes_of_another_kind(clean, key, value, message):
-    with h5py.File(clean.path / "00000.h5", "r+") as file:
-        file.attrs[key] = value
+    renew_manifest(clean.path, **{key: value})
     with pytest.raises(InputError, match=message):
         store.ImageSet(clean.path)
+
+
+@pytest.mark.parametrize("value", [np.arange(3), 7, "other"])
+def test_attributes_of_a_shard_that_are_not_those_of_its_set(clean, value):
+    with h5py.File(clean.path / "00000.h5", "r+") as file:
+        file.attrs["kind"] = value
+    renew_manifest(clean.path)
+    with pytest.raises(InputError, match=r"00000.h5: its attributes are not those of its set's manifest"):
+        store.ImageSet(clean.path).load("val")
 
 
 @pytest.mark.parametrize(

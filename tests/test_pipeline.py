@@ -106,7 +106,7 @@ def test_a_fresh_copy_gives_exactly_the_outputs_and_the_table(project):
     assert project.ran(project.first_output) == ALL
     made = {str(path.relative_to(project.folder)) for name in OUTPUTS for path in (project.folder / name).rglob("*")
             if path.is_file() and path.name not in ("README.md", ".gitkeep")}  # fmt: skip
-    shards = {"00000.h5", "00001.h5", "00002.h5"}
+    shards = {"00000.h5", "00001.h5", "00002.h5", "manifest.json"}
     sets = {
         "data/clean",
         *(f"data/{folder}{name}" for folder in ("adversarial/clean/", "refreshed/refreshed/") for name in ("fgsm", "pgd")),

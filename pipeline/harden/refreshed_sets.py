@@ -30,11 +30,12 @@ def store_refreshed(
     }
     remaining = images.cpu().numpy()
     with store.Writer(out, attributes, bounds=cached.bounds) as writer:
+        missing = writer.missing()
         for (start, _), block in zip(cached.bounds, cached.blocks(), strict=True):
             trained = block.split == store.SPLITS["train"]
             new = block.images.copy()
             new[trained], remaining = remaining[: trained.sum()], remaining[trained.sum() :]
             fooled = networks.predict(network, new, BATCH) != block.labels
-            if (start, start + len(block)) in writer.missing():
+            if (start, start + len(block)) in missing:
                 writer.write(start, dataclasses.replace(block, images=new, fooled=fooled))
     return store.ImageSet(out)

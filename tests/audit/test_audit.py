@@ -21,10 +21,10 @@ from ruamel.yaml import YAML
 from pipeline import __main__ as command
 from pipeline import networks
 from pipeline.audit import audit, lineage, project, recomputation, records
-from pipeline.base import console, files, store
+from pipeline.base import console, files
 from pipeline.base.errors import InputError
-from pipeline.base.store import shards
-from tests.conftest import ROOT
+from pipeline.base.store import manifest
+from tests.conftest import ROOT, renew_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
 yaml = YAML(typ="safe")
@@ -136,16 +136,14 @@ def own(path):
 
 
 def spoil(folder, shard, name, edit, *, rehash=False):
-    """Change a dataset of a shard, and its SHA-256 too if whoever does it knows how."""
+    """Change a dataset of a shard, and its SHA-256 in the manifest too if whoever does it knows how."""
     path = own(folder / shard)
     with h5py.File(path, "r+") as file:
         array = file[name][...]
         edit(array)
         file[name][...] = array
-        if rehash:
-            block = store.Block(**{key: dataset[...] for key, dataset in file.items()})
-            attributes = {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
-            file.attrs["content_sha256"] = shards.content_sha256(attributes, block.datasets)
+    if rehash:
+        renew_manifest(path.parent)
 
 
 def relock(folder, path):
@@ -313,6 +311,7 @@ def test_a_refreshed_set_is_held_to_its_clean_and_its_cached_one(folder, name, e
 def test_a_refreshed_set_of_another_model_is_found(folder):
     for shard in ("00000.h5", "00001.h5", "00002.h5"):
         replace(folder / REFRESHED / "pgd" / shard, lambda path, name=shard: shutil.copy(folder / PGD / name, path))
+    replace(folder / REFRESHED / "pgd" / manifest.NAME, lambda path: shutil.copy(folder / PGD / manifest.NAME, path))
     found = failures(folder)
     assert "no such attribute" in found[f"finetune@refreshed: {REFRESHED}"] or "KeyError" in found[f"finetune@refreshed: {REFRESHED}"]
 
@@ -406,26 +405,35 @@ def test_sets_that_the_mix_does_not_name_are_refused(twice, model, own, sources,
 
 
 def test_a_changed_attribute_is_found_also_with_a_new_fingerprint(folder):
-    for shard in ("00000.h5", "00001.h5", "00002.h5"):
-        with h5py.File(own(folder / PGD / shard), "r+") as file:
-            file.attrs["attack.steps"] = 40
+    path = own(folder / PGD / manifest.NAME)
+    whole = path.read_text()
+    path.write_text(whole.replace('"attack.steps": 2', '"attack.steps": 40'))
     assert "attributes do not match their fingerprint" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+    path.write_text(whole)
+    plain = {**manifest.read(folder / PGD).attributes, "attack.steps": 40}
     for shard in ("00000.h5", "00001.h5", "00002.h5"):
         with h5py.File(own(folder / PGD / shard), "r+") as file:
-            attributes = {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
-            plain = {key: value for key, value in attributes.items() if key not in shards.PER_SHARD}
-            attributes["fingerprint"] = file.attrs["fingerprint"] = shards.fingerprint_of(plain)
-            block = store.Block(**{key: dataset[...] for key, dataset in file.items()})
-            file.attrs["content_sha256"] = shards.content_sha256(attributes, block.datasets)
+            file.attrs["attack.steps"], file.attrs["fingerprint"] = 40, manifest.fingerprint(plain)
+    renew_manifest(folder / PGD, **{"attack.steps": 40})
     relock(folder, PGD)
     assert failures(folder, PGD)["generate@clean-pgd: attacks.pgd.steps"] == f"dvc.lock: 2; params.yaml: 2; {PGD}: 40"
 
 
+def test_a_changed_attribute_of_a_shard_is_found(folder):
+    with h5py.File(own(folder / PGD / "00001.h5"), "r+") as file:
+        file.attrs["attack.steps"] = 40
+    assert f"00001.h5: {SPOILT}" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+    renew_manifest(folder / PGD)
+    assert "its attributes are not those of its set's manifest" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+
+
 def test_a_swapped_and_a_missing_shard_are_found(folder):
     replace(folder / PGD / "00001.h5", lambda path: shutil.copy(folder / FGSM / "00001.h5", path))
-    assert "00001.h5: not a shard of the same set as 00000.h5" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+    assert f"00001.h5: {SPOILT}" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+    renew_manifest(folder / PGD)
+    assert "its attributes are not those of its set's manifest" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
     (folder / PGD / "00001.h5").unlink()
-    assert "expected shards 00000.h5, 00001.h5, … without gaps" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+    assert "00000.h5, 00001.h5, … without gaps" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
 
 
 def test_a_set_in_the_place_of_another_is_found(folder):

@@ -1,13 +1,14 @@
+import json
 import shutil
 
 import h5py
 import numpy as np
 import pytest
 
-from pipeline.base import store
+from pipeline.base import files, store
 from pipeline.base.errors import InputError
-from pipeline.base.store import shards
-from tests.conftest import make_block, write_set
+from pipeline.base.store import manifest
+from tests.conftest import make_block, renew_manifest, write_set
 
 
 def test_what_is_written_is_read_back(clean, block):
@@ -41,58 +42,112 @@ def test_a_changed_value_is_found(clean, name):
         clean.load("train")
 
 
+def edit_manifest(clean, change):
+    """Change the JSON of a set's manifest, and nothing else."""
+    path = clean.path / manifest.NAME
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize("key", ["kind", "rows", "class_names"])
 def test_a_changed_attribute_is_found(clean, key):
-    with h5py.File(clean.path / "00000.h5", "r+") as file:
-        file.attrs[key] = "other"
-    with pytest.raises(InputError, match="attributes do not match their fingerprint"):
+    edit_manifest(clean, lambda content: content["attributes"].update({key: "other"}))
+    with pytest.raises(InputError, match=r"manifest.json: its attributes do not match their fingerprint"):
         store.ImageSet(clean.path)
 
 
-def test_changed_row_numbers_are_found(clean):
-    with h5py.File(clean.path / "00002.h5", "r+") as file:
-        file.attrs["rows.stop"] = 41
-    with pytest.raises(InputError, match="expected 40 rows, found 41"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.update(schema=1), "not the manifest of an image set of schema 2"),
+        (lambda content: content.pop("shards"), "not the manifest of an image set of schema 2"),
+        (lambda content: content.update(shards=[]), "expected attributes and shards by name"),
+        (lambda content: content["shards"].update({"00000.h5": 7}), "00000.h5: expected rows and a SHA-256"),
+        (lambda content: content["shards"]["00000.h5"].update(rows=[0]), "00000.h5: expected rows and a SHA-256"),
+        (lambda content: content["shards"]["00000.h5"].update(sha256="x"), "00000.h5: expected rows and a SHA-256"),
+        (lambda content: content["shards"]["00002.h5"].update(rows=[32, 41]), "expected 40 rows, found 41"),
+        (lambda content: content["shards"]["00001.h5"].update(rows=[17, 32]), "whose rows follow each other, found"),
+        (lambda content: content["shards"].pop("00000.h5"), "without gaps, found 3 shards"),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(clean, change, message):
+    edit_manifest(clean, change)
+    with pytest.raises(InputError, match=message) as caught:
+        store.ImageSet(clean.path)
+    assert str(caught.value).endswith(f"run `python -m pipeline discard {clean.path}`, then `dvc repro`")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, '{"schema": ' + "9" * 5000])
+def test_a_manifest_that_is_no_json_is_refused(clean, content):
+    (clean.path / manifest.NAME).write_text(content)
+    with pytest.raises(InputError, match=r"manifest.json: not readable JSON, perhaps cut short; run"):
+        store.ImageSet(clean.path)
+
+
+def test_a_missing_and_an_oversized_manifest_are_refused(clean, monkeypatch):
+    monkeypatch.setattr(manifest, "MAX_BYTES", 10)
+    with pytest.raises(InputError, match=r"manifest.json: expected at most 10 bytes, found more"):
+        store.ImageSet(clean.path)
+    (clean.path / manifest.NAME).unlink()
+    with pytest.raises(InputError, match=r"manifest.json: no such file; run `python -m pipeline discard"):
         store.ImageSet(clean.path)
 
 
 def test_truncated_foreign_and_missing_shards(clean, tmp_path, block):
     last = clean.path / "00002.h5"
     whole = last.read_bytes()
-    last.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"00002.h5: not a readable HDF5 file, perhaps cut short"):
-        store.ImageSet(clean.path)
-    with h5py.File(last, "w") as file:
-        file["x"] = 1
-    with pytest.raises(InputError, match="not an image shard of schema 2"):
-        store.ImageSet(clean.path)
-    shutil.copy(write_set(tmp_path / "other", block, seed=3).path / "00002.h5", last)
-    with pytest.raises(InputError, match=r"not a shard of the same set as 00000.h5"):
-        store.ImageSet(clean.path)
+    foreign = write_set(tmp_path / "other", block, seed=3).path / "00002.h5"
+    for content in (whole[: len(whole) // 2], b"", foreign.read_bytes()):
+        last.write_bytes(content)
+        with pytest.raises(InputError, match=r"00002.h5: its content does not match its SHA-256"):
+            store.ImageSet(clean.path).load("val")
     last.unlink()
-    with pytest.raises(InputError, match="expected 40 rows, found 32"):
-        store.ImageSet(clean.path)
-    (clean.path / "00000.h5").unlink()
-    with pytest.raises(InputError, match="without gaps, found 1 shards"):
+    with pytest.raises(InputError, match="without gaps, found 2 shards"):
         store.ImageSet(clean.path)
     with pytest.raises(InputError, match="no such image set"):
         store.ImageSet(tmp_path / "nowhere")
 
 
-def test_shards_in_another_order_are_found(clean):
+def test_a_shard_of_another_set_is_found_by_its_attributes(clean, tmp_path, block):
+    shutil.copy(write_set(tmp_path / "other", block, seed=3).path / "00002.h5", clean.path)
+    renew_manifest(clean.path)
+    with pytest.raises(InputError, match=r"00002.h5: its attributes are not those of its set's manifest"):
+        store.ImageSet(clean.path).load("val")
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_shards_in_another_order_are_found(clean, renewed):
     first, second = clean.path / "00000.h5", clean.path / "00001.h5"
     first.rename(clean.path / "x")
     second.rename(first)
     (clean.path / "x").rename(second)
-    with pytest.raises(InputError, match="not a shard of the same set"):
-        store.ImageSet(clean.path)
+    if renewed:
+        renew_manifest(clean.path)
+    message = "its attributes are not those of its set's manifest" if renewed else "its content does not match its SHA-256"
+    with pytest.raises(InputError, match=f"00000.h5: {message}"):
+        store.ImageSet(clean.path).load("val")
+
+
+def test_no_shard_is_opened_before_its_hash_is_checked(clean, monkeypatch):
+    (clean.path / "00000.h5").write_bytes(b"damaged")
+    monkeypatch.setattr(h5py, "File", None)
+    found = store.ImageSet(clean.path)
+    for read in (found.verify, lambda: found.load("val"), lambda: found.column("ids"), found.map_images, lambda: found.image_shape):
+        with pytest.raises(InputError, match=r"00000.h5: its content does not match its SHA-256"):
+            read()
+
+
+def test_the_digest_is_the_hash_of_the_manifest(clean):
+    assert clean.digest == files.sha256(clean.path / manifest.NAME)
 
 
 def test_a_missing_dataset_is_found(clean):
     with h5py.File(clean.path / "00000.h5", "r+") as file:
         del file["labels"]
-    with pytest.raises(InputError, match="its datasets cannot be read"):
-        clean.load("val")
+    renew_manifest(clean.path)
+    with pytest.raises(InputError, match="its datasets cannot be read: no labels"):
+        store.ImageSet(clean.path).load("val")
 
 
 def test_expectations_name_reason_key_and_both_values(clean):
@@ -116,6 +171,7 @@ def test_an_interrupted_set_goes_on_and_a_changed_one_starts_anew(tmp_path, bloc
     assert store.Writer(path, {**attributes, "seed": 1}, bounds=bounds).missing() == bounds
     damaged = next(tmp_path.glob(".set.*.part")) / "00001.h5"
     damaged.write_bytes(damaged.read_bytes()[:-100])
+    assert len(manifest.read(damaged.parent).shards) == 2
     with store.Writer(path, attributes, bounds=bounds) as writer:
         assert writer.missing() == bounds[1:]
         for start, stop in writer.missing():
@@ -136,22 +192,29 @@ def test_an_incomplete_set_never_gets_its_name(tmp_path, block, clean):
 def test_a_new_set_replaces_the_old_one(clean, tmp_path):
     write_set(clean.path, make_block(8))
     assert len(store.ImageSet(clean.path)) == 8
-    assert len(list(clean.path.iterdir())) == 1
+    assert {path.name for path in clean.path.iterdir()} == {"00000.h5", "manifest.json"}
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"chunks": (8, 3, 32, 32)}, r"images: expected one contiguous array, found chunks of \(8, 3, 32, 32\)"),
-        ({"compression": "gzip"}, r"refused: /images needs the filter deflate \(number 1\)"),
-    ],
-)
-def test_shards_with_chunks_or_compression_are_refused(clean, block, options, message):
+@pytest.mark.parametrize("options", [{"chunks": (8, 3, 32, 32)}, {"compression": "gzip", "chunks": (8, 3, 32, 32)}])
+def test_shards_with_chunks_or_compression_are_refused(clean, block, options):
     with h5py.File(clean.path / "00000.h5", "r+") as file:
         del file["images"]
         file.create_dataset("images", data=block.images[:16], **options)
-    with pytest.raises(InputError, match=rf"00000.h5: {message}; run `python -m pipeline discard"):
-        store.ImageSet(clean.path).verify()
+    renew_manifest(clean.path)
+    message = r"00000.h5: images: expected one contiguous array, found chunks of \(8, 3, 32, 32\); run `python -m pipeline discard"
+    with pytest.raises(InputError, match=message):
+        store.ImageSet(clean.path).map_images()
+
+
+def test_a_shard_of_a_compact_layout_is_refused(clean, block):
+    with h5py.File(clean.path / "00000.h5", "r+") as file:
+        del file["split"]
+        plan, space = h5py.h5p.create(h5py.h5p.DATASET_CREATE), h5py.h5s.create_simple((16,))
+        plan.set_layout(h5py.h5d.COMPACT)
+        h5py.h5d.create(file.id, b"split", h5py.h5t.NATIVE_UINT8, space, plan)
+    renew_manifest(clean.path)
+    with pytest.raises(InputError, match="split: expected one contiguous array, found another layout"):
+        store.ImageSet(clean.path).load("val")
 
 
 def test_sets_are_read_by_columns_and_by_mapping_their_images(clean, block):
@@ -163,8 +226,7 @@ def test_sets_are_read_by_columns_and_by_mapping_their_images(clean, block):
     assert (np.concatenate(shards) == block.images).all()
 
 
-def test_verifying_finds_a_changed_image_in_any_slice(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SLICE_BYTES", 1)
+def test_verifying_finds_a_changed_image(tmp_path):
     images = write_set(tmp_path / "set", make_block(600), shard_rows=600)
     images.verify()
     with h5py.File(images.path / "00000.h5", "r+") as file:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline import document, networks
 from pipeline.base import store
+from pipeline.base.store import manifest
 from pipeline.networks import resnet
 from pipeline.prepare import sources
 from pipeline.prepare.params import Hdf5
@@ -43,11 +44,6 @@ def read_source(source, path):
     images = opened.read(np.arange(len(opened.labels)))
     assert images.shape == (len(opened.labels), 3, SIZE, SIZE)
     assert images.dtype == np.uint8
-
-
-def read_shard(path):
-    images = store.ImageSet(path.parent)
-    assert len(images.class_names) and sum(len(block) for block in images.blocks()) == len(images)
 
 
 def read_image_folder(path):
@@ -121,19 +117,15 @@ def hdf5_files():
     return [hdf5_file("earliest"), hdf5_file("earliest", **packed), hdf5_file("v110", **packed, fletcher32=True), hdf5_file("latest")]
 
 
-def shard(folder):
-    """A shard as the store writes it."""
-    block = store.Block(images=PIXELS, labels=LABELS, ids=np.arange(6), split=np.array([0, 1] * 3, dtype=np.uint8))
-    with store.Writer(folder / "set", {"kind": "clean", "class_names": '["a", "b", "c"]'}, bounds=[(0, 6)]) as writer:
-        writer.write(0, block)
-    return (folder / "set" / "00000.h5").read_bytes()
-
-
-def shards():
+def manifests():
     import tempfile
 
+    block = store.Block(images=PIXELS, labels=LABELS, ids=np.arange(6), split=np.array([0, 1] * 3, dtype=np.uint8))
     with tempfile.TemporaryDirectory() as folder:
-        return [shard(Path(folder))]
+        path = Path(folder) / "set"
+        with store.Writer(path, {"kind": "clean", "class_names": '["a", "b", "c"]'}, bounds=[(0, 6)]) as writer:
+            writer.write(0, block)
+        return [(path / manifest.NAME).read_bytes()]
 
 
 def images():
@@ -180,7 +172,7 @@ READERS = {
     "npz": Reader("x.npz", "npz", npz_files, lambda path: read_source("npz", path)),
     "task_dataset": Reader("Train.pt", "torch", train_files, lambda path: read_source("task_dataset", path)),
     "hdf5": Reader("x.h5", "hdf5", hdf5_files, lambda path: read_source("hdf5", path)),
-    "shard": Reader("00000.h5", "hdf5", shards, read_shard),
+    "manifest": Reader("manifest.json", "yaml", manifests, lambda path: manifest.read(path.parent)),
     "image_folder": Reader("a.png", "image", images, read_image_folder),
     "checkpoint": Reader("model.safetensors", "safetensors", checkpoint_files, read_checkpoint),
     "weights": Reader("own.pth", "torch", weight_files, read_weights),

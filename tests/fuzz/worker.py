@@ -100,14 +100,13 @@ def guide(name):
 
 
 FILES = ("zipfile", "pickle", "pipeline.base.untrusted.limits", "pipeline.base.untrusted.pickles")
-SHARDS = ("pipeline.base.untrusted.limits", "pipeline.base.untrusted.hdf5", "pipeline.base.store.shards", "pipeline.base.store.image_set")
 PLUGINS = tuple(f"PIL.{kind}ImagePlugin" for kind in ("Avif", "Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP"))
 GUIDED = {
     "params": ("ruamel.yaml", "pipeline.params"),
     "npz": (*FILES, "ast", "numpy.lib._format_impl", "pipeline.prepare.sources.arrays"),
     "task_dataset": (*FILES, "pipeline.prepare.sources.task_dataset"),
     "hdf5": ("pipeline.base.untrusted.limits", "pipeline.base.untrusted.hdf5", "pipeline.prepare.sources.arrays"),
-    "shard": SHARDS,
+    "manifest": ("json", "pipeline.base.store.manifest"),
     "image_folder": (
         "PIL.Image",
         "PIL.ImageFile",

@@ -11,15 +11,18 @@ and in adversarial sets also
 
 Datasets are neither compressed nor cut into chunks, so a shard can be mapped into memory.
 
-Every shard carries the set's attributes (how it was made), its own rows, `fingerprint` (a SHA-256 over the set's attributes) and
-`content_sha256` (over the fingerprint, the rows and every dataset). A set appears under its name only when all its shards are
-complete: they are written to a hidden sibling keyed by the fingerprint and the code, so an interrupted run goes on where it stopped and
-a changed one starts anew.
+`manifest.json` holds the set's attributes (how it was made), `fingerprint` (a SHA-256 over them), and the rows and the
+SHA-256 of every shard's file. It is written last, and a shard is opened only after its file was checked against it. The
+attributes, the rows and the fingerprint are in every shard, too. The SHA-256 of the manifest identifies the whole content.
+
+A set appears under its name only when all its shards are complete. They are written to a hidden sibling keyed by the
+fingerprint and the code, so an interrupted run resumes where it stopped and a changed one starts from scratch.
 """
 
 from pipeline.base.store.blocks import SPLITS, Block, Split, join
 from pipeline.base.store.image_set import ImageSet, paths_below
-from pipeline.base.store.shards import ROW_BYTES, Attributes, Run, Value, shard_bounds, shard_name
+from pipeline.base.store.manifest import Attributes, Run, Value
+from pipeline.base.store.shards import ROW_BYTES, shard_bounds, shard_name
 from pipeline.base.store.writer import Writer
 
 __all__ = [

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pipeline.base import files, unfinished
 from pipeline.base.errors import InputError
-from pipeline.base.store import shards
+from pipeline.base.store import manifest, shards
 from pipeline.base.store.blocks import Block
-from pipeline.base.store.shards import Attributes, Run
+from pipeline.base.store.manifest import Attributes, Run
 
 
 class Writer:
@@ -19,10 +19,9 @@ class Writer:
 
     def __init__(self, path: Path, attributes: Attributes, *, bounds: list[Run]) -> None:
         self.path = path
-        self.attributes: Attributes = {"schema": shards.SCHEMA, **attributes, "rows": bounds[-1][1]}
-        self.fingerprint = shards.fingerprint_of(self.attributes)
+        self.attributes: Attributes = {"schema": manifest.SCHEMA, **attributes, "rows": bounds[-1][1]}
         self._bounds = bounds
-        self._part = unfinished.path_for(path, {"fingerprint": self.fingerprint})
+        self._part = unfinished.path_for(path, {"fingerprint": manifest.fingerprint(self.attributes)})
         self._behind = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
@@ -38,9 +37,11 @@ class Writer:
 
     def missing(self) -> list[Run]:
         """The row ranges of the shards that an earlier, interrupted run has not left behind whole."""
+        names = [shards.shard_name(index) for index in range(len(self._bounds))]
+        recorded = self._recorded()
         with ThreadPoolExecutor(2) as pool:
-            complete = pool.map(self._is_complete, range(len(self._bounds)))
-            return [bounds for bounds, whole in zip(self._bounds, complete, strict=True) if not whole]
+            whole = list(pool.map(lambda name: self._is_whole(name, recorded.get(name)), names))
+        return [bounds for bounds, is_whole in zip(self._bounds, whole, strict=True) if not is_whole]
 
     def write_behind(self, start: int, block: Block) -> None:
         """Have the shard that begins at row `start` written while the caller goes on; its arrays must not change any more.
@@ -58,13 +59,23 @@ class Writer:
 
     def write(self, start: int, block: Block) -> None:
         """Write the shard that begins at row `start`."""
-        index = self._bounds.index((start, start + len(block)))
-        shards.write(self._part / shards.shard_name(index), self.attributes, self.fingerprint, start, block)
+        name = shards.shard_name(self._bounds.index((start, start + len(block))))
+        entry = shards.write(self._part / name, self.attributes, start, block)
+        manifest.write(self._part, self.attributes, {**self._recorded(), name: entry})
 
-    def _is_complete(self, index: int) -> bool:
-        path = self._part / shards.shard_name(index)
+    def _recorded(self) -> dict[str, manifest.Entry]:
+        """Return the shards that the manifest of the unfinished set names."""
         try:
-            shards.verify(path)
+            found = manifest.read(self._part)
+        except InputError:
+            return {}
+        return found.shards if found.attributes == self.attributes else {}
+
+    def _is_whole(self, name: str, entry: manifest.Entry | None) -> bool:
+        if entry is None:
+            return False
+        try:
+            shards.Shard(self._part / name, self.attributes, entry).verify()
         except InputError:
             return False
         return True

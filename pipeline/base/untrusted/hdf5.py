@@ -18,7 +18,7 @@ import h5py
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import hdf5_inspector, limits
 
-OTHERS_FILTERS = (1, 2, 3)  # by their registered numbers: gzip, shuffle, fletcher32; shards of the store have none
+FILTERS = (1, 2, 3)  # by their registered numbers: gzip, shuffle, fletcher32
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 Answer = str | dict[str, str] | None  # of hdf5_inspector.examine
@@ -53,17 +53,9 @@ def writing(path: Path, **options: Any) -> Iterator[h5py.File]:
 
 def check_source(path: Path, datasets: Sequence[str], remedy: str) -> None:
     """Raise InputError, naming what was found and `remedy`, unless a file made elsewhere is safe and those datasets of it whole."""
-    _check(path, {"filters": OTHERS_FILTERS, "datasets": list(datasets), "exact": True}, remedy)
-
-
-def check_shard(path: Path, datasets: Sequence[str], remedy: str) -> None:
-    """Raise InputError, naming what was found and `remedy`, unless a shard is safe to read and those datasets of it whole."""
-    _check(path, {"filters": (), "datasets": list(datasets), "exact": False}, remedy)
-
-
-def _check(path: Path, request: dict[str, object], remedy: str) -> None:
     limits.regular(path, remedy)
-    found = _walker(os.getpid()).ask({"path": str(path.absolute()), "memory": limits.available_memory(), **request})
+    request = {"path": str(path.absolute()), "memory": limits.available_memory(), "filters": FILTERS, "datasets": list(datasets)}
+    found = _walker(os.getpid()).ask(request)
     if isinstance(found, dict):
         raise InputError(f"{path}: {found['unavailable']}")
     if found is not None:

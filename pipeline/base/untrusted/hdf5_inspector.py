@@ -77,8 +77,7 @@ def unavailable(error: BaseException) -> str | None:
 def examine(request: dict[str, Any]) -> str | dict[str, str] | None:
     """Return what speaks against reading a file, an object {"unavailable": text} where that does not show any damage, or None.
 
-    `path`; `filters`, the numbers of those allowed; `datasets`, the names of what will be read; `memory`, the bytes that
-    may be filled; `exact`, whether every chunk is unpacked to see that it has its size, for which the filters may only be libhdf5's own.
+    `path`; `filters`, the numbers of those allowed; `datasets`, the names of what will be read; `memory`, the bytes that may be filled.
     """
     try:
         with open_file(request["path"]) as file:
@@ -86,7 +85,7 @@ def examine(request: dict[str, Any]) -> str | dict[str, str] | None:
                 _check_dataset(name, dataset, request["filters"])
                 if name.strip("/") in [wanted.strip("/") for wanted in request["datasets"]]:
                     _check_storage(name, dataset, os.path.getsize(request["path"]), request["memory"])  # noqa: PTH202
-                    _decode(name, dataset, request["exact"])
+                    _decode(name, dataset)
     except Refusal as refusal:
         return str(refusal)
     except MemoryError:
@@ -215,10 +214,10 @@ def _stored_in_chunks(path: str, dataset: h5d.DatasetID, file_size: int) -> int:
     return stored
 
 
-def _decode(path: str, dataset: h5d.DatasetID, exact: bool) -> None:
+def _decode(path: str, dataset: h5d.DatasetID) -> None:
     """Read something of the dataset, as its reader will, and unpack every filtered chunk once.
 
-    With `exact` each is also unpacked here and held to its size: libhdf5 fills up a chunk that is too short with what it finds in memory.
+    Each is also unpacked here and checked against its size: libhdf5 fills up a chunk that is too short with what it finds in memory.
     """
     plan = dataset.get_create_plist()
     if plan.get_layout() != h5d.CHUNKED or not plan.get_nfilters():
@@ -228,9 +227,8 @@ def _decode(path: str, dataset: h5d.DatasetID, exact: bool) -> None:
     dataset.chunk_iter(lambda info: offsets.append(info.chunk_offset))
     for offset in offsets:
         _more_time()
-        if exact:
-            _check_chunk(path, dataset, offset)
-            _more_time()
+        _check_chunk(path, dataset, offset)
+        _more_time()
         chunk = tuple(slice(first, first + step) for first, step in zip(offset, plan.get_chunk(), strict=True))
         h5py.Dataset(dataset)[chunk]
 
