@@ -108,4 +108,4 @@ def test_the_installed_command_is_the_module(folder, monkeypatch, capsys):
     monkeypatch.setattr(command.console.signal, "signal", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["hardening", "preset", "quickstart"])
     run()
-    assert capsys.readouterr().out.startswith("params.yaml is now presets/quickstart.yaml")
+    assert capsys.readouterr().out.startswith("params.yaml is now the preset quickstart")

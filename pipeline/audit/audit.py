@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipeline.audit import lineage, recomputation, records
+from pipeline.audit import lineage, records, sets, trained
 from pipeline.audit.project import Project, Row, judged
 from pipeline.base import files
 from pipeline.base.errors import InputError
@@ -93,13 +93,13 @@ def _check_of(project: Project, stage: str, path: str) -> Made | None:
     entry = project.stages[stage]
     if entry.outs[path].endswith(".dir"):
         if project.checkpoints(entry.outs):
-            return recomputation.refreshed_sets
-        return recomputation.adversarial_set if project.checkpoints(entry.deps) else recomputation.clean_set
+            return sets.refreshed_sets
+        return sets.adversarial_set if project.checkpoints(entry.deps) else sets.clean_set
     if project.checkpoints([path]):
-        return recomputation.trained_model
+        return trained.trained_model
     if path.endswith(".pt"):
-        return recomputation.submission
-    return recomputation.evaluated_model if path.endswith(".json") else None
+        return trained.submission
+    return trained.evaluated_model if path.endswith(".json") else None
 
 
 def _tried(rows: Iterator[Row], stage: str, what: str) -> list[Row]:

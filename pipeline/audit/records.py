@@ -1,6 +1,6 @@
 """What an audit holds against what: `dvc.lock` against `dvc.yaml`, the disk, `params.yaml` and the words that artefacts carry.
 
-Nothing is recomputed from images here: `recomputation.py` does that. Every check takes a project and yields rows.
+Nothing is recomputed from images here: `sets.py` and `trained.py` do that. Every check takes a project and yields rows.
 """
 
 import json

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from pipeline import __main__ as command
 from pipeline import networks
-from pipeline.audit import audit, lineage, project, recomputation, records
+from pipeline.audit import audit, lineage, project, records, sets, trained
 from pipeline.base import console, files
 from pipeline.base.errors import InputError
 from pipeline.base.store import manifest
@@ -272,14 +272,14 @@ def test_a_set_that_another_attack_made_is_found_by_running_its_own_again(folder
 
 @pytest.mark.parametrize(("share", "verdict"), [(1 / 8, "ok"), (1 / 2, "FAILED")])
 def test_on_a_gpu_a_few_values_may_differ_when_an_image_is_attacked_again(folder, monkeypatch, share, verdict):
-    monkeypatch.setitem(recomputation.SAME, "cpu", recomputation.SAME["cuda"])
+    monkeypatch.setitem(sets.SAME, "cpu", sets.SAME["cuda"])
 
     def move(images):
         images[:, :, : int(share * images.shape[2])] ^= 1
 
     for shard in ("00000.h5", "00001.h5", "00002.h5"):
         spoil(folder, f"{PGD}/{shard}", "images", move, rehash=True)
-    rows = {row.parameter: row for row in recomputation.adversarial_set(project.Project(folder, CPU), "generate@clean-pgd", PGD)}
+    rows = {row.parameter: row for row in sets.adversarial_set(project.Project(folder, CPU), "generate@clean-pgd", PGD)}
     assert rows["attacked again"].verdict == verdict
     assert ("12.50% of their values differ" if verdict == "ok" else "rows, the first is row") in rows["attacked again"].value
 
@@ -586,7 +586,7 @@ def test_what_another_kind_of_device_made_is_not_compared(folder):
             return found
 
     elsewhere = Elsewhere(folder, CPU)
-    rows = {row.parameter: row for row in recomputation.adversarial_set(elsewhere, "generate@clean-pgd", PGD)}
+    rows = {row.parameter: row for row in sets.adversarial_set(elsewhere, "generate@clean-pgd", PGD)}
     assert rows["attacked again"].verdict == "not comparable"
     assert rows["attacked again"].value == "made on cuda, this is cpu"
 
@@ -635,7 +635,7 @@ def test_pretrained_weights_are_held_to_their_file(folder):
         opened = project.Project(folder, CPU)
         checkpoint = opened.checkpoint("models/clean.safetensors")
         checkpoint.provenance.update(provenance)
-        found = recomputation._pretrained(opened, "train_clean", "models/clean.safetensors", checkpoint)
+        found = trained._pretrained(opened, "train_clean", "models/clean.safetensors", checkpoint)
         return found.verdict, found.value
 
     assert row() == ("ok", "none, from scratch")

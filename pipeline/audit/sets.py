@@ -1,38 +1,30 @@
-"""What an audit finds out from the images and the networks themselves, not from what is written about them.
+"""What an audit finds out about image sets from the images themselves, not from what is written about them.
 
-All images of a set are read, shard by shard; networks and attacks run again on whole batches of a sample. Every check takes a project and
-yields rows.
+All images of a set are read, shard by shard; attacks run again on whole batches of a sample. Every check takes a project and yields rows.
 """
 
-import csv
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 from torchvision import models
 
-from pipeline import attacks, networks
+from pipeline import attacks
 from pipeline.attacks.params import Attack
+from pipeline.audit.margins import TIGHT, margins_of
 from pipeline.audit.project import Project, Row, Verdict, judged
-from pipeline.base import files, params, store
-from pipeline.base.errors import InputError, discarding
-from pipeline.base.values import CLEAN, MIXED, Spread, greatest
+from pipeline.base import params, store
+from pipeline.base.errors import InputError
+from pipeline.base.values import Spread, greatest
 from pipeline.document import Document
 from pipeline.generate import generation
-from pipeline.networks import scores, torch_files
 from pipeline.networks.device import processor
-from pipeline.networks.params import Model
 from pipeline.prepare import preparation, sources
 
-TIGHT = 1e-2  # of a logit: below this margin another processor may decide otherwise
 SAMPLE = 128  # images of every adversarial set that are attacked again, in whole batches
 CHUNK = 1024  # images compared at once
 # The share of an image's values that may differ when it is attacked again. A GPU adds in no fixed order, and in another one where a batch
@@ -253,7 +245,7 @@ def _fooled_again(project: Project, stage: str, path: str, model: str, sample: S
     stored, network = sample.stored, project.network(model)
     assert stored.fooled is not None
     where = f"{path} (rows {sample.rows.start} to {sample.rows.stop - 1})"
-    margins = _margins(network, stored.images, stored.labels, project.settings.generate.batch_size, project.device)
+    margins = margins_of(network, stored.images, stored.labels, project.settings.generate.batch_size, project.device)
     problem = sample.compare(((margins <= 0) != stored.fooled) & (np.abs(margins) > TIGHT))
     value = f"{(margins <= 0).mean():.2%} of {len(stored)} images, each as stored"
     return judged(stage, "fooled again", problem, value, f"{where}, {model}")
@@ -278,151 +270,3 @@ def _attacked_again(project: Project, stage: str, path: str, network: models.Res
         return Row(stage=stage, parameter=what, value=text, where=where, verdict="not comparable")
     same = "the same bytes" if not differing.any() else f"{differing.mean():.2%} of their values differ, as sums on a GPU do"
     return judged(stage, what, problem, f"{len(sample.rows)} images, {same}", where)
-
-
-def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
-    """A checkpoint came from the sets and the model that its stage read, and never saw a validation image."""
-    entry, checkpoint = project.recorded[stage], project.checkpoint(path)
-    yield Row(stage=stage, parameter="model", value=f"SHA-256 {project.sha256(path)}", where=path, verdict="ok")
-    mix = project.settings.mix_of(Path(path).stem)
-    stored = project.adversarial(entry.deps).items()
-    sets = {CLEAN: project.clean, **{name: source for name, source in stored if name in mix}}
-    origins = {f"{name}.digest": (source, project.images(source).digest) for name, source in sets.items()}
-    for model in project.checkpoints(entry.deps):
-        origins["parent.sha256"] = (model, project.sha256(model))
-    for model in {project.attacked(source) for name, source in sets.items() if "-" in name}:
-        origins[f"source.{Path(model).stem}.sha256"] = (model, project.sha256(model))
-    for key, (source, value) in origins.items():
-        recorded = checkpoint.provenance.get(key)
-        yield judged(
-            stage, f"made from {source}", "" if recorded == value else f"recorded {recorded}, is {value}", f"SHA-256 {value}", path
-        )
-    yield _pretrained(project, stage, path, checkpoint)
-    original = project.rows(project.clean)
-    for name, source in sets.items():
-        rows = project.rows(source)
-        seen = np.intersect1d(original.ids[original.split == 1], rows.ids[rows.split == 0])
-        fault = f"{len(seen)} validation images among the training rows, such as id {seen[0]}" if len(seen) else ""
-        yield judged(stage, f"training rows of {name}", fault, f"{(rows.split == 0).sum()}, no validation image", source)
-    yield _best_epoch(project, stage, path, checkpoint)
-
-
-def _pretrained(project: Project, stage: str, path: str, checkpoint: networks.Checkpoint) -> Row:
-    """The weights that training began with are those that model.weights names."""
-    recorded = str(checkpoint.provenance.get("weights.sha256", ""))
-    if "weights" not in checkpoint.provenance:
-        return judged(stage, "weights", "", "the parent's", path)
-    start = project.settings.online[Path(path).stem].start if Path(path).stem in project.settings.online else None
-    model = start if isinstance(start, Model) else project.settings.model
-    name = model.weights or "none"
-    if checkpoint.provenance["weights"] != name:
-        return judged(stage, "weights", f"recorded {checkpoint.provenance['weights']}, params.yaml: {name}", "", path)
-    file = networks.weights_file(model)
-    if file is None:
-        return judged(stage, "weights", f"recorded SHA-256 {recorded}, params.yaml: none" if recorded else "", "none, from scratch", path)
-    file = project.root / file
-    if not file.is_file():
-        return Row(stage=stage, parameter="weights", value=f"{file.name} is not here", where=path, verdict="not comparable")
-    found = files.sha256(file)
-    return judged(stage, "weights", "" if found == recorded else f"recorded {recorded}, {file.name} has {found}", f"SHA-256 {found}", path)
-
-
-def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Checkpoint) -> Row:
-    """The kept epoch is the first of the best ones of the history."""
-    (history,) = [out for out in project.recorded[stage].outs if Path(out).name == "history.csv"]
-    with (project.root / history).open(encoding="utf-8", newline="") as file:
-        scores = [float(line["val_accuracy"]) for line in csv.DictReader(file)]
-    epoch, score = int(checkpoint.provenance["best.epoch"]), float(checkpoint.provenance["best.val_accuracy"])
-    found = (scores.index(max(scores)) + 1, max(scores))
-    agrees = epoch == found[0] and abs(score - found[1]) < 1e-6
-    problem = "" if agrees else f"recorded epoch {epoch} with {score:.6f}, history: epoch {found[0]} with {found[1]:.6f}"
-    return judged(stage, "best epoch", problem, f"{epoch}, validation accuracy {score:.4f}", f"{path}, {history}")
-
-
-def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
-    """Clean and transfer accuracy are what the judged model gives on the stored images; robust accuracy is consistent with itself."""
-    entry, metrics = project.recorded[stage], project.metrics(path)
-    (model,) = project.checkpoints(entry.deps)
-    sha256 = project.sha256(model)
-    yield judged(
-        stage, f"judges {model}", "" if metrics["sha256"] == sha256 else f"recorded {metrics['sha256']}, is {sha256}", sha256, path
-    )
-    network = project.network(model)
-    stored = project.adversarial(entry.deps)
-    recorded = {CLEAN: metrics["clean"], **{name: metrics["transfer"].get(name, {}) for name in stored}}
-    pooled: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
-    for name, source in {CLEAN: project.clean, **stored}.items():
-        val = project.images(source).load("val")
-        pooled.append((_margins(network, val.images, val.labels, networks.BATCH_SIZE, project.device), val.labels))
-        yield _accuracy(project, stage, f"accuracy on {name}", recorded[name], *pooled[-1], f"{path}, {source}")
-    margins, labels = (np.concatenate(parts) for parts in zip(*pooled, strict=True))
-    yield _accuracy(project, stage, "accuracy on mixed", metrics["transfer"].get(MIXED, {}), margins, labels, path)
-    for name, source in stored.items():
-        own, claimed = project.images(source).attributes["model.sha256"] == sha256, recorded[name].get("made_against_this_model")
-        fault = "" if own == claimed else f"recorded made_against_this_model: {claimed}, is {own}"
-        yield judged(stage, f"kind of {name}", fault, "made against this very model" if own else "transfer", f"{path}, {source}")
-    for name, result in metrics["robust"].items():
-        yield judged(stage, f"robust accuracy, {name}", _inconsistent(result), f"{result['accuracy']:.4f}, not run again", path)
-
-
-def _accuracy(
-    project: Project,
-    stage: str,
-    what: str,
-    recorded: Mapping[str, Any],
-    margins: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    where: str,
-) -> Row:
-    """An accuracy against the network's own decisions; where they are all clear, its interval and classes must agree too."""
-    found = scores.summarise(margins > 0, labels, len(project.class_names))
-    tight = int((np.abs(margins) <= TIGHT).sum())
-    if not tight or recorded.get("accuracy") == found["accuracy"]:
-        differing = [f"{key}: recorded {recorded.get(key)}, is {value}" for key, value in found.items() if recorded.get(key) != value]
-    else:
-        far = abs(recorded.get("accuracy", math.inf) - found["accuracy"]) * len(labels) > tight + 1e-3
-        differing = [f"accuracy: recorded {recorded.get('accuracy')}, is {found['accuracy']}"] if far else []
-    return judged(stage, what, "; ".join(differing[:2]), f"{found['accuracy']:.4f}", where)
-
-
-def _inconsistent(result: Mapping[str, Any]) -> str:
-    """What is wrong with an accuracy that its own number of images and interval belie."""
-    right = round(result["accuracy"] * result["n"])
-    found = scores.summarise(np.arange(result["n"]) < right, np.zeros(result["n"], dtype=np.int64), 1)
-    differing = [
-        f"{key}: recorded {result[key]}, {right} of {result['n']} give {found[key]}"
-        for key in ("accuracy", "low95", "high95")
-        if result[key] != found[key]
-    ]
-    return "; ".join(differing)
-
-
-def submission(project: Project, stage: str, path: str) -> Iterator[Row]:
-    """The file to hand in holds exactly the tensors of the model that export.model names."""
-    (model,) = project.checkpoints(project.recorded[stage].deps)
-    wanted = project.checkpoint(model).state_dict
-    try:
-        found = torch.load(project.root / path, map_location="cpu", weights_only=True)
-        differing = sorted(
-            name
-            for name in wanted.keys() | found.keys()
-            if name not in wanted or name not in found or not torch.equal(wanted[name], found[name])
-        )
-    except torch_files.UNREADABLE as error:
-        raise InputError(f"{path}: not a state_dict; {discarding(Path(path))}") from error
-    fault = f"differs from {model} in {len(differing)} tensors, such as {differing[0]}" if differing else ""
-    yield judged(stage, "submission", fault, f"SHA-256 {project.sha256(path)}, the tensors of {model}", f"{path}, {model}")
-
-
-def _margins(
-    network: nn.Module, images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int, device: torch.device
-) -> NDArray[np.float64]:
-    """By how much the label's logit beats the best other one (N,): above 0 the network is right; uint8 images, batch by batch."""
-    parts = []
-    with torch.inference_mode():
-        for part in generation.batches(len(images), batch_size):
-            logits = network(networks.pixels(images[part], device)).double()
-            own = torch.from_numpy(labels[part]).to(device)[:, None]
-            others = logits.scatter(1, own, -math.inf).amax(1)
-            parts.append((logits.gather(1, own)[:, 0] - others).cpu())
-    return torch.cat(parts).numpy()
