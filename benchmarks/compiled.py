@@ -27,7 +27,11 @@ Forward = Callable[[Tensor], Tensor]
 def attacked(network: models.ResNet, processor: torch.device) -> Forward:
     """The network as attacks see it."""
     fast = device.multiplies_bfloat16(processor)
-    return matrix_products.Frozen(network, 32, torch.bfloat16) if fast else networks.frozen_copy(network)
+    return (
+        matrix_products.Frozen(network, 32, torch.bfloat16)
+        if fast
+        else networks.frozen_copy(network)
+    )
 
 
 def trained(network: nn.Module, processor: torch.device) -> Forward:
@@ -41,31 +45,47 @@ def trained(network: nn.Module, processor: torch.device) -> Forward:
 def gradient(forward: Forward, images: Tensor, labels: Tensor, parameters: list[Tensor]) -> None:
     """The gradient of the parameters, or of the pixels where there are none."""
     pixels = images.clone().requires_grad_(not parameters)
-    torch.autograd.grad(functional.cross_entropy(forward(pixels), labels, reduction="sum"), parameters or [pixels])
+    torch.autograd.grad(
+        functional.cross_entropy(forward(pixels), labels, reduction="sum"), parameters or [pixels]
+    )
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
 
 
-def figures(forward: Forward, images: Tensor, labels: Tensor, parameters: list[Tensor], mode: str) -> dict[str, float]:
+def figures(
+    forward: Forward, images: Tensor, labels: Tensor, parameters: list[Tensor], mode: str
+) -> dict[str, float]:
     """Images a second of both ways, their ratio, and the seconds that compiling takes."""
     compiled = torch.compile(forward, mode=mode, dynamic=False)
     started = time.perf_counter()
     gradient(compiled, images, labels, parameters)
     seconds = round(time.perf_counter() - started, 1)
-    ways = [functools.partial(gradient, way, images, labels, parameters) for way in (compiled, forward)]
+    ways = [
+        functools.partial(gradient, way, images, labels, parameters) for way in (compiled, forward)
+    ]
     found = compare(ways[0], ways[1], len(images))
-    return {"compiled": found["ours"], "as it is": found["naive"], "ratio": found["ratio"], "seconds to compile": seconds}
+    return {
+        "compiled": found["ours"],
+        "as it is": found["naive"],
+        "ratio": found["ratio"],
+        "seconds to compile": seconds,
+    }
 
 
 def main() -> None:
     torch._inductor.config.force_disable_caches = True  # else a second run compiles in no time
     processor = device.choose()
     torch.manual_seed(0)
-    images, labels = torch.rand(BATCH, 3, 32, 32, device=processor), torch.randint(10, (BATCH,), device=processor)
+    images, labels = (
+        torch.rand(BATCH, 3, 32, 32, device=processor),
+        torch.randint(10, (BATCH,), device=processor),
+    )
     rows = []
     for architecture in ("resnet50", "resnet18"):
         for what, prepare in (("attack", attacked), ("training", trained)):
-            for mode in ("default", "reduce-overhead") if processor.type == "cuda" else ("default",):
+            for mode in (
+                ("default", "reduce-overhead") if processor.type == "cuda" else ("default",)
+            ):
                 network = models.get_model(architecture, num_classes=10).to(processor)
                 parameters = list(network.parameters()) if what == "training" else []
                 found = figures(prepare(network, processor), images, labels, parameters, mode)

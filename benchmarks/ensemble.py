@@ -15,8 +15,18 @@ from pipeline.networks import device, scores
 
 def main() -> str:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["clean", "robust", "refreshed"], help="names of models in models/")
-    parser.add_argument("--images", type=int, default=60, help="validation images, the first of those that an evaluation judges")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["clean", "robust", "refreshed"],
+        help="names of models in models/",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=60,
+        help="validation images, the first of those that an evaluation judges",
+    )
     args = parser.parse_args()
 
     settings, processor = document.load(params.FILE), device.choose()
@@ -25,17 +35,33 @@ def main() -> str:
     val = clean.load("val")
     rows = scores.sample(val, args.images, settings.evaluate.seed)
     block = val.select(np.isin(np.arange(len(val)), rows))
-    own, eps = settings.evaluate.ensemble, settings.evaluate.threats[settings.evaluate.curves.threat].eps
+    own, eps = (
+        settings.evaluate.ensemble,
+        settings.evaluate.threats[settings.evaluate.curves.threat].eps,
+    )
     standard = own.model_copy(update=ensemble.STANDARD)
-    console.say(f"{machine()}; {len(block)} images, eps {eps * 255:.3g}/255; accuracy in %, seconds")
+    console.say(
+        f"{machine()}; {len(block)} images, eps {eps * 255:.3g}/255; accuracy in %, seconds"
+    )
     for name in args.models:
         path, architecture = Path("models", f"{name}.safetensors"), settings.architecture_of(name)
-        network = networks.load(path, architecture=architecture, class_names=clean.class_names).network().to(processor)
-        target = whitebox.Target.of(network, len(clean.class_names), batch_size=whitebox.BATCH_SIZE, seed=settings.evaluate.seed)
+        network = (
+            networks.load(path, architecture=architecture, class_names=clean.class_names)
+            .network()
+            .to(processor)
+        )
+        target = whitebox.Target.of(
+            network,
+            len(clean.class_names),
+            batch_size=whitebox.BATCH_SIZE,
+            seed=settings.evaluate.seed,
+        )
         for chosen in (own, standard):
             started = time.perf_counter()
             standing, about = ensemble.withstands(target, block, chosen, eps)
-            console.say(f"{name}: {about['attack']}: {100 * standing.mean():.1f} ({time.perf_counter() - started:.0f} s)")
+            console.say(
+                f"{name}: {about['attack']}: {100 * standing.mean():.1f} ({time.perf_counter() - started:.0f} s)"
+            )
     return "done"
 
 

@@ -34,9 +34,15 @@ SPECS: dict[str, dict[str, object]] = {
 }
 
 
-def attacked(exact: models.ResNet, precision: str, spec: Attack, val: store.Block, processor: torch.device) -> NDArray[np.uint8]:
+def attacked(
+    exact: models.ResNet, precision: str, spec: Attack, val: store.Block, processor: torch.device
+) -> NDArray[np.uint8]:
     """The stored adversarial images of `val` (N, 3, H, W), made in one precision."""
-    network = matrix_products.Frozen(exact, val.images.shape[2], torch.bfloat16) if precision == "bf16" else exact
+    network = (
+        matrix_products.Frozen(exact, val.images.shape[2], torch.bfloat16)
+        if precision == "bf16"
+        else exact
+    )
     attack = attacks.build(spec, network, exact.fc.out_features)
     parts = []
     for start in range(0, len(val), BATCH):
@@ -47,9 +53,13 @@ def attacked(exact: models.ResNet, precision: str, spec: Attack, val: store.Bloc
     return np.concatenate(parts)
 
 
-def adversarially_trained(network: models.ResNet, train: store.Block, processor: torch.device) -> models.ResNet:
+def adversarially_trained(
+    network: models.ResNet, train: store.Block, processor: torch.device
+) -> models.ResNet:
     """The network after EPOCHS of training on PGD images made against itself at every step (Madry et al., ICLR 2018)."""
-    spec = Attack.model_validate({"attack": "PGD", "eps": "8/255", "alpha": "4/255", "steps": 3, "random_start": True})
+    spec = Attack.model_validate(
+        {"attack": "PGD", "eps": "8/255", "alpha": "4/255", "steps": 3, "random_start": True}
+    )
     held = HeldImages(torch.from_numpy(train.images).to(processor), processor)
     batches = mixing.MixedBatches(held, {"clean": train.labels}, {"clean": BATCH}, 0, processor)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
@@ -68,8 +78,14 @@ def compare(network: models.ResNet, val: store.Block, processor: torch.device) -
     exact = networks.frozen_copy(network).to(processor)
     rows = {}
     for name, entry in SPECS.items():
-        images = {precision: attacked(exact, precision, Attack.model_validate(entry), val, processor) for precision in ("fp32", "bf16")}
-        accuracy = {precision: 100 * networks.accuracy(exact, made, val.labels, 500) for precision, made in images.items()}
+        images = {
+            precision: attacked(exact, precision, Attack.model_validate(entry), val, processor)
+            for precision in ("fp32", "bf16")
+        }
+        accuracy = {
+            precision: 100 * networks.accuracy(exact, made, val.labels, 500)
+            for precision, made in images.items()
+        }
         rows[name] = {
             **{f"{precision}_accuracy": round(value, 2) for precision, value in accuracy.items()},
             "difference_points": round(accuracy["bf16"] - accuracy["fp32"], 2),
@@ -89,14 +105,28 @@ def main() -> None:
     val, train = clean.load("val"), clean.load("train")
 
     def loaded(path: Path) -> models.ResNet:
-        return networks.load(path, architecture=args.architecture, class_names=clean.class_names).network().to(processor)
+        return (
+            networks.load(path, architecture=args.architecture, class_names=clean.class_names)
+            .network()
+            .to(processor)
+        )
 
     judged, start = {path.stem: loaded(path) for path in args.model}, loaded(args.model[0])
-    judged["adversarially trained"] = adversarially_trained(start, train.select(np.arange(len(train)) < TRAINED_ON), processor)
+    judged["adversarially trained"] = adversarially_trained(
+        start, train.select(np.arange(len(train)) < TRAINED_ON), processor
+    )
     results = {name: compare(network, val, processor) for name, network in judged.items()}
     about = {"machine": machine(), "architecture": args.architecture, "images": len(val)}
     files.write_json(RESULTS / f"fidelity_{args.architecture}.json", {**about, "models": results})
-    print(markdown([{"model": name, "attack": attack, **row} for name, rows in results.items() for attack, row in rows.items()]))
+    print(
+        markdown(
+            [
+                {"model": name, "attack": attack, **row}
+                for name, rows in results.items()
+                for attack, row in rows.items()
+            ]
+        )
+    )
 
 
 if __name__ == "__main__":

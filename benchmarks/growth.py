@@ -40,10 +40,17 @@ def write(folder: Path, n_images: int, size: int) -> None:
     rows = min(n_images, SHARD_BYTES // (3 * size * size))
     images = np.random.default_rng(0).integers(0, 256, (rows, 3, size, size), dtype=np.uint8)
     bounds = store.shard_bounds(n_images, rows)
-    with store.Writer(folder / "set", {"kind": "clean", "class_names": json.dumps([*"0123456789"])}, bounds=bounds) as writer:
+    with store.Writer(
+        folder / "set", {"kind": "clean", "class_names": json.dumps([*"0123456789"])}, bounds=bounds
+    ) as writer:
         for start, stop in bounds:
             ids, n = np.arange(start, stop), stop - start
-            writer.write_behind(start, store.Block(images=images[:n], labels=ids % 10, ids=ids, split=np.zeros(n, np.uint8)))
+            writer.write_behind(
+                start,
+                store.Block(
+                    images=images[:n], labels=ids % 10, ids=ids, split=np.zeros(n, np.uint8)
+                ),
+            )
 
 
 def read(folder: Path, *_: int) -> None:
@@ -79,10 +86,24 @@ def fgsm(folder: Path, *_: int) -> None:
     settings = Generate(batch_size=128, precision="auto", seed=0)
     network = models.resnet18(num_classes=10)
     clean = store.ImageSet(folder / "set")
-    generation.generate(clean, network, "", spec, settings, name="fgsm", out=folder / "fgsm", device=torch.device("cpu"))
+    generation.generate(
+        clean,
+        network,
+        "",
+        spec,
+        settings,
+        name="fgsm",
+        out=folder / "fgsm",
+        device=torch.device("cpu"),
+    )
 
 
-WORK: dict[str, Callable[[Path, int, int], None]] = {"write": write, "read": read, "loading": loading, "fgsm": fgsm}
+WORK: dict[str, Callable[[Path, int, int], None]] = {
+    "write": write,
+    "read": read,
+    "loading": loading,
+    "fgsm": fgsm,
+}
 
 
 def measure(name: str, folder: Path, n_images: int, size: int) -> dict[str, float]:
@@ -98,18 +119,35 @@ def measure(name: str, folder: Path, n_images: int, size: int) -> dict[str, floa
     imports = peak_mib()
     started = time.perf_counter()
     WORK[name](folder, n_images, size)
-    return {"seconds": round(time.perf_counter() - started, 3), "peak_mib": peak_mib(), "imports_mib": imports}
+    return {
+        "seconds": round(time.perf_counter() - started, 3),
+        "peak_mib": peak_mib(),
+        "imports_mib": imports,
+    }
 
 
 def peak_mib() -> float:
     """Peak memory of this process. Not resource.getrusage, whose maximum is handed down by the parent process."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return round(int(line.split()[1]) / 1024, 1)
 
 
 def row(name: str, folder: Path, n_images: int, size: int) -> dict[str, Any]:
     """One measurement, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.growth", "--measure", name, str(folder), str(n_images), str(size)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.growth",
+        "--measure",
+        name,
+        str(folder),
+        str(n_images),
+        str(size),
+    ]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     measured = json.loads(done.stdout.splitlines()[-1])
     print(f"{TEXTS[name]}: {n_images:,} images of {size}x{size}: {measured}", flush=True)
@@ -134,7 +172,9 @@ def table(results: list[dict[str, Any]], key: str) -> str:
     for value in sorted({result[key] for result in results}):
         line: dict[str, object] = {"images" if key == "images" else "pixels a side": value}
         for name in TEXTS:
-            found = [result for result in results if result[key] == value and result["work"] == name]
+            found = [
+                result for result in results if result[key] == value and result["work"] == name
+            ]
             line[TEXTS[name]] = _cell(found[0]) if found else "–"
         lines.append(line)
     return markdown(lines)
@@ -151,15 +191,30 @@ def plot(results: dict[str, list[dict[str, Any]]]) -> None:
     from matplotlib import pyplot
 
     figure, grid = pyplot.subplots(2, 2, figsize=(10, 7), constrained_layout=True)
-    for column, (key, label) in enumerate((("images", "images of 32x32"), ("size", "pixels a side"))):
+    for column, (key, label) in enumerate(
+        (("images", "images of 32x32"), ("size", "pixels a side"))
+    ):
         for name, text in TEXTS.items():
             points = [result for result in results[key] if result["work"] == name]
             places = [point[key] for point in points]
             grid[0][column].plot(
-                places, [point["seconds"] * (1 if column == 0 else 1000 / point["images"]) for point in points], "o-", label=text
+                places,
+                [
+                    point["seconds"] * (1 if column == 0 else 1000 / point["images"])
+                    for point in points
+                ],
+                "o-",
+                label=text,
             )
-            grid[1][column].plot(places, [point["peak_mib"] - point["imports_mib"] for point in points], "o-", label=text)
-        for line, unit in enumerate(("seconds" if column == 0 else "seconds for 1,000 images", "peak MiB")):
+            grid[1][column].plot(
+                places,
+                [point["peak_mib"] - point["imports_mib"] for point in points],
+                "o-",
+                label=text,
+            )
+        for line, unit in enumerate(
+            ("seconds" if column == 0 else "seconds for 1,000 images", "peak MiB")
+        ):
             grid[line][column].set(xscale="log", yscale="log", xlabel=label, ylabel=unit)
             grid[line][column].grid(alpha=0.3)
         for axis in (grid[0][1], grid[1][1]):
@@ -175,7 +230,9 @@ def run(most: int) -> None:
 
     results: dict[str, list[dict[str, Any]]] = {"images": [], "size": []}
     for n_images in (count for count in COUNTS if count <= most):
-        results["images"] += rows([name for name in TEXTS if n_images <= MOST.get(name, n_images)], n_images, 32)
+        results["images"] += rows(
+            [name for name in TEXTS if n_images <= MOST.get(name, n_images)], n_images, 32
+        )
     for size in SIZES:
         results["size"] += by_size(size)
     about = {"machine": machine(), "shard_mib": SHARD_BYTES // 2**20}
@@ -186,8 +243,15 @@ def run(most: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", nargs=4, metavar=("WORK", "FOLDER", "IMAGES", "SIZE"), help="one measurement, in this process")
-    parser.add_argument("--most", type=int, default=COUNTS[-1], help="leave out larger numbers of images")
+    parser.add_argument(
+        "--measure",
+        nargs=4,
+        metavar=("WORK", "FOLDER", "IMAGES", "SIZE"),
+        help="one measurement, in this process",
+    )
+    parser.add_argument(
+        "--most", type=int, default=COUNTS[-1], help="leave out larger numbers of images"
+    )
     args = parser.parse_args()
     if args.measure:
         name, folder, n_images, size = args.measure

@@ -92,7 +92,11 @@ def measure(folder: Path) -> list[dict[str, object]]:
         taken["cold"].append(seconds(cold, epoch))
         del cold
     rates = {name: held.n_images / statistics.median(each) for name, each in taken.items()}
-    texts = {"held": "in memory", "mapped": "from the disk, page cache warm", "cold": "from the disk, page cache cold"}
+    texts = {
+        "held": "in memory",
+        "mapped": "from the disk, page cache warm",
+        "cold": "from the disk, page cache cold",
+    }
     takes = {"held": held_mib, "mapped": mapped_mib, "cold": mapped_mib}
     return [
         {
@@ -107,7 +111,9 @@ def measure(folder: Path) -> list[dict[str, object]]:
 
 def in_memory(sets: list[store.ImageSet]) -> HeldImages:
     """Hold the training images of some sets in one array."""
-    return HeldImages(torch.cat([torch.from_numpy(each.load("train").images) for each in sets]), CPU)
+    return HeldImages(
+        torch.cat([torch.from_numpy(each.load("train").images) for each in sets]), CPU
+    )
 
 
 def main() -> None:

@@ -45,11 +45,20 @@ class Stored(Dataset[tuple[Tensor, int]]):
 def mixed_batches(clean: Path, fgsm: Path, pgd: Path) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of 64 + 32 + 32 images from three shuffled loaders, shuffled together."""
     loaders: list[DataLoader[tuple[Tensor, int]]] = [
-        DataLoader(ConcatDataset([Stored(path)]), batch_size=size, shuffle=True, num_workers=WORKERS, drop_last=True)
+        DataLoader(
+            ConcatDataset([Stored(path)]),
+            batch_size=size,
+            shuffle=True,
+            num_workers=WORKERS,
+            drop_last=True,
+        )
         for path, size in ((clean, 64), (fgsm, 32), (pgd, 32))
     ]
     for parts in zip(*loaders, strict=False):
-        images, labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        images, labels = (
+            torch.cat([part[0] for part in parts]),
+            torch.cat([part[1] for part in parts]),
+        )
         order = torch.randperm(len(labels))
         yield images[order], labels[order]
 
@@ -60,11 +69,15 @@ def fgsm(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def pgd(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    adv_images: Tensor = torchattacks.PGD(network, eps=8 / 255, alpha=2 / 255, steps=10)(images, labels)
+    adv_images: Tensor = torchattacks.PGD(network, eps=8 / 255, alpha=2 / 255, steps=10)(
+        images, labels
+    )
     return adv_images
 
 
-def training_step(network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+def training_step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> None:
     optimizer.zero_grad()
     functional.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -78,24 +91,46 @@ def recipe(settings: document.Document, folder: Path) -> None:
     for number, name in enumerate(("train", "val")):
         chosen = rows[split == number]
         with h5py.File(folder / f"clean_{name}.h5", "w") as file:
-            file["images"], file["labels"] = source.read(chosen).astype("float32") / 255, source.labels[chosen]
+            file["images"], file["labels"] = (
+                source.read(chosen).astype("float32") / 255,
+                source.labels[chosen],
+            )
     torch.manual_seed(0)
     network = models.get_model(settings.model.architecture, num_classes=len(source.class_names))
     clean = Stored(folder / "clean_train.h5")
-    fit(network, lambda: DataLoader(clean, settings.clean.batch_size, True, num_workers=WORKERS), [folder / "clean_val.h5"], settings.clean)
+    fit(
+        network,
+        lambda: DataLoader(clean, settings.clean.batch_size, True, num_workers=WORKERS),
+        [folder / "clean_val.h5"],
+        settings.clean,
+    )
     for name, attack in (("fgsm", fgsm), ("pgd", pgd)):
         for side in ("train", "val"):
-            store_attacked(network.eval(), attack, folder / f"clean_{side}.h5", folder / f"{name}_{side}.h5")
-    paths = {side: [folder / f"{name}_{side}.h5" for name in ("clean", "fgsm", "pgd")] for side in ("train", "val")}
+            store_attacked(
+                network.eval(), attack, folder / f"clean_{side}.h5", folder / f"{name}_{side}.h5"
+            )
+    paths = {
+        side: [folder / f"{name}_{side}.h5" for name in ("clean", "fgsm", "pgd")]
+        for side in ("train", "val")
+    }
     fit(network, lambda: mixed_batches(*paths["train"]), paths["val"], settings.finetuned["robust"])
     torch.save(network.state_dict(), folder / "robust.pt")
 
 
-def fit(network: nn.Module, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]], val: list[Path], settings: Training) -> None:
+def fit(
+    network: nn.Module,
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    val: list[Path],
+    settings: Training,
+) -> None:
     """Train, and end with the weights of the epoch that is best on the validation images."""
-    optimizer = torch.optim.SGD(network.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.SGD(
+        network.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
-    held_out: DataLoader[tuple[Tensor, int]] = DataLoader(ConcatDataset([Stored(path) for path in val]), 128, num_workers=WORKERS)
+    held_out: DataLoader[tuple[Tensor, int]] = DataLoader(
+        ConcatDataset([Stored(path) for path in val]), 128, num_workers=WORKERS
+    )
     best, best_state = -1, network.state_dict()
     for _ in range(settings.epochs):
         network.train()
@@ -104,16 +139,28 @@ def fit(network: nn.Module, batches: Callable[[], Iterable[tuple[Tensor, Tensor]
         schedule.step()
         network.eval()
         with torch.no_grad():
-            right = sum(int((network(images).argmax(1) == labels).sum()) for images, labels in held_out)
+            right = sum(
+                int((network(images).argmax(1) == labels).sum()) for images, labels in held_out
+            )
         if right > best:
             best, best_state = right, copy.deepcopy(network.state_dict())
     network.load_state_dict(best_state)
 
 
-def store_attacked(network: nn.Module, attack: Callable[[nn.Module, Tensor, Tensor], Tensor], clean: Path, out: Path) -> None:
-    parts = [(attack(network, images, labels), labels) for images, labels in DataLoader(Stored(clean), 128, num_workers=WORKERS)]
+def store_attacked(
+    network: nn.Module,
+    attack: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    clean: Path,
+    out: Path,
+) -> None:
+    parts = [
+        (attack(network, images, labels), labels)
+        for images, labels in DataLoader(Stored(clean), 128, num_workers=WORKERS)
+    ]
     with h5py.File(out, "w") as file:
-        file["images"], file["labels"] = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
+        file["images"], file["labels"] = (
+            torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True)
+        )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,13 @@ def seconds(*arguments: str, folder: Path) -> float:
     """How long a Python module takes in a folder."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", *arguments], cwd=folder, env={**os.environ, "PATH": path}, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     return time.perf_counter() - started
 
 
@@ -34,12 +40,16 @@ def main() -> None:
         subprocess.run(["git", "clone", "--quiet", ".", str(folder)], check=True)  # noqa: S607
         scratch.mkdir()
         for _ in range(PAIRS):
-            taken["pipeline"].append(seconds("dvc", "repro", "--force", "finetune@clean", folder=folder))
+            taken["pipeline"].append(
+                seconds("dvc", "repro", "--force", "finetune@clean", folder=folder)
+            )
             taken["usual way"].append(seconds("benchmarks.naive", str(scratch), folder=folder))
     medians = {name: round(statistics.median(times), 1) for name, times in taken.items()}
     figures = {**medians, "ratio": round(medians["usual way"] / medians["pipeline"], 2)}
     files.write_json(RESULT, {"machine": machine(), "pairs": PAIRS, "seconds": figures})
-    print(f"{machine()}; medians of {PAIRS} pairs, seconds\n\n{markdown([{'what': 'quickstart up to the robust model', **figures}])}")
+    print(
+        f"{machine()}; medians of {PAIRS} pairs, seconds\n\n{markdown([{'what': 'quickstart up to the robust model', **figures}])}"
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ RESULT = Path(__file__).parent / "results" / "speed.json"
 PAIRS, BATCH, ROWS, WRITTEN = 5, 128, 10_240, 100_000
 
 
-def compare(ours: Callable[[], object], theirs: Callable[[], object], n_images: int) -> dict[str, float]:
+def compare(
+    ours: Callable[[], object], theirs: Callable[[], object], n_images: int
+) -> dict[str, float]:
     """Images a second of both, and the ratio of ours to theirs."""
     times: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
     for _ in range(PAIRS + 1):
@@ -37,15 +39,26 @@ def compare(ours: Callable[[], object], theirs: Callable[[], object], n_images: 
             started = time.perf_counter()
             work()
             taken.append(time.perf_counter() - started)
-    rates = {name: n_images / statistics.median(times[work][1:]) for name, work in (("ours", ours), ("naive", theirs))}
-    return {**{name: round(rate, 1) for name, rate in rates.items()}, "ratio": round(rates["ours"] / rates["naive"], 2)}
+    rates = {
+        name: n_images / statistics.median(times[work][1:])
+        for name, work in (("ours", ours), ("naive", theirs))
+    }
+    return {
+        **{name: round(rate, 1) for name, rate in rates.items()},
+        "ratio": round(rates["ours"] / rates["naive"], 2),
+    }
 
 
-def network_figures(architecture: str, block: store.Block, processor: torch.device) -> dict[str, dict[str, float]]:
+def network_figures(
+    architecture: str, block: store.Block, processor: torch.device
+) -> dict[str, dict[str, float]]:
     """FGSM, PGD and training steps on one batch."""
     torch.manual_seed(0)
     network = models.get_model(architecture, num_classes=10).to(processor)
-    images, labels = torch.from_numpy(block.images[:BATCH]).to(processor), torch.from_numpy(block.labels[:BATCH]).to(processor)
+    images, labels = (
+        torch.from_numpy(block.images[:BATCH]).to(processor),
+        torch.from_numpy(block.labels[:BATCH]).to(processor),
+    )
     pixels = images / 255
     fast = matrix_products.Frozen(network, 32, torch.bfloat16)
     specs: dict[str, dict[str, object]] = {
@@ -67,7 +80,9 @@ def network_figures(architecture: str, block: store.Block, processor: torch.devi
     few = block.select(slice(4 * BATCH))
     held = HeldImages(torch.from_numpy(few.images).to(processor), processor)
     mixed = mixing.MixedBatches(held, {"clean": few.labels}, {"clean": BATCH}, 0, processor)
-    recipe = document.load(params.FILE).clean.model_copy(update={"epochs": 1, "warmup_epochs": 0.0, "precision": "auto"})
+    recipe = document.load(params.FILE).clean.model_copy(
+        update={"epochs": 1, "warmup_epochs": 0.0, "precision": "auto"}
+    )
     batches = augmentation.AugmentedBatches(mixed, "none", seed=0)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
 
@@ -77,7 +92,16 @@ def network_figures(architecture: str, block: store.Block, processor: torch.devi
             naive.training_step(network, optimizer, pixels, labels)
 
     figures[f"{architecture} training"] = compare(
-        lambda: loop.fit(network, batches, lambda _: {"val_accuracy": 0.0}, recipe, text="bench", device=processor), train, 4 * BATCH
+        lambda: loop.fit(
+            network,
+            batches,
+            lambda _: {"val_accuracy": 0.0},
+            recipe,
+            text="bench",
+            device=processor,
+        ),
+        train,
+        4 * BATCH,
     )
     return figures
 
@@ -87,7 +111,9 @@ def exhaust(epoch: Callable[[int], Iterable[object]]) -> None:
         pass
 
 
-def loading_figures(block: store.Block, folder: Path, processor: torch.device) -> dict[str, dict[str, float]]:
+def loading_figures(
+    block: store.Block, folder: Path, processor: torch.device
+) -> dict[str, dict[str, float]]:
     """One epoch of mixed batches."""
     for name in ("clean", "fgsm", "pgd"):
         with h5py.File(folder / f"{name}.h5", "w") as file:
@@ -112,10 +138,16 @@ def write(path: Path, block: store.Block) -> None:
 
 def store_figures(block: store.Block, folder: Path) -> dict[str, dict[str, float]]:
     """Images a second written, closed and read back with their SHA-256, against plain sequential writing of as many bytes."""
-    many = store.join([block] * -(-WRITTEN // len(block))).select(np.arange(-(-WRITTEN // len(block)) * len(block)) < WRITTEN)
+    many = store.join([block] * -(-WRITTEN // len(block))).select(
+        np.arange(-(-WRITTEN // len(block)) * len(block)) < WRITTEN
+    )
     content = many.images.tobytes()
     ours = partial(write, folder / "set", many)
-    return {"store write, against plain writing": compare(ours, partial(files.write_bytes, folder / "plain", content), WRITTEN)}
+    return {
+        "store write, against plain writing": compare(
+            ours, partial(files.write_bytes, folder / "plain", content), WRITTEN
+        )
+    }
 
 
 def main() -> None:
@@ -127,13 +159,22 @@ def main() -> None:
         split=np.zeros(ROWS, np.uint8),
     )
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        figures = store_figures(block, Path(folder)) | loading_figures(block, Path(folder), processor)
+        figures = store_figures(block, Path(folder)) | loading_figures(
+            block, Path(folder), processor
+        )
     for architecture in ("resnet50", "resnet18"):
         figures |= network_figures(architecture, block, processor)
     files.write_json(RESULT, {"machine": machine(), "pairs": PAIRS, "images_per_second": figures})
     print(f"{machine()}; medians of {PAIRS} pairs, images/s\n")
     columns = {"ours": "pipeline", "naive": "usual way", "ratio": "ratio"}
-    print(markdown([{"what": name, **{text: figure[key] for key, text in columns.items()}} for name, figure in figures.items()]))
+    print(
+        markdown(
+            [
+                {"what": name, **{text: figure[key] for key, text in columns.items()}}
+                for name, figure in figures.items()
+            ]
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,10 @@ def machine() -> str:
     """What a run computes on, such as "cpu (2 threads), 2 cores of AMD EPYC with AVX512, bf16, no AMX, torch 2.15.0"."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     amx = "AMX" if torch.cpu._is_amx_tile_supported() else "no AMX"
     bf16 = "bf16" if device.multiplies_bfloat16(torch.device("cpu")) else "no bf16"
     cpu = f"{os.cpu_count()} cores of {model} with {torch.backends.cpu.get_cpu_capability()}, {bf16}, {amx}"
@@ -24,7 +27,11 @@ def machine() -> str:
 def markdown(rows: Sequence[Mapping[str, object]]) -> str:
     """A Markdown table with the columns of the first row; numbers get thousands separators and at most three figures behind the point."""
     columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns), *([_cell(row[column]) for column in columns] for row in rows)]
+    lines = [
+        columns,
+        ["---"] * len(columns),
+        *([_cell(row[column]) for column in columns] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -39,7 +39,9 @@ def make(path: Path) -> None:
     generator = np.random.default_rng(0)
     dataset = TaskDataset()
     for number, label in enumerate(generator.permutation(np.repeat(np.arange(10), CLASS_SIZES))):
-        pixels = generator.integers(0, 256, (32, 32) if number % 10 == 0 else (32, 32, 3), dtype=np.uint8)
+        pixels = generator.integers(
+            0, 256, (32, 32) if number % 10 == 0 else (32, 32, 3), dtype=np.uint8
+        )
         dataset.imgs.append(Image.fromarray(pixels))
         dataset.labels.append(int(label))
         dataset.ids.append(number + 1_000_000)

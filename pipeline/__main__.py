@@ -8,15 +8,35 @@ from pipeline.base import console, unfinished
 
 
 def main() -> str:
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description="Offline adversarial hardening of an image classifier.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description="Offline adversarial hardening of an image classifier.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("repro", help="check params.yaml, run what is out of date with `dvc repro`, print the results")
+    commands.add_parser(
+        "repro",
+        help="check params.yaml, run what is out of date with `dvc repro`, print the results",
+    )
     commands.add_parser("results", help="print the table of all evaluated models")
-    commands.add_parser("clean-partial", help="list and delete the unfinished work of interrupted runs")
-    commands.add_parser("check", help="check params.yaml and the source of images without running anything")
-    auditing = commands.add_parser("audit", help="recompute what can be recomputed and hold it against what is recorded")
-    auditing.add_argument("path", type=Path, nargs="?", default=Path(), help="project folder, or an image set in one; here, if left out")
-    discarding = commands.add_parser("discard", help="delete an image set or a model that is damaged, in DVC's cache too")
+    commands.add_parser(
+        "clean-partial", help="list and delete the unfinished work of interrupted runs"
+    )
+    commands.add_parser(
+        "check", help="check params.yaml and the source of images without running anything"
+    )
+    auditing = commands.add_parser(
+        "audit", help="recompute what can be recomputed and hold it against what is recorded"
+    )
+    auditing.add_argument(
+        "path",
+        type=Path,
+        nargs="?",
+        default=Path(),
+        help="project folder, or an image set in one; here, if left out",
+    )
+    discarding = commands.add_parser(
+        "discard", help="delete an image set or a model that is damaged, in DVC's cache too"
+    )
     discarding.add_argument("path", type=Path, help="the image set or model, such as data/clean")
     preset = commands.add_parser("preset", help="copy a preset over params.yaml")
     preset.add_argument("name", help=f"one of {', '.join(presets.names())}")

@@ -28,14 +28,18 @@ def discard(path: Path) -> str:
     root, out, stages = _recorded(path)
     with place.only_one(root):
         result = root / out
-        objects = [found for found in _objects(_cache(root), set(stages.values())) if _is_damaged(found)]
+        objects = [
+            found for found in _objects(_cache(root), set(stages.values())) if _is_damaged(found)
+        ]
         is_whole = os.path.lexists(result) and _md5(result) in stages.values()
         deleted = [result] if os.path.lexists(result) and not is_whole else []
         if not deleted and not objects and is_whole:
             again = f"`dvc repro --force --single-item {next(iter(stages))}` makes it again all the same"
             raise InputError(f"{out}: not damaged: it is as {lineage.RECORDED} records it; {again}")
         if not deleted and not objects:
-            raise InputError(f"{out}: not there, and nothing of it in DVC's cache is damaged; `dvc repro` brings it back")
+            raise InputError(
+                f"{out}: not there, and nothing of it in DVC's cache is damaged; `dvc repro` brings it back"
+            )
         for each in (*objects, *deleted):
             console.say(str(each))
         unfinished.clear([*objects, *deleted])
@@ -46,15 +50,30 @@ def discard(path: Path) -> str:
 def _recorded(path: Path) -> tuple[Path, str, dict[str, str]]:
     """The project folder, the result that `path` is or is part of, and the MD5 that each stage records of it."""
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - not resolved: results may be links into DVC's cache
-    root = next((folder for folder in (absolute, *absolute.parents) if (folder / lineage.RECORDED).is_file()), None)
+    root = next(
+        (
+            folder
+            for folder in (absolute, *absolute.parents)
+            if (folder / lineage.RECORDED).is_file()
+        ),
+        None,
+    )
     if root is None:
-        raise InputError(f"{path}: not within a project folder: no {lineage.RECORDED} there or above")
+        raise InputError(
+            f"{path}: not within a project folder: no {lineage.RECORDED} there or above"
+        )
     wanted, recorded = absolute.relative_to(root), lineage.recorded(root)
     outs = {out for stage in recorded.values() for out in stage.outs if unfinished.is_cached(out)}
     found = [out for out in outs if wanted.is_relative_to(out)]
     if not found or ".." in Path(found[0]).parts:
-        raise InputError(f"{path}: no image set or model that {lineage.RECORDED} records; there are {', '.join(sorted(outs))}")
-    return root, found[0], {name: stage.outs[found[0]] for name, stage in recorded.items() if found[0] in stage.outs}
+        raise InputError(
+            f"{path}: no image set or model that {lineage.RECORDED} records; there are {', '.join(sorted(outs))}"
+        )
+    return (
+        root,
+        found[0],
+        {name: stage.outs[found[0]] for name, stage in recorded.items() if found[0] in stage.outs},
+    )
 
 
 def _md5(result: Path) -> str:
@@ -78,7 +97,9 @@ def _objects(cache: Path, md5s: set[str]) -> Iterator[Path]:
         if own.is_file():
             yield own
         if md5.endswith(".dir") and (not own.is_file() or _is_damaged(own)):
-            yield from (path for path in cache.glob("??/*") if _OBJECT.fullmatch(path.name) and path != own)
+            yield from (
+                path for path in cache.glob("??/*") if _OBJECT.fullmatch(path.name) and path != own
+            )
         elif md5.endswith(".dir"):
             files = {_place(cache, entry["md5"]) for entry in json.loads(own.read_bytes())}
             yield from sorted(path for path in files if path.is_file())

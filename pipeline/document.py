@@ -51,13 +51,21 @@ class Document(Section):
     def starts(self) -> dict[str, Model]:
         """Every network that a training may begin with, by its dotted key."""
         own = {f"online.{name}.start": recipe.start for name, recipe in self.online.items()}
-        return {"model": self.model, **{key: start for key, start in own.items() if isinstance(start, Model)}}
+        return {
+            "model": self.model,
+            **{key: start for key, start in own.items() if isinstance(start, Model)},
+        }
 
     @property
     def all_attacks(self) -> dict[str, Attack]:
         """Every attack and every threat, by its dotted key."""
         stored = {f"attacks.{name}": attack for name, attack in self.attacks.items()}
-        return {**stored, **{f"evaluate.threats.{name}": threat for name, threat in self.evaluate.threats.items()}}
+        return {
+            **stored,
+            **{
+                f"evaluate.threats.{name}": threat for name, threat in self.evaluate.threats.items()
+            },
+        }
 
     def architecture_of(self, model: str) -> str:
         """Return the architecture of a model by its name: that of the network that its first training began with."""
@@ -74,27 +82,42 @@ class Document(Section):
     def _check_attacks(self) -> Self:
         for name, attack in self.attacks.items():
             if name in (CLEAN, MIXED):
-                raise ValueError(f"attacks.{name}: expected another name, {CLEAN!r} and {MIXED!r} mean other images, found {name!r}")
+                raise ValueError(
+                    f"attacks.{name}: expected another name, {CLEAN!r} and {MIXED!r} mean other images, found {name!r}"
+                )
             lowest = attack.eps.bounds[0] if isinstance(attack.eps, Spread) else attack.eps
             if lowest < 1 / 255:
-                raise ValueError(f"attacks.{name}.eps: expected at least 1/255, the step between stored pixels, found {lowest}")
+                raise ValueError(
+                    f"attacks.{name}.eps: expected at least 1/255, the step between stored pixels, found {lowest}"
+                )
         return self
 
     @model_validator(mode="after")
     def _check_models(self) -> Self:
         for name in self.finetuned:
             if name == CLEAN or name in self.online:
-                raise ValueError(f"finetuned.{name}: expected a name that no other model has, found {name!r} again")
+                raise ValueError(
+                    f"finetuned.{name}: expected a name that no other model has, found {name!r} again"
+                )
         if CLEAN in self.online:
-            raise ValueError(f"online.{CLEAN}: expected a name that no other model has, found {CLEAN!r} again")
+            raise ValueError(
+                f"online.{CLEAN}: expected a name that no other model has, found {CLEAN!r} again"
+            )
         known = self.models
         for name, recipe in self.finetuned.items():
             if recipe.of not in self.attacked or name not in known:
-                raise ValueError(f"finetuned.{name}.of: expected an attacked model ({', '.join(self.attacked)}), found {recipe.of!r}")
-        for key, names, allowed in (("attacked", self.attacked, known), ("sources", self.sources, [CLEAN, *self.online])):
+                raise ValueError(
+                    f"finetuned.{name}.of: expected an attacked model ({', '.join(self.attacked)}), found {recipe.of!r}"
+                )
+        for key, names, allowed in (
+            ("attacked", self.attacked, known),
+            ("sources", self.sources, [CLEAN, *self.online]),
+        ):
             for name in names:
                 if name not in allowed or names.count(name) > 1:
-                    raise ValueError(f"{key}: expected some of {', '.join(allowed)}, each once, found {name!r}")
+                    raise ValueError(
+                        f"{key}: expected some of {', '.join(allowed)}, each once, found {name!r}"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -114,14 +137,22 @@ class Document(Section):
         known, judged = self.models, self.evaluate.models
         for name in judged:
             if name not in known or judged.count(name) > 1:
-                raise ValueError(f"evaluate.models: expected some of {', '.join(known)}, each once, found {name!r}")
+                raise ValueError(
+                    f"evaluate.models: expected some of {', '.join(known)}, each once, found {name!r}"
+                )
         for name in known:
             if name not in judged:
-                raise ValueError(f"evaluate.models: expected every model, {name!r} is missing (add it)")
+                raise ValueError(
+                    f"evaluate.models: expected every model, {name!r} is missing (add it)"
+                )
         if self.evaluate.stored not in self.attacked:
-            raise ValueError(f"evaluate.stored: expected an attacked model ({', '.join(self.attacked)}), found {self.evaluate.stored!r}")
+            raise ValueError(
+                f"evaluate.stored: expected an attacked model ({', '.join(self.attacked)}), found {self.evaluate.stored!r}"
+            )
         if self.export.model not in known:
-            raise ValueError(f"export.model: expected one of {', '.join(known)}, found {self.export.model!r}")
+            raise ValueError(
+                f"export.model: expected one of {', '.join(known)}, found {self.export.model!r}"
+            )
         return self
 
 

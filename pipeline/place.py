@@ -23,13 +23,26 @@ def check(root: Path) -> None:
     """Raise InputError unless `dvc repro` can run in a project folder and store what it makes."""
     missing = [name for name in (lineage.DECLARED, str(params.FILE)) if not (root / name).is_file()]
     if missing:
-        raise InputError(f"{root.absolute()}: not the project folder: no {' and no '.join(missing)}; change to the folder that holds them")
-    git = next((folder for folder in (root.absolute(), *root.absolute().parents) if (folder / ".git").exists()), None)
+        raise InputError(
+            f"{root.absolute()}: not the project folder: no {' and no '.join(missing)}; change to the folder that holds them"
+        )
+    git = next(
+        (
+            folder
+            for folder in (root.absolute(), *root.absolute().parents)
+            if (folder / ".git").exists()
+        ),
+        None,
+    )
     if not (root / DVC).is_dir():
         begin = "`dvc init`" if git else "`git init` and `dvc init`"
-        raise InputError(f"{root.absolute()}: no folder {DVC}; copy it too, hidden as it is, or run {begin}")
+        raise InputError(
+            f"{root.absolute()}: no folder {DVC}; copy it too, hidden as it is, or run {begin}"
+        )
     if git is None and setting(root, "core.no_scm") != "true":
-        raise InputError(f"{root.absolute()}: not in a Git repository; run `git init`, or `dvc config --local core.no_scm true`")
+        raise InputError(
+            f"{root.absolute()}: not in a Git repository; run `git init`, or `dvc config --local core.no_scm true`"
+        )
     for folder in [DVC, *lineage.output_folders(root)]:
         _check_link(root, folder, git)
 
@@ -41,7 +54,13 @@ def setting(root: Path, key: str) -> str:
 
 def ask_dvc(root: Path, *arguments: str) -> str:
     """Return what a command of DVC prints in a project folder; empty where it fails."""
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return "" if done.returncode else done.stdout.strip()
 
 
@@ -57,7 +76,9 @@ def only_one(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError("another `repro` is running in this folder; wait for it, or stop it with Ctrl-C in its terminal") from None
+            raise InputError(
+                "another `repro` is running in this folder; wait for it, or stop it with Ctrl-C in its terminal"
+            ) from None
         except OSError as error:
             _expect_other_locks(root, error)
         yield
@@ -66,7 +87,11 @@ def only_one(root: Path) -> Iterator[None]:
 def _expect_other_locks(root: Path, error: OSError) -> None:
     """Raise InputError unless DVC is set to lock by hard links, and no lock of the other kind is left to keep it from that."""
     left = DVC / "tmp" / "lock"
-    commands = [] if setting(root, "core.hardlink_lock") == "true" else ["dvc config --local core.hardlink_lock true"]
+    commands = (
+        []
+        if setting(root, "core.hardlink_lock") == "true"
+        else ["dvc config --local core.hardlink_lock true"]
+    )
     if (root / left).exists() and (root / left).stat().st_nlink == 1:
         commands.append(f"rm {left}")
     if commands:
@@ -79,9 +104,18 @@ def _expect_other_locks(root: Path, error: OSError) -> None:
 def _check_link(root: Path, folder: Path, git: Path | None) -> None:
     """Raise InputError where a folder leads out of the Git repository, unless DVC is set to use none."""
     path = root / folder
-    if git is None or not path.is_symlink() or path.resolve().is_relative_to(git.resolve()) or setting(root, "core.no_scm") == "true":
+    if (
+        git is None
+        or not path.is_symlink()
+        or path.resolve().is_relative_to(git.resolve())
+        or setting(root, "core.no_scm") == "true"
+    ):
         return
-    keep = "" if folder == DVC else f"keep {folder} a folder of the project and put DVC's cache on that disk: "
+    keep = (
+        ""
+        if folder == DVC
+        else f"keep {folder} a folder of the project and put DVC's cache on that disk: "
+    )
     cache = shlex.quote(str(path.resolve() / "dvc-cache"))
     raise InputError(
         f"{folder}: a link out of the Git repository, to {path.readlink()}, and DVC stores nothing through such a link; {keep}"

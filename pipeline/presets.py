@@ -36,7 +36,10 @@ def complete(name: str) -> str:
     own = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     yaml = YAML()
     yaml.width = 4096
-    yaml.representer.add_representer(type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"))
+    yaml.representer.add_representer(
+        type(None),
+        lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"),
+    )
     content = yaml.load(_without_head(text))
     _merge(content, yaml.load(own), content)
     written = io.StringIO()
@@ -49,7 +52,9 @@ def use(name: str) -> str:
     if name not in names():
         raise InputError(f"NAME={name}: no such preset; there are {', '.join(names())}")
     text, kept = complete(name), ""
-    if params.FILE.exists() and params.FILE.read_text(encoding="utf-8") not in map(complete, names()):
+    if params.FILE.exists() and params.FILE.read_text(encoding="utf-8") not in map(
+        complete, names()
+    ):
         backup = params.FILE.with_suffix(".yaml.bak")
         shutil.copyfile(params.FILE, backup)
         kept = f"; your own is kept as {backup}"
@@ -60,7 +65,9 @@ def use(name: str) -> str:
 def _head(text: str) -> str:
     """Return the comment that a file begins with."""
     lines = text.splitlines()
-    end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    end = next(
+        (number for number, line in enumerate(lines) if not line.startswith("#")), len(lines)
+    )
     return "\n".join(lines[:end])
 
 
@@ -74,7 +81,9 @@ def _merge(target: CommentedMap, changes: CommentedMap, whole: CommentedMap) -> 
         old = target.get(key)
         if isinstance(value, CommentedMap) and isinstance(old, CommentedMap) and old:
             _merge(old, value, whole)
-        elif (anchor := getattr(getattr(old, "anchor", None), "value", None)) and _is_first(whole, target, key):
+        elif (anchor := getattr(getattr(old, "anchor", None), "value", None)) and _is_first(
+            whole, target, key
+        ):
             _replace(whole, old, _anchored(value, anchor))
         elif key in target:
             target[key] = copy.deepcopy(value)

@@ -29,15 +29,28 @@ def repro() -> str:
     with place.only_one(Path()):
         check()
         remove_undeclared_sets(document.load(params.FILE))
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
         dvc = [sys.executable, "-m", "dvc"]
-        small = {path: path.read_bytes() for folder in UNCACHED for path in folder.rglob("*") if path.is_file()}
+        small = {
+            path: path.read_bytes()
+            for folder in UNCACHED
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
         with console.stopping() as stop:
             failed = _run_and_pass_on_signals([*dvc, "repro"], environment, stop)
         if failed:
             # DVC deletes a stage's earlier outputs before it runs. They come back from its cache, and what it does not cache from here.
             # (`persist: true` would keep those too, but DVC would then never take such a stage from its run cache: it would train again.)
-            subprocess.run([*dvc, "checkout", "--quiet", "dvc.yaml"], env=environment, check=False, stderr=subprocess.DEVNULL)
+            subprocess.run(
+                [*dvc, "checkout", "--quiet", "dvc.yaml"],
+                env=environment,
+                check=False,
+                stderr=subprocess.DEVNULL,
+            )
             for path in small:
                 if not path.exists():
                     files.write_bytes(path, small[path])
@@ -52,13 +65,21 @@ def repro() -> str:
 def _is_judged() -> bool:
     """Return whether the metrics are those of the models that are here, as where only a stage after the evaluations failed."""
     try:
-        metrics = {name: json.loads((METRICS / f"{name}.json").read_text("utf-8")) for name in document.load(params.FILE).evaluate.models}
-        return all(found["sha256"] == files.sha256(Path("models", f"{name}.safetensors")) for name, found in metrics.items())
+        metrics = {
+            name: json.loads((METRICS / f"{name}.json").read_text("utf-8"))
+            for name in document.load(params.FILE).evaluate.models
+        }
+        return all(
+            found["sha256"] == files.sha256(Path("models", f"{name}.safetensors"))
+            for name, found in metrics.items()
+        )
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
 
-def _run_and_pass_on_signals(command: list[str], environment: dict[str, str], stop: console.Stop) -> bool:
+def _run_and_pass_on_signals(
+    command: list[str], environment: dict[str, str], stop: console.Stop
+) -> bool:
     """Run a command in a process group of its own; Ctrl-C and SIGTERM reach all of it, as Ctrl-C. Returns whether it failed.
 
     A second signal kills the group.
@@ -88,7 +109,11 @@ def check() -> str:
     settings = document.load(params.FILE)
     path = settings.data.path
     if settings.data.source != "digits" and not Path(path).exists():
-        remedy = f"`dvc pull {path}` fetches it" if Path(f"{path}.dvc").exists() else f"put the {settings.data.source} source there"
+        remedy = (
+            f"`dvc pull {path}` fetches it"
+            if Path(f"{path}.dvc").exists()
+            else f"put the {settings.data.source} source there"
+        )
         raise InputError(f"{params.FILE}: data.path: {path}: no such file or folder; {remedy}")
     _check_stages()
     for where, model in settings.starts.items():
@@ -106,8 +131,12 @@ def _check_stages() -> None:
     outs = [Path(out) for stage in stages.values() for out in stage.outs]
     for name, stage in stages.items():
         for path in map(Path, stage.deps):
-            if not path.exists() and not any(path == out or path in out.parents or out in path.parents for out in outs):
-                raise InputError(f"dvc.yaml: {name}: needs {path}, which does not exist and which no stage makes")
+            if not path.exists() and not any(
+                path == out or path in out.parents or out in path.parents for out in outs
+            ):
+                raise InputError(
+                    f"dvc.yaml: {name}: needs {path}, which does not exist and which no stage makes"
+                )
 
 
 def _check_classes(settings: Document) -> None:
@@ -120,10 +149,16 @@ def _check_classes(settings: Document) -> None:
 
 def remove_undeclared_sets(settings: Document) -> None:
     """Delete the adversarial sets of models and attacks that params.yaml no longer names, and say so; DVC's cache keeps them."""
-    wanted = {ADVERSARIAL / model / attack for model in settings.attacked for attack in settings.attacks}
-    wanted |= {SOURCES / model / attack for model in settings.sources for attack in settings.attacks}
+    wanted = {
+        ADVERSARIAL / model / attack for model in settings.attacked for attack in settings.attacks
+    }
+    wanted |= {
+        SOURCES / model / attack for model in settings.sources for attack in settings.attacks
+    }
     own = [folder for folder in ADVERSARIAL.glob("[!.]*/[!.]*/") if folder.parent != SOURCES]
     for folder in sorted([*own, *SOURCES.glob("[!.]*/[!.]*/")]):
         if folder not in wanted:
             shutil.rmtree(folder)
-            console.say(f"{folder}: removed, since {params.FILE} no longer asks for it (DVC's cache keeps it)")
+            console.say(
+                f"{folder}: removed, since {params.FILE} no longer asks for it (DVC's cache keeps it)"
+            )

@@ -26,7 +26,9 @@ hypothesis.settings.load_profile("project")
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread_each():
     """Tests run side by side; threads of one torch would only get in another's way."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+    torch.set_num_threads(
+        max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -81,22 +83,32 @@ def write_set(path: Path, block: store.Block, shard_rows: int = 16, **attributes
     named = {"kind": "clean", "class_names": '["a", "b", "c"]', **attributes}
     with store.Writer(path, named, bounds=bounds) as writer:
         for start, stop in writer.missing():
-            writer.write(start, store.Block(**{name: array[start:stop] for name, array in block.datasets.items()}))
+            writer.write(
+                start,
+                store.Block(**{name: array[start:stop] for name, array in block.datasets.items()}),
+            )
     return store.ImageSet(path)
 
 
 def renew_manifest(folder: Path, **attributes: object) -> None:
     """Make the manifest of a set agree with its changed shards, as an attacker would who knows how."""
     found = manifest.read(folder)
-    shards = {name: dataclasses.replace(entry, sha256=files.sha256(folder / name)) for name, entry in found.shards.items()}
+    shards = {
+        name: dataclasses.replace(entry, sha256=files.sha256(folder / name))
+        for name, entry in found.shards.items()
+    }
     manifest.write(folder, {**found.attributes, **attributes}, shards)
 
 
-def held_batches(streams: dict[str, store.Block], counts: dict[str, int], **options) -> mixing.MixedBatches:
+def held_batches(
+    streams: dict[str, store.Block], counts: dict[str, int], **options
+) -> mixing.MixedBatches:
     """Mixed batches of whole blocks in memory, on the CPU, with seed 0."""
     cpu = torch.device("cpu")
     images = HeldImages(torch.cat([torch.from_numpy(streams[name].images) for name in counts]), cpu)
-    return mixing.MixedBatches(images, {name: streams[name].labels for name in counts}, counts, 0, cpu, **options)
+    return mixing.MixedBatches(
+        images, {name: streams[name].labels for name in counts}, counts, 0, cpu, **options
+    )
 
 
 def attack_spec(**entry) -> Attack:

@@ -27,7 +27,11 @@ PARAMETERS = {
 
 def attack_entry(name: str) -> dict[str, object]:
     """An entry of `attacks` with all its parameters."""
-    return {"attack": name, "eps": "8/255", **{key: PARAMETERS[key] for key in ATTACK_PARAMETERS[name]}}
+    return {
+        "attack": name,
+        "eps": "8/255",
+        **{key: PARAMETERS[key] for key in ATTACK_PARAMETERS[name]},
+    }
 
 
 class TaskDataset(torch.utils.data.Dataset):
@@ -65,19 +69,29 @@ def write_cifar(root: Path, monkeypatch, name, pixels, labels):
     base = root / constructor.base_folder
     base.mkdir(parents=True)
     names = [f"class {label}" for label in range(max(labels) + 1)]
-    for file, content in (("train_part", {"data": pixels, key: labels}), ("names", {names_key: names})):
+    for file, content in (
+        ("train_part", {"data": pixels, key: labels}),
+        ("names", {names_key: names}),
+    ):
         (base / file).write_bytes(pickle.dumps(content))
-    md5 = {file: hashlib.md5((base / file).read_bytes()).hexdigest() for file in ("train_part", "names")}
+    md5 = {
+        file: hashlib.md5((base / file).read_bytes()).hexdigest()
+        for file in ("train_part", "names")
+    }
     monkeypatch.setattr(constructor, "train_list", [["train_part", md5["train_part"]]])
     monkeypatch.setattr(constructor, "test_list", [])
-    monkeypatch.setattr(constructor, "meta", {"filename": "names", "key": names_key, "md5": md5["names"]})
+    monkeypatch.setattr(
+        constructor, "meta", {"filename": "names", "key": names_key, "md5": md5["names"]}
+    )
 
 
 def state_dict(architecture: str) -> dict[str, torch.Tensor]:
     """Random tensors for a stock network of 1,000 classes under the names in torchvision's files, which count no batches."""
     torch.manual_seed(9)
     tensors = models.get_model(architecture).state_dict()
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+    return {
+        name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")
+    }
 
 
 def state_dict_bytes(architecture: str) -> bytes:

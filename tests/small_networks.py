@@ -18,7 +18,12 @@ def digits() -> Block:
     rows = np.random.default_rng(0).permutation(len(source.target))
     grey = np.round(source.images[rows] * 255 / 16).astype(np.uint8)
     split = (np.arange(len(rows)) < N_VAL).astype(np.uint8)
-    return Block(images=np.repeat(grey[:, None], 3, 1), labels=source.target[rows].astype(np.int64), ids=rows, split=split)
+    return Block(
+        images=np.repeat(grey[:, None], 3, 1),
+        labels=source.target[rows].astype(np.int64),
+        ids=rows,
+        split=split,
+    )
 
 
 def network() -> nn.Module:
@@ -31,17 +36,26 @@ def network() -> nn.Module:
 
 def pgd(model, images, labels, *, eps=EPS, steps=5, alpha=EPS / 3):
     """Written out once more, so that what is tested does not also train; one step with alpha = eps is FGSM."""
-    start = images if steps == 1 else (images + torch.empty_like(images).uniform_(-eps, eps)).clamp(0, 1)
+    start = (
+        images
+        if steps == 1
+        else (images + torch.empty_like(images).uniform_(-eps, eps)).clamp(0, 1)
+    )
     for _ in range(steps):
         start = start.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(functional.cross_entropy(model(start), labels), start)
-        start = (images + (start.detach() + alpha * gradient.sign() - images).clamp(-eps, eps)).clamp(0, 1)
+        start = (
+            images + (start.detach() + alpha * gradient.sign() - images).clamp(-eps, eps)
+        ).clamp(0, 1)
     return start.detach()
 
 
 def train(model, images, labels, epochs, attacked=lambda model, images, labels: images):
     """Adam on images (N, 3, 8, 8) in [0, 1], each batch attacked first."""
-    optimizer, generator = torch.optim.Adam(model.parameters(), 3e-3), torch.Generator().manual_seed(0)
+    optimizer, generator = (
+        torch.optim.Adam(model.parameters(), 3e-3),
+        torch.Generator().manual_seed(0),
+    )
     for _ in range(epochs):
         for rows in torch.randperm(len(labels), generator=generator).split(64):
             adv_images = attacked(model, images[rows], labels[rows])

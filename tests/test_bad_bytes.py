@@ -38,7 +38,9 @@ def opened(settings, tmp_path):
 
     def read(source, name):
         names = Hdf5(images="images", labels="labels")
-        data = settings.data.model_copy(update={"source": source, "path": str(tmp_path / name), "image_size": 8, "hdf5": names})
+        data = settings.data.model_copy(
+            update={"source": source, "path": str(tmp_path / name), "image_size": 8, "hdf5": names}
+        )
         found = sources.open_source(data)
         return found.read(np.arange(len(found.labels)))
 
@@ -97,7 +99,9 @@ def plugin_filter(file):
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_chunk(PIXELS.shape)
     plan.set_filter(32015, h5py.h5z.FLAG_OPTIONAL)  # zstd, which libhdf5 alone does not have
-    h5py.h5d.create(file.id, b"more", h5py.h5t.NATIVE_UINT8, h5py.h5s.create_simple(PIXELS.shape), plan)
+    h5py.h5d.create(
+        file.id, b"more", h5py.h5t.NATIVE_UINT8, h5py.h5s.create_simple(PIXELS.shape), plan
+    )
 
 
 def replaced(name, *arguments, **options):
@@ -112,7 +116,9 @@ def chunk(content):
     """`labels` as one gzip chunk of those bytes."""
 
     def change(file):
-        replaced("labels", (1000,), "i8", chunks=(1000,), compression="gzip")(file).id.write_direct_chunk((0,), content)
+        replaced("labels", (1000,), "i8", chunks=(1000,), compression="gzip")(
+            file
+        ).id.write_direct_chunk((0,), content)
 
     return change
 
@@ -132,12 +138,27 @@ def chunk(content):
         (unknown_filter, r"/more needs the filter lzf \(number 32000\)"),
         (scaleoffset, r"/more needs the filter scaleoffset \(number 6\)"),
         (plugin_filter, r"/more needs the filter .+ \(number 32015\)"),
-        (replaced("labels", (10**12,), "i8"), "/labels claims 8,000,000,000,000 bytes, but the file holds fewer of it"),
-        (replaced("labels", (10**12,), "i8", chunks=(10**6,)), "/labels has 0 chunks of the 1000000 that its shape asks for"),
-        (replaced("labels", (10**12,), "i8", chunks=(2**28,)), "/labels has chunks of 2,147,483,648 bytes, more than 67,108,864"),
+        (
+            replaced("labels", (10**12,), "i8"),
+            "/labels claims 8,000,000,000,000 bytes, but the file holds fewer of it",
+        ),
+        (
+            replaced("labels", (10**12,), "i8", chunks=(10**6,)),
+            "/labels has 0 chunks of the 1000000 that its shape asks for",
+        ),
+        (
+            replaced("labels", (10**12,), "i8", chunks=(2**28,)),
+            "/labels has chunks of 2,147,483,648 bytes, more than 67,108,864",
+        ),
         (replaced("labels", data=["a"] * 6), "/labels is no array of numbers"),
-        (chunk(zlib.compress(b"x" * 10)), "/labels has a chunk that unpacks to 10 bytes, not to 8,000"),
-        (chunk(zlib.compress(b"x" * 10**8)), "/labels has a chunk that unpacks to 8,005 bytes, not to 8,000"),
+        (
+            chunk(zlib.compress(b"x" * 10)),
+            "/labels has a chunk that unpacks to 10 bytes, not to 8,000",
+        ),
+        (
+            chunk(zlib.compress(b"x" * 10**8)),
+            "/labels has a chunk that unpacks to 8,005 bytes, not to 8,000",
+        ),
         (chunk(b"not gzip"), "/labels has a damaged chunk"),
     ],
 )
@@ -151,11 +172,16 @@ def test_hdf5_files_that_hold_more_than_arrays(opened, tmp_path, change, message
 
 def test_an_hdf5_file_that_does_not_fit_in_memory(opened, tmp_path, monkeypatch):
     with h5py.File(tmp_path / "x.h5", "w") as file:
-        file.create_dataset("images", data=np.full((10_000, 3, 8, 8), 200, dtype="u1"), compression="gzip")
+        file.create_dataset(
+            "images", data=np.full((10_000, 3, 8, 8), 200, dtype="u1"), compression="gzip"
+        )
         file["labels"] = np.arange(10_000) % 2
     assert (opened("hdf5", "x.h5") == 200).all()
     monkeypatch.setattr(limits, "available_memory", lambda: 1_000_000)
-    with pytest.raises(InputError, match=r"/images unpacks [\d,]+ bytes to 1,920,000, more than this machine's free memory"):
+    with pytest.raises(
+        InputError,
+        match=r"/images unpacks [\d,]+ bytes to 1,920,000, more than this machine's free memory",
+    ):
         opened("hdf5", "x.h5")
 
 
@@ -163,19 +189,31 @@ def test_an_hdf5_file_that_does_not_fit_in_memory(opened, tmp_path, monkeypatch)
     ("program", "message"),
     [
         ("import os; input(); os.abort()", r"it makes libhdf5 crash \(status -6\)"),
-        ("import os, signal; input(); os.kill(os.getpid(), signal.SIGPROF)", "it takes libhdf5 too long to look through"),
+        (
+            "import os, signal; input(); os.kill(os.getpid(), signal.SIGPROF)",
+            "it takes libhdf5 too long to look through",
+        ),
     ],
 )
-def test_a_crash_or_a_hang_of_libhdf5_is_a_refusal_and_the_next_file_is_read(clean, tmp_path, monkeypatch, program, message):
+def test_a_crash_or_a_hang_of_libhdf5_is_a_refusal_and_the_next_file_is_read(
+    clean, tmp_path, monkeypatch, program, message
+):
     (tmp_path / "walk.py").write_text(program)
     walker = hdf5._Walker()
     with monkeypatch.context() as patch:
         patch.setattr(hdf5.hdf5_inspector, "__file__", str(tmp_path / "walk.py"))
         assert message.split(" \\")[0] in walker.ask({})
-    request = {"path": str(clean.path / "00000.h5"), "memory": 10**9, "filters": [], "datasets": ["images"]}
+    request = {
+        "path": str(clean.path / "00000.h5"),
+        "memory": 10**9,
+        "filters": [],
+        "datasets": ["images"],
+    }
     assert walker.ask(request) is None
     assert walker._process is not None
-    assert os.getpgid(walker._process.pid) != os.getpgid(0), "a Ctrl-C in a terminal goes to the whole group"
+    assert os.getpgid(walker._process.pid) != os.getpgid(0), (
+        "a Ctrl-C in a terminal goes to the whole group"
+    )
     walker.close()
 
 
@@ -183,9 +221,21 @@ def test_a_crash_or_a_hang_of_libhdf5_is_a_refusal_and_the_next_file_is_read(cle
     ("name", "content", "message"),
     [
         ("fooled", np.zeros(16), "fooled: expected 16 rows of bool, found float64"),
-        ("labels", np.zeros((16, 2), dtype=int), r"labels: expected 16 rows of int64, found int64 \(16, 2\)"),
-        ("images", np.zeros((16, 1, 8, 8), dtype="u1"), "images: expected 16 rows of uint8, found uint8"),
-        ("images", np.zeros((9, 3, 8, 8), dtype="u1"), "images: expected 16 rows of uint8, found uint8"),
+        (
+            "labels",
+            np.zeros((16, 2), dtype=int),
+            r"labels: expected 16 rows of int64, found int64 \(16, 2\)",
+        ),
+        (
+            "images",
+            np.zeros((16, 1, 8, 8), dtype="u1"),
+            "images: expected 16 rows of uint8, found uint8",
+        ),
+        (
+            "images",
+            np.zeros((9, 3, 8, 8), dtype="u1"),
+            "images: expected 16 rows of uint8, found uint8",
+        ),
     ],
 )
 def test_shards_of_another_shape_are_refused_before_they_are_read(clean, name, content, message):
@@ -218,7 +268,9 @@ def test_attributes_of_a_shard_that_are_not_those_of_its_set(clean, value):
     with h5py.File(clean.path / "00000.h5", "r+") as file:
         file.attrs["kind"] = value
     renew_manifest(clean.path)
-    with pytest.raises(InputError, match=r"00000.h5: its attributes are not those of its set's manifest"):
+    with pytest.raises(
+        InputError, match=r"00000.h5: its attributes are not those of its set's manifest"
+    ):
         store.ImageSet(clean.path).load("val")
 
 
@@ -227,7 +279,10 @@ def test_attributes_of_a_shard_that_are_not_those_of_its_set(clean, value):
     [
         ("not JSON", "class_names: expected a list of names"),
         ("[1, 2]", "class_names: expected a list of names"),
-        (json.dumps(["\x1b[31mred", "b"]), r"expected names of 1 to 200 printable letters, found '\\x1b\[31mred'"),
+        (
+            json.dumps(["\x1b[31mred", "b"]),
+            r"expected names of 1 to 200 printable letters, found '\\x1b\[31mred'",
+        ),
     ],
 )
 def test_class_names_of_a_store(tmp_path, names, message):
@@ -238,7 +293,9 @@ def test_class_names_of_a_store(tmp_path, names, message):
 def test_what_is_no_plain_file_is_never_opened(opened, tmp_path):
     for source, name in (("npz", "x.npz"), ("hdf5", "x.h5"), ("task_dataset", "Train.pt")):
         os.mkfifo(tmp_path / name)
-        with pytest.raises(InputError, match="expected a plain file, found a folder, pipe or device"):
+        with pytest.raises(
+            InputError, match="expected a plain file, found a folder, pipe or device"
+        ):
             opened(source, name)
 
 
@@ -272,12 +329,32 @@ def npy(header, content=b""):
             {},
             "its header claims 6 bytes, the archive holds 6",
         ),
-        (npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"), {}, "an array of object, which is no array of numbers or text"),
-        (npy("{'descr': '|V4', 'fortran_order': False, 'shape': (1,)}"), {}, r"an array of \|V4, which is no array of numbers or text"),
-        (npy("{'descr': '|u1', 'fortran_order': False, 'shape': (" + "(" * 5000), {}, "cannot be read as .npz"),
-        (b"\x93NUMPY\3\0" + b"\0" * 100, {}, r"an .npy header of version \(3, 0\), expected 1.0 or 2.0"),
+        (
+            npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"),
+            {},
+            "an array of object, which is no array of numbers or text",
+        ),
+        (
+            npy("{'descr': '|V4', 'fortran_order': False, 'shape': (1,)}"),
+            {},
+            r"an array of \|V4, which is no array of numbers or text",
+        ),
+        (
+            npy("{'descr': '|u1', 'fortran_order': False, 'shape': (" + "(" * 5000),
+            {},
+            "cannot be read as .npz",
+        ),
+        (
+            b"\x93NUMPY\3\0" + b"\0" * 100,
+            {},
+            r"an .npy header of version \(3, 0\), expected 1.0 or 2.0",
+        ),
         (b"hello", {}, "cannot be read as .npz"),
-        (b"", {"method": zipfile.ZIP_LZMA}, r"is encrypted or compressed in a way that is not read here \(method 14\)"),
+        (
+            b"",
+            {"method": zipfile.ZIP_LZMA},
+            r"is encrypted or compressed in a way that is not read here \(method 14\)",
+        ),
         (b"", {"twice": True}, "it holds 'images.npy' twice"),
     ],
 )
@@ -293,7 +370,10 @@ def test_zip_members_that_claim_other_sizes(opened, tmp_path, monkeypatch):
     np.savez_compressed(path, images=np.zeros((6, 3, 8, 8), dtype="u1"), labels=LABELS)
     with monkeypatch.context() as patch:
         patch.setattr(limits, "available_memory", lambda: 500)
-        with pytest.raises(InputError, match=r"refused: \d+ bytes that unpack to [\d,]+, more than this machine's free memory"):
+        with pytest.raises(
+            InputError,
+            match=r"refused: \d+ bytes that unpack to [\d,]+, more than this machine's free memory",
+        ):
             opened("npz", "x.npz")
     np.savez(path, images=PIXELS, labels=LABELS)
     raw = bytearray(path.read_bytes())
@@ -304,13 +384,23 @@ def test_zip_members_that_claim_other_sizes(opened, tmp_path, monkeypatch):
         opened("npz", "x.npz")
     raw[place + 20 : place + 24] = (2**31).to_bytes(4, "little")
     path.write_bytes(raw)
-    with pytest.raises(InputError, match=r"its members claim 2,147,\d+,\d+ bytes, more than the file has"):
+    with pytest.raises(
+        InputError, match=r"its members claim 2,147,\d+,\d+ bytes, more than the file has"
+    ):
         opened("npz", "x.npz")
 
 
 def test_class_names_that_would_write_to_the_terminal(opened, tmp_path):
-    np.savez(tmp_path / "x.npz", images=PIXELS, labels=LABELS, class_names=np.array(["a", "\x1b]0;title\x07", "c"]))
-    with pytest.raises(InputError, match=r"class_names: expected names of 1 to 200 printable letters, found '\\x1b\]0;title\\x07'"):
+    np.savez(
+        tmp_path / "x.npz",
+        images=PIXELS,
+        labels=LABELS,
+        class_names=np.array(["a", "\x1b]0;title\x07", "c"]),
+    )
+    with pytest.raises(
+        InputError,
+        match=r"class_names: expected names of 1 to 200 printable letters, found '\\x1b\]0;title\\x07'",
+    ):
         opened("npz", "x.npz")
 
 
@@ -331,7 +421,10 @@ def test_links_out_of_an_image_folder(opened, folder, tmp_path):
     (folder / "cat" / "inside.png").symlink_to(folder / "dog" / "a.png")
     assert len(opened("image_folder", "images")) == 3
     (folder / "cat" / "outside.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(InputError, match=r"outside.png: refused: a link out of .*images; put the image itself there"):
+    with pytest.raises(
+        InputError,
+        match=r"outside.png: refused: a link out of .*images; put the image itself there",
+    ):
         opened("image_folder", "images")
     (folder / "cat" / "outside.png").unlink()
     (folder / "cat" / "again").symlink_to(folder, target_is_directory=True)
@@ -345,7 +438,9 @@ def test_what_else_may_lie_in_an_image_folder(opened, folder, monkeypatch):
         opened("image_folder", "images")
     (folder / "cat" / "pipe.png").unlink()
     (folder / "cat" / "pipe.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    with pytest.raises(InputError, match=r"pipe.png: not an image that can be read \(cannot identify"):
+    with pytest.raises(
+        InputError, match=r"pipe.png: not an image that can be read \(cannot identify"
+    ):
         opened("image_folder", "images")
     with monkeypatch.context() as patch:
         patch.setattr(image_folder, "MAX_BYTES", 10)
@@ -354,11 +449,16 @@ def test_what_else_may_lie_in_an_image_folder(opened, folder, monkeypatch):
     (folder / "cat" / "more").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(image_folder, "MAX_DEPTH", 1)
-        with pytest.raises(InputError, match=r"cat/more: refused: more than 1 folders inside each other"):
+        with pytest.raises(
+            InputError, match=r"cat/more: refused: more than 1 folders inside each other"
+        ):
             opened("image_folder", "images")
     (folder / "cat" / "pipe.png").unlink()
     (folder / "dog").rename(folder / "dog\x1b[31m")
-    with pytest.raises(InputError, match=r"classes: expected names of 1 to 200 printable letters, found 'dog\\x1b\[31m'"):
+    with pytest.raises(
+        InputError,
+        match=r"classes: expected names of 1 to 200 printable letters, found 'dog\\x1b\[31m'",
+    ):
         opened("image_folder", "images")
 
 
@@ -372,7 +472,9 @@ class Rebuilt:
         self.call = (
             rebuild,
             (
-                torch.storage.TypedStorage(wrap_storage=STORAGE, dtype=torch.float32, _internal=True),
+                torch.storage.TypedStorage(
+                    wrap_storage=STORAGE, dtype=torch.float32, _internal=True
+                ),
                 first,
                 size,
                 stride,
@@ -394,19 +496,40 @@ def save(path, content):
     ("content", "message"),
     [
         ({"a": Rebuilt((5,), (1,))}, "a tensor that claims more than storage '0' holds"),
-        ({"a": Rebuilt((10**6, 10**6), (0, 0))}, "a tensor that claims more than storage '0' holds"),
+        (
+            {"a": Rebuilt((10**6, 10**6), (0, 0))},
+            "a tensor that claims more than storage '0' holds",
+        ),
         ({"a": Rebuilt((2,), (1,), first=3)}, "a tensor that claims more than storage '0' holds"),
         ({"a": Rebuilt((-1,), (1,))}, "a tensor of an impossible shape over storage '0'"),
         ({"a": Rebuilt((2, 2), (1,))}, "a tensor of an impossible shape over storage '0'"),
         ({"a": torch.eye(3).to_sparse()}, "it asks for torch._utils._rebuild_sparse_tensor"),
-        ({"a": torch.empty(3, device="meta")}, "it asks for torch._utils._rebuild_meta_tensor_no_storage"),
+        (
+            {"a": torch.empty(3, device="meta")},
+            "it asks for torch._utils._rebuild_meta_tensor_no_storage",
+        ),
         ({"a": torch.zeros(3, dtype=torch.complex64)}, "it asks for torch.ComplexFloatStorage"),
-        ({"a": [[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]}, "its values are nested more than 20 deep"),
+        (
+            {"a": [[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]},
+            "its values are nested more than 20 deep",
+        ),
     ],
-    ids=["short", "stretched", "shifted", "negative", "unequal", "sparse", "meta", "complex", "nested"],
+    ids=[
+        "short",
+        "stretched",
+        "shifted",
+        "negative",
+        "unequal",
+        "sparse",
+        "meta",
+        "complex",
+        "nested",
+    ],
 )
 def test_tensors_that_are_not_what_they_claim(tmp_path, content, message):
-    with pytest.raises(InputError, match=rf"not a file of tensors that can be read safely \(refused: {message}"):
+    with pytest.raises(
+        InputError, match=rf"not a file of tensors that can be read safely \(refused: {message}"
+    ):
         save(tmp_path / "own.pth", content)
 
 
@@ -443,8 +566,14 @@ def test_older_files_are_read_and_held_to_their_sizes(tmp_path):
     ("pickled", "message"),
     [
         (pickle.dumps([1], 4), "expected pickle protocol 2 or 3, found 4"),
-        (b"\x80\x02cos\nsystem\n.", "it asks for os.system, which a file of this kind does not need; nothing of it was run"),
-        (b"\x80\x02\x8c\x02os\x8c\x06system\x93.", "it uses SHORT_BINUNICODE, which torch.save does not; nothing of it was run"),
+        (
+            b"\x80\x02cos\nsystem\n.",
+            "it asks for os.system, which a file of this kind does not need; nothing of it was run",
+        ),
+        (
+            b"\x80\x02\x8c\x02os\x8c\x06system\x93.",
+            "it uses SHORT_BINUNICODE, which torch.save does not; nothing of it was run",
+        ),
         (b"\x80\x02}" + b"(" * 3 + b"\x85\x85\x85N" + b"s.", "cannot be read as a torch.save file"),
         (b"\x80\x02B\xff\xff\xff\xff", "cannot be read as a torch.save file"),
         (b"\x80\x02c" + b"a" * 1000 + b"\nb\n.", "cannot be read as a torch.save file"),
@@ -461,8 +590,14 @@ def test_pickles(opened, tmp_path, pickled, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: &x 1\nb: *x\n", r"params.yaml:2: expected every value written out, found a reference to \*x"),
-        ("a: " + "[" * 30 + "]" * 30, r"params.yaml:1: expected at most 20 levels inside each other"),
+        (
+            "a: &x 1\nb: *x\n",
+            r"params.yaml:2: expected every value written out, found a reference to \*x",
+        ),
+        (
+            "a: " + "[" * 30 + "]" * 30,
+            r"params.yaml:1: expected at most 20 levels inside each other",
+        ),
         ("a: " + "9" * 5000, r"expected values of at most 1,000 letters, found one of 5,000"),
         ("#" * 2**18 + "\n", "expected at most 262,144 bytes, found 262,145"),
         ("a: 2001-99-99", "not YAML"),
@@ -496,20 +631,26 @@ class Marked:
         return os.mkdir, ("unpickled",)
 
 
-def test_files_of_torchvision_sets_are_unpickled_only_with_the_official_md5(settings, tmp_path, monkeypatch):
+def test_files_of_torchvision_sets_are_unpickled_only_with_the_official_md5(
+    settings, tmp_path, monkeypatch
+):
     def refuse(*_, **__):
         raise urllib.error.URLError("no network")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    samples.write_cifar(tmp_path, monkeypatch, "cifar10", PIXELS.reshape(6, -1).repeat(16, axis=1), LABELS.tolist())
+    samples.write_cifar(
+        tmp_path, monkeypatch, "cifar10", PIXELS.reshape(6, -1).repeat(16, axis=1), LABELS.tolist()
+    )
     data = settings.data.model_copy(update={"source": "cifar10", "path": str(tmp_path)})
     sources.open_source(data)
     for name in ("train_part", "names"):
         path = tmp_path / "cifar-10-batches-py" / name
         whole = path.read_bytes()
         path.write_bytes(pickle.dumps(Marked()))
-        with pytest.raises(InputError, match="cifar10 is not there whole and could not be downloaded"):
+        with pytest.raises(
+            InputError, match="cifar10 is not there whole and could not be downloaded"
+        ):
             sources.open_source(data)
         path.write_bytes(whole)
     assert not (tmp_path / "unpickled").exists()

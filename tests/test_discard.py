@@ -27,7 +27,9 @@ stages:
   train: {cmd: python make.py models/clean.safetensors, deps: [data/clean], outs: [models/clean.safetensors]}
   evaluate: {cmd: python make.py metrics/clean.json, deps: [models/clean.safetensors], metrics: [metrics/clean.json: {cache: false}]}
 """
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"
+)
 SET, SHARD, MODEL = "data/clean", "data/clean/more/00001.h5", "models/clean.safetensors"
 
 
@@ -47,7 +49,10 @@ def repro():
 
 def contents():
     return {
-        str(path): path.read_bytes() for folder in ("data", "models", "metrics") for path in Path(folder).rglob("*.*") if path.is_file()
+        str(path): path.read_bytes()
+        for folder in ("data", "models", "metrics")
+        for path in Path(folder).rglob("*.*")
+        if path.is_file()
     }
 
 
@@ -57,7 +62,9 @@ def made(tmp_path_factory):
     for name, text in (("make.py", MAKE), ("dvc.yaml", STAGES), ("raw", "raw")):
         (folder / name).write_text(text)
     (folder / ".dvc/tmp").mkdir(parents=True)
-    (folder / ".dvc/config").write_text((ROOT / ".dvc/config").read_text().replace("[core]", "[core]\n    no_scm = true"))
+    (folder / ".dvc/config").write_text(
+        (ROOT / ".dvc/config").read_text().replace("[core]", "[core]\n    no_scm = true")
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         repro()
@@ -98,14 +105,19 @@ def unlink_from_cache(path):
     Path(path).write_bytes(content)
 
 
-@pytest.mark.parametrize(("out", "part", "quietly"), [(SET, SHARD, False), (SET, SHARD, True), (MODEL, MODEL, True)])
+@pytest.mark.parametrize(
+    ("out", "part", "quietly"), [(SET, SHARD, False), (SET, SHARD, True), (MODEL, MODEL, True)]
+)
 def test_a_result_damaged_through_its_hard_link_is_made_again(folder, out, part, quietly, capsys):
     before, cached = contents(), object_of(lineage.md5(folder / part))
     damage(part, quietly)
     shutil.rmtree(out) if out == SET else Path(out).unlink()
     assert repro() == [], "without discard DVC brings the damaged one back"
     assert contents() != before
-    assert discard.discard(Path(out)) == f"{out}: deleted what was damaged: 2 of the above; `dvc repro` makes it again"
+    assert (
+        discard.discard(Path(out))
+        == f"{out}: deleted what was damaged: 2 of the above; `dvc repro` makes it again"
+    )
     assert f"{Path.cwd() / cached}\n{Path.cwd() / out}\n" in capsys.readouterr().out
     assert repro() == [out], "nothing before or after it"
     assert contents() == before
@@ -116,7 +128,10 @@ def discard_finds_damage(out):
     try:
         discard.discard(Path(out))
     except InputError as error:
-        assert f"{out}: not damaged: it is as dvc.lock records it; `dvc repro --force --single-item" in str(error)
+        assert (
+            f"{out}: not damaged: it is as dvc.lock records it; `dvc repro --force --single-item"
+            in str(error)
+        )
         return False
     return True
 
@@ -135,7 +150,9 @@ def test_a_whole_result_is_kept_and_its_damaged_object_deleted(folder):
     before, cached = contents(), object_of(lineage.md5(folder / MODEL))
     unlink_from_cache(MODEL)
     damage(cached, quietly=True)
-    assert discard.discard(Path(MODEL)).endswith("1 of the above; the result itself is whole and was kept; `dvc repro` makes it again")
+    assert discard.discard(Path(MODEL)).endswith(
+        "1 of the above; the result itself is whole and was kept; `dvc repro` makes it again"
+    )
     assert not cached.exists()
     assert contents() == before
     repro()
@@ -145,7 +162,11 @@ def test_a_whole_result_is_kept_and_its_damaged_object_deleted(folder):
 
 @pytest.mark.parametrize("lost", ["deleted", "damaged"])
 def test_the_list_of_a_sets_files_may_be_lost_too(folder, lost):
-    before, listed, cached = contents(), object_of(lineage.md5(folder / SET)), object_of(lineage.md5(folder / SHARD))
+    before, listed, cached = (
+        contents(),
+        object_of(lineage.md5(folder / SET)),
+        object_of(lineage.md5(folder / SHARD)),
+    )
     foreign = cached.with_name("someone-elses.tmp")
     foreign.write_bytes(b"x")
     damage(SHARD)
@@ -172,7 +193,10 @@ def test_damage_that_was_recorded_is_made_again_by_the_command_named(folder):
 def test_a_result_that_is_gone_and_whole_in_the_cache(folder):
     before = contents()
     shutil.rmtree(SET)
-    with pytest.raises(InputError, match="data/clean: not there, and nothing of it in DVC's cache is damaged; `dvc repro` brings it back"):
+    with pytest.raises(
+        InputError,
+        match="data/clean: not there, and nothing of it in DVC's cache is damaged; `dvc repro` brings it back",
+    ):
         discard.discard(Path(SET))
     assert repro() == []
     assert contents() == before
@@ -187,7 +211,9 @@ def test_results_may_be_links_into_a_cache_on_another_disk(folder, tmp_path):
     assert Path(MODEL).is_symlink()
     damage(Path(MODEL).resolve())
     (tmp_path / "elsewhere").rename(tmp_path / "unmounted")
-    with pytest.raises(InputError, match=r"a link to .*elsewhere/.*, where there is no file; is its disk mounted\?"):
+    with pytest.raises(
+        InputError, match=r"a link to .*elsewhere/.*, where there is no file; is its disk mounted\?"
+    ):
         discard.discard(Path(MODEL))
     (tmp_path / "unmounted").rename(tmp_path / "elsewhere")
     discard.discard(Path(MODEL))
@@ -195,10 +221,15 @@ def test_results_may_be_links_into_a_cache_on_another_disk(folder, tmp_path):
     assert contents() == before
 
 
-@pytest.mark.parametrize("path", ["metrics/clean.json", "raw", "data", ".", "data/clean2", "data/../raw", ".dvc/cache"])
+@pytest.mark.parametrize(
+    "path", ["metrics/clean.json", "raw", "data", ".", "data/clean2", "data/../raw", ".dvc/cache"]
+)
 def test_what_is_no_recorded_result_is_refused(folder, path):
     before = contents()
-    with pytest.raises(InputError, match=r": no image set or model that dvc.lock records; there are data/clean, models/clean.safetensors"):
+    with pytest.raises(
+        InputError,
+        match=r": no image set or model that dvc.lock records; there are data/clean, models/clean.safetensors",
+    ):
         discard.discard(Path(path))
     assert contents() == before
 
@@ -225,6 +256,9 @@ def test_nothing_is_deleted_where_something_cannot_be_read(folder, monkeypatch):
 
 def test_discard_waits_for_no_repro_and_disturbs_none(folder):
     damage(SHARD)
-    with place.only_one(folder), pytest.raises(InputError, match="another `repro` is running in this folder"):
+    with (
+        place.only_one(folder),
+        pytest.raises(InputError, match="another `repro` is running in this folder"),
+    ):
         discard.discard(Path(SET))
     assert Path(SHARD).exists()

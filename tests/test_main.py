@@ -11,7 +11,9 @@ from pipeline.base.errors import InputError
 from tests.conftest import ROOT
 
 # DVC's own, in this process.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"
+)
 
 
 @pytest.fixture
@@ -19,7 +21,9 @@ def folder(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "presets", tmp_path / "presets")
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name in (".git", ".dvc", "data/raw", "data/adversarial/sources", "models/pretrained"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n")
@@ -36,20 +40,28 @@ def test_a_preset_replaces_params_and_keeps_ones_own(folder, monkeypatch):
     assert call(monkeypatch, "preset", "assignment") == "params.yaml is now the preset assignment"
     own = (folder / "params.yaml").read_text().replace("seed: 0 ", "seed: 10 ")
     (folder / "params.yaml").write_text(own)
-    assert call(monkeypatch, "preset", "quickstart").endswith("; your own is kept as params.yaml.bak")
+    assert call(monkeypatch, "preset", "quickstart").endswith(
+        "; your own is kept as params.yaml.bak"
+    )
     assert (folder / "params.yaml.bak").read_text() == own
     assert (folder / "params.yaml").read_bytes() == (ROOT / "presets/quickstart.yaml").read_bytes()
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are(folder, monkeypatch):
-    with pytest.raises(InputError, match="NAME=nope: no such preset; there are assignment, assignment-2026, assignment-b, cifar10"):
+    with pytest.raises(
+        InputError,
+        match="NAME=nope: no such preset; there are assignment, assignment-2026, assignment-b, cifar10",
+    ):
         call(monkeypatch, "preset", "nope")
 
 
 def test_check_finds_a_missing_source_before_anything_runs(folder, monkeypatch):
     assert call(monkeypatch, "check") == "params.yaml is sound"
     call(monkeypatch, "preset", "cifar10-cpu")
-    with pytest.raises(InputError, match=r"data.path: data/raw/cifar10.npz: no such file or folder; put the npz source there"):
+    with pytest.raises(
+        InputError,
+        match=r"data.path: data/raw/cifar10.npz: no such file or folder; put the npz source there",
+    ):
         call(monkeypatch, "check")
 
 
@@ -57,7 +69,10 @@ def test_check_reads_the_starting_weights_that_are_here(folder, monkeypatch, cap
     path = folder / "params.yaml"
     text = path.read_text()
     path.write_text(text.replace("weights: null", "weights: models/pretrained/own.pth"))
-    with pytest.raises(InputError, match=r"^params.yaml: model.weights: models/pretrained/own.pth: no such file; put it there$"):
+    with pytest.raises(
+        InputError,
+        match=r"^params.yaml: model.weights: models/pretrained/own.pth: no such file; put it there$",
+    ):
         call(monkeypatch, "check")
     path.write_text(text.replace("weights: null", "weights: IMAGENET1K_V2"))
     monkeypatch.setenv("TORCH_HOME", str(folder))
@@ -72,7 +87,10 @@ def test_check_names_the_words_of_an_attack(folder, monkeypatch):
     tifgsm = "{attack: TIFGSM, eps: 8/255, alpha: 2/255, steps: 2, decay: 1, kernel_name: gaus, len_kernel: 5, nsig: 3,"
     tifgsm += " resize_rate: 0.9, diversity_prob: 0.5, random_start: true}"
     path.write_text(path.read_text().replace("\nattacks:", f"\nattacks:\n  ti: {tifgsm}\n#"))
-    with pytest.raises(InputError, match="^params.yaml: attacks.ti.kernel_name: expected gaussian, linear or uniform, found 'gaus'$"):
+    with pytest.raises(
+        InputError,
+        match="^params.yaml: attacks.ti.kernel_name: expected gaussian, linear or uniform, found 'gaus'$",
+    ):
         call(monkeypatch, "check")
 
 
@@ -80,20 +98,29 @@ def test_check_counts_the_classes_that_a_loss_compares(folder, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
     np.savez(folder / "data/raw/two.npz", images=images, labels=np.arange(8) % 2)
     path = folder / "params.yaml"
-    text = path.read_text().replace("source: digits", "source: npz").replace("path: data/raw ", "path: data/raw/two.npz ")
+    text = (
+        path.read_text()
+        .replace("source: digits", "source: npz")
+        .replace("path: data/raw ", "path: data/raw/two.npz ")
+    )
     upgd = "{attack: UPGD, eps: 8/255, alpha: 2/255, steps: 2, random_start: true, loss: LOSS, decay: 1.0, eot_iter: 1}"
     text = text.replace("\nattacks:", f"\nattacks:\n  up: {upgd}\n#")
     path.write_text(text.replace("LOSS", "ce"))
     assert call(monkeypatch, "check") == "params.yaml is sound"
     path.write_text(text.replace("LOSS", "dlr"))
-    with pytest.raises(InputError, match="^attacks.up: expected at least 3 classes, which the loss of UPGD compares, found 2; use another"):
+    with pytest.raises(
+        InputError,
+        match="^attacks.up: expected at least 3 classes, which the loss of UPGD compares, found 2; use another",
+    ):
         call(monkeypatch, "check")
 
 
 def test_a_tracked_source_that_is_missing_is_fetched_by_dvc(folder, monkeypatch):
     call(monkeypatch, "preset", "cifar10-cpu")
     (folder / "data/raw/cifar10.npz.dvc").touch()
-    with pytest.raises(InputError, match="no such file or folder; `dvc pull data/raw/cifar10.npz` fetches it$"):
+    with pytest.raises(
+        InputError, match="no such file or folder; `dvc pull data/raw/cifar10.npz` fetches it$"
+    ):
         call(monkeypatch, "check")
 
 

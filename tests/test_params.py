@@ -29,7 +29,11 @@ def test_presets_are_complete(name, tmp_path, monkeypatch):
     settings = document.load(tmp_path / "params.yaml")
     own = document.load(ROOT / "params.yaml")
     assert (settings == own) == (name == "quickstart")
-    assert settings.evaluate.threats["pgd"].eps == settings.attacks["pgd"].eps == settings.selection.eps
+    assert (
+        settings.evaluate.threats["pgd"].eps
+        == settings.attacks["pgd"].eps
+        == settings.selection.eps
+    )
 
 
 def test_committed_params_are_the_quickstart():
@@ -38,24 +42,37 @@ def test_committed_params_are_the_quickstart():
 
 @pytest.mark.parametrize(("name", "wanted"), ATTACK_PARAMETERS.items())
 def test_attack_table_equals_the_constructors(name, wanted):
-    accepted = set(inspect.signature(getattr(torchattacks, name)).parameters) - {"model", *library.FIXED, "n_classes"}
+    accepted = set(inspect.signature(getattr(torchattacks, name)).parameters) - {
+        "model",
+        *library.FIXED,
+        "n_classes",
+    }
     assert accepted == {library.EPS_NAMES.get(name, "eps"), *wanted}
 
 
 def test_every_parameter_of_every_attack_has_its_values():
-    used = {(name, key) for name, keys in ATTACK_PARAMETERS.items() for key in keys if key != "alpha"}
+    used = {
+        (name, key) for name, keys in ATTACK_PARAMETERS.items() for key in keys if key != "alpha"
+    }
     assert {key if (name, key) not in VALUES else (name, key) for name, key in used} == set(VALUES)
 
 
-WORDS = [(*key, allowed) if isinstance(key, tuple) else (None, key, allowed) for key, allowed in VALUES.items()]
+WORDS = [
+    (*key, allowed) if isinstance(key, tuple) else (None, key, allowed)
+    for key, allowed in VALUES.items()
+]
 
 
-@pytest.mark.parametrize(("attack", "key", "words"), [entry for entry in WORDS if isinstance(entry[2], Words)])
+@pytest.mark.parametrize(
+    ("attack", "key", "words"), [entry for entry in WORDS if isinstance(entry[2], Words)]
+)
 def test_words_are_those_in_torchattacks_source(attack, key, words):
     attack = attack or next(name for name, keys in ATTACK_PARAMETERS.items() if key in keys)
     source = inspect.getsource(inspect.getmodule(getattr(torchattacks, attack)))
     compared = re.findall(rf'if (?:self\.)?{key} == "(\w+)"', source)
-    assert set(words.words) - (set(library.SPELLINGS) if key == "noise_type" else set()) == set(compared)
+    assert set(words.words) - (set(library.SPELLINGS) if key == "noise_type" else set()) == set(
+        compared
+    )
 
 
 PARAMETERS = [
@@ -113,7 +130,10 @@ def test_levels_are_read_as_fractions_and_decimals(numerator):
     assert parse_level(f"{numerator}/255") == numerator / 255 == parse_level(repr(numerator / 255))
 
 
-@pytest.mark.parametrize("value", [8, 8.0, "8", 0, -0.1, True, None, "eight", "1/0", float("nan"), float("inf"), "9/8", [1]])
+@pytest.mark.parametrize(
+    "value",
+    [8, 8.0, "8", 0, -0.1, True, None, "eight", "1/0", float("nan"), float("inf"), "9/8", [1]],
+)
 def test_levels_out_of_range_are_refused_with_a_hint(value):
     with pytest.raises(ValueError, match="write 8/255, not 8"):
         parse_level(value)
@@ -129,11 +149,18 @@ def test_batch_counts_sum_exactly(batch_size, parts):
         assert "at least one image" in str(error)
         return
     assert sum(counts.values()) == batch_size
-    assert all(abs(counts[name] - mix[name] * batch_size) <= (0.5 if name != CLEAN else len(mix)) + 1e-9 for name in mix)
+    assert all(
+        abs(counts[name] - mix[name] * batch_size) <= (0.5 if name != CLEAN else len(mix)) + 1e-9
+        for name in mix
+    )
 
 
 def test_the_published_mix():
-    assert batch_counts({"clean": 0.5, "fgsm": 0.25, "pgd": 0.25}, 128) == {"clean": 64, "fgsm": 32, "pgd": 32}
+    assert batch_counts({"clean": 0.5, "fgsm": 0.25, "pgd": 0.25}, 128) == {
+        "clean": 64,
+        "fgsm": 32,
+        "pgd": 32,
+    }
 
 
 CHANGES = [
@@ -225,7 +252,9 @@ CHANGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("key", "value", "message"), CHANGES, ids=[f"{key}={value}"[:40] for key, value, _ in CHANGES])
+@pytest.mark.parametrize(
+    ("key", "value", "message"), CHANGES, ids=[f"{key}={value}"[:40] for key, value, _ in CHANGES]
+)
 def test_bad_values_are_named_with_their_key(raw_params, tmp_path, key, value, message):
     *sections, last = key.split(".")
     section = raw_params
@@ -245,7 +274,13 @@ def test_bad_values_are_named_with_their_key(raw_params, tmp_path, key, value, m
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("data: [\n", r":\d+: not YAML"), ("a: 1\na: 2\n", "duplicate key"), ("\x00", "not YAML"), ("", "expected"), ("- 1", "expected")],
+    [
+        ("data: [\n", r":\d+: not YAML"),
+        ("a: 1\na: 2\n", "duplicate key"),
+        ("\x00", "not YAML"),
+        ("", "expected"),
+        ("- 1", "expected"),
+    ],
 )
 def test_files_that_are_no_params(tmp_path, text, message):
     path = tmp_path / "params.yaml"
@@ -266,7 +301,9 @@ def loaded(content, folder):
 
 def test_more_restarts_are_tried_than_the_threat_has(raw_params, tmp_path):
     raw_params["evaluate"]["threats"]["pgd"]["restarts"] = 3
-    with pytest.raises(InputError, match="curves.restarts: expected more than that threat's own 3, found 3"):
+    with pytest.raises(
+        InputError, match="curves.restarts: expected more than that threat's own 3, found 3"
+    ):
         loaded(raw_params, tmp_path)
 
 
@@ -279,7 +316,10 @@ def test_fine_tuning_mixes_the_sets_of_sources(raw_params, tmp_path):
     raw_params["finetuned"]["x"]["mix"] = {"clean": 0.5, "pgd": 0.25, "clean-pgd": 0.25}
     raw_params.update(attacked=["clean", "robust"])
     raw_params["evaluate"]["models"].append("x")
-    with pytest.raises(InputError, match=r"finetuned.x.mix.clean-pgd: expected clean, .* \(here none\), found 'clean-pgd'"):
+    with pytest.raises(
+        InputError,
+        match=r"finetuned.x.mix.clean-pgd: expected clean, .* \(here none\), found 'clean-pgd'",
+    ):
         loaded(raw_params, tmp_path)
     settings = loaded({**raw_params, "sources": ["clean"]}, tmp_path)
     assert settings.finetuned["x"].counts == {"clean": 64, "pgd": 32, "clean-pgd": 32}
@@ -316,8 +356,14 @@ def test_a_stage_cannot_read_what_it_does_not_declare(tmp_path):
 
 ANCHORS = [
     ("a: *x\n", "expected a value above that &x marks, found none|not YAML: .*undefined alias"),
-    ("a: &a [1]\nb: &b [*a, *a]\n", r":2: expected single values in what an anchor marks, found \*a, which is several"),
-    ("a: &a [" + "1, " * 300 + "1]\nb: [" + "*a, " * 99 + "*a]\n", "expected at most 20,000 values with every anchor written out"),
+    (
+        "a: &a [1]\nb: &b [*a, *a]\n",
+        r":2: expected single values in what an anchor marks, found \*a, which is several",
+    ),
+    (
+        "a: &a [" + "1, " * 300 + "1]\nb: [" + "*a, " * 99 + "*a]\n",
+        "expected at most 20,000 values with every anchor written out",
+    ),
 ]
 
 
@@ -331,7 +377,10 @@ def test_anchors_are_bounded(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        ("robust", r"online.x.start: expected clean or \{architecture: …, weights: …\}, found 'robust'"),
+        (
+            "robust",
+            r"online.x.start: expected clean or \{architecture: …, weights: …\}, found 'robust'",
+        ),
         (
             {"architecture": "vgg", "weights": None},
             "online.x.start.architecture: expected 'resnet18', 'resnet34' or 'resnet50', found 'vgg'",
@@ -346,23 +395,42 @@ def test_anchors_are_bounded(tmp_path, text, message):
         ),
     ],
 )
-def test_online_training_starts_from_the_clean_model_or_a_fresh_one(raw_params, tmp_path, start, message):
-    adversary = {"eps": 0.1, "eps_per": "image", "alpha": 0.1, "steps": 1, "random_start": True, "loss": "margin", "target": "none"}
-    weights = {"clean_weight": 0.5, "adv_weight": 0.5, "best_on": "robust", "adversary": {**adversary, "against": "self"}}
+def test_online_training_starts_from_the_clean_model_or_a_fresh_one(
+    raw_params, tmp_path, start, message
+):
+    adversary = {
+        "eps": 0.1,
+        "eps_per": "image",
+        "alpha": 0.1,
+        "steps": 1,
+        "random_start": True,
+        "loss": "margin",
+        "target": "none",
+    }
+    weights = {
+        "clean_weight": 0.5,
+        "adv_weight": 0.5,
+        "best_on": "robust",
+        "adversary": {**adversary, "against": "self"},
+    }
     raw_params["evaluate"]["models"].append("x")
     for value in ("clean", {"architecture": "resnet18", "weights": None}):
         raw_params["online"] = {"x": {"start": value, **weights}}
         YAML().dump(raw_params, tmp_path / "params.yaml")
         settings = document.load(tmp_path / "params.yaml")
         assert settings.models == ["clean", "x", "robust", "refreshed"]
-        assert list(settings.starts) == (["model"] if value == "clean" else ["model", "online.x.start"])
+        assert list(settings.starts) == (
+            ["model"] if value == "clean" else ["model", "online.x.start"]
+        )
     raw_params["online"]["x"]["start"] = start
     YAML().dump(raw_params, tmp_path / "params.yaml")
     with pytest.raises(InputError, match=message):
         document.load(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize(("step", "expected"), [("eps/4", 0.025), ("eps/2.5", 0.04), ("eps/steps", 0.02), (0.3, 0.3)])
+@pytest.mark.parametrize(
+    ("step", "expected"), [("eps/4", 0.025), ("eps/2.5", 0.04), ("eps/steps", 0.02), (0.3, 0.3)]
+)
 def test_step_sizes_are_levels_or_shares_of_eps(step, expected):
     assert step_size(parse_step(step), 0.1, 5) == pytest.approx(expected)
     assert parse_step("2/255") == 2 / 255
@@ -384,4 +452,6 @@ def test_spreads_stay_within_their_bounds_and_grow_with_the_share(share):
 
 
 def test_half_of_a_symmetric_normal_lies_below_its_mean():
-    assert Spread.model_validate({"normal": [0.1, 0.02], "within": [0.05, 0.15]}).quantile(0.5) == pytest.approx(0.1)
+    assert Spread.model_validate({"normal": [0.1, 0.02], "within": [0.05, 0.15]}).quantile(
+        0.5
+    ) == pytest.approx(0.1)

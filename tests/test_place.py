@@ -16,7 +16,9 @@ from pipeline import place
 from pipeline.base.errors import InputError
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"
+)
 
 
 def run(*arguments):
@@ -33,7 +35,15 @@ def folder(tmp_path, monkeypatch):
     """The project's own files, in a Git repository."""
     project = tmp_path / "project"
     (project / ".dvc").mkdir(parents=True)
-    for name in ("params.yaml", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", "data/raw/README.md", "models/README.md"):
+    for name in (
+        "params.yaml",
+        "dvc.yaml",
+        ".gitignore",
+        ".dvcignore",
+        ".dvc/config",
+        "data/raw/README.md",
+        "models/README.md",
+    ):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, project / name)
     monkeypatch.chdir(project)
@@ -60,12 +70,18 @@ def test_a_project_in_a_git_repository_can_run(folder):
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml"])
 def test_a_folder_that_is_no_project_is_named(folder, monkeypatch, name):
     (folder / name).unlink()
-    refused(monkeypatch, f"project: not the project folder: no {name}; change to the folder that holds them")
+    refused(
+        monkeypatch,
+        f"project: not the project folder: no {name}; change to the folder that holds them",
+    )
 
 
 def test_without_git_either_command_that_is_named_helps(folder, monkeypatch):
     shutil.rmtree(".git")
-    refused(monkeypatch, r"project: not in a Git repository; run `git init`, or `dvc config --local core.no_scm true`")
+    refused(
+        monkeypatch,
+        r"project: not in a Git repository; run `git init`, or `dvc config --local core.no_scm true`",
+    )
     assert cli.main(["status", "prepare"]) != 0, "which DVC needs"
     run("git", "init", "-q")
     place.check(Path())
@@ -77,7 +93,9 @@ def test_without_git_either_command_that_is_named_helps(folder, monkeypatch):
 
 def test_without_dvcs_folder_the_commands_named_help(folder, monkeypatch):
     shutil.rmtree(".dvc")
-    refused(monkeypatch, "project: no folder .dvc; copy it too, hidden as it is, or run `dvc init`$")
+    refused(
+        monkeypatch, "project: no folder .dvc; copy it too, hidden as it is, or run `dvc init`$"
+    )
     shutil.rmtree(".git")
     refused(monkeypatch, "or run `git init` and `dvc init`$")
     run("git", "init", "-q")
@@ -91,14 +109,21 @@ def test_a_folder_of_outputs_that_is_a_link_out_of_the_repository(folder, monkey
     (folder / name).mkdir(exist_ok=True)
     (folder / name).rename(other)
     (folder / name).symlink_to(other)
-    refused(monkeypatch, f"{name}: a link out of the Git repository, to {other}, and DVC stores nothing through such a link; ")
+    refused(
+        monkeypatch,
+        f"{name}: a link out of the Git repository, to {other}, and DVC stores nothing through such a link; ",
+    )
     if name != ".dvc":
         dvc("config", "--local", "core.no_scm", "true")
         place.check(Path())
 
 
 def test_links_that_dvc_can_work_with(folder, tmp_path):
-    for name, other in (("data/raw", tmp_path / "raw"), ("models", folder / "own"), ("plots", tmp_path / "plots")):
+    for name, other in (
+        ("data/raw", tmp_path / "raw"),
+        ("models", folder / "own"),
+        ("plots", tmp_path / "plots"),
+    ):
         (folder / name).mkdir(exist_ok=True)
         (folder / name).rename(other)
         (folder / name).symlink_to(other)
@@ -116,14 +141,20 @@ def test_a_cache_on_another_disk_as_the_line_says(folder):
     Path("data").mkdir()
     run("bash", "-c", commands)
     assert place.ask_dvc(Path(), "cache", "dir") == str(other / "dvc-cache")
-    Path("dvc.yaml").write_text("stages: {prepare: {cmd: mkdir -p data/clean; echo x > data/clean/x, outs: [data/clean]}}")
+    Path("dvc.yaml").write_text(
+        "stages: {prepare: {cmd: mkdir -p data/clean; echo x > data/clean/x, outs: [data/clean]}}"
+    )
     dvc("repro", "-q")
     assert Path("data/clean/x").resolve().is_relative_to(other)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_disk_without_locks_is_told_from_a_second_repro(folder, monkeypatch, number):
-    with place.only_one(folder), pytest.raises(InputError, match="another `repro` is running in this folder"), place.only_one(folder):
+    with (
+        place.only_one(folder),
+        pytest.raises(InputError, match="another `repro` is running in this folder"),
+        place.only_one(folder),
+    ):
         pass
 
     def no_locks(*_):
@@ -132,10 +163,18 @@ def test_a_disk_without_locks_is_told_from_a_second_repro(folder, monkeypatch, n
     monkeypatch.setattr(fcntl, "flock", no_locks)
     setting = "dvc config --local core.hardlink_lock true"
     reason = f"this disk has no file locks \\({os.strerror(number)}\\), which DVC needs"
-    with pytest.raises(InputError, match=rf"^/.*: {reason}; run `{setting}`$"), place.only_one(folder):
+    with (
+        pytest.raises(InputError, match=rf"^/.*: {reason}; run `{setting}`$"),
+        place.only_one(folder),
+    ):
         pass
     assert cli.main(["status", "prepare"]) != 0
-    with pytest.raises(InputError, match=rf"{reason}; run `{setting} && rm .dvc/tmp/lock`$") as caught, place.only_one(folder):
+    with (
+        pytest.raises(
+            InputError, match=rf"{reason}; run `{setting} && rm .dvc/tmp/lock`$"
+        ) as caught,
+        place.only_one(folder),
+    ):
         pass
     run("bash", "-c", str(caught.value).split("`")[1])
     dvc("status", "prepare")
@@ -155,14 +194,20 @@ def test_files_of_ones_own_are_tracked_and_never_committed(folder, where):
     readme = {f"?? {path}" for path in Path(where).glob("README.md")}
     assert visible == tracked | readme
     run("git", "add", "-A")
-    assert not [name for name in run("git", "ls-files").splitlines() if name.endswith((".png", ".npz", ".bin"))]
+    assert not [
+        name
+        for name in run("git", "ls-files").splitlines()
+        if name.endswith((".png", ".npz", ".bin"))
+    ]
 
 
 def test_tracking_a_source_leaves_prepare_as_it_is(folder):
     Path("data/raw/x.npz").write_bytes(b"x")
     content = Path("params.yaml").read_text().replace("path: data/raw ", "path: data/raw/x.npz ")
     Path("params.yaml").write_text(content)
-    Path("dvc.yaml").write_text("stages: {prepare: {cmd: echo x > y, deps: ['${data.path}'], outs: [y]}}")
+    Path("dvc.yaml").write_text(
+        "stages: {prepare: {cmd: echo x > y, deps: ['${data.path}'], outs: [y]}}"
+    )
     dvc("repro", "-q")
     dvc("add", "-q", "data/raw/x.npz")
     before = Path("dvc.lock").read_bytes()

@@ -19,13 +19,19 @@ from tests import samples
 from tests.conftest import ROOT
 
 yaml = YAML(typ="safe")
-PRESETS = ("assignment", "cifar10-cpu")  # between them they have every kind of stage; the others differ in values alone
+PRESETS = (
+    "assignment",
+    "cifar10-cpu",
+)  # between them they have every kind of stage; the others differ in values alone
 
 
 def small_source(data, folder, monkeypatch, n_classes):
     """A file of 90 images in the preset's own format, where the preset looks for it."""
     generator = np.random.default_rng(0)
-    images, labels = generator.integers(0, 256, (90, 32, 32, 3), dtype=np.uint8), [row % n_classes for row in range(90)]
+    images, labels = (
+        generator.integers(0, 256, (90, 32, 32, 3), dtype=np.uint8),
+        [row % n_classes for row in range(90)],
+    )
     path = folder / data["path"]
     path.parent.mkdir(parents=True, exist_ok=True)
     match data["source"]:
@@ -45,7 +51,9 @@ def test_a_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatch):
     params = yaml.load(presets.complete(name))
     small_source(params["data"], tmp_path, monkeypatch, 10)
     params["data"].update(n_images=90, n_val=20)
-    params["model"].update(architecture="resnet18")  # the smallest: what is tested here are the presets
+    params["model"].update(
+        architecture="resnet18"
+    )  # the smallest: what is tested here are the presets
     params["training"].update(epochs=1, warmup_epochs=0)
     params["selection"].update(n_images=8, steps=1)
     for recipe in (params["clean"], *params["finetuned"].values(), *params["online"].values()):
@@ -59,26 +67,37 @@ def test_a_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatch):
     for entry in [*params["attacks"].values(), *params["evaluate"]["threats"].values()]:
         entry.update({"steps": 2} if "steps" in entry else {})
     content = samples.state_dict_bytes(params["model"]["architecture"])
-    cached = samples.replace_weights(monkeypatch, tmp_path / "home", params["model"]["architecture"], content, "127.0.0.1:1")
+    cached = samples.replace_weights(
+        monkeypatch, tmp_path / "home", params["model"]["architecture"], content, "127.0.0.1:1"
+    )
     cached.parent.mkdir(parents=True)
     cached.write_bytes(content)
     YAML().dump(params, tmp_path / "params.yaml")
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
-    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for folder in ("data/raw", "data/adversarial/sources", "models/pretrained"):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(console, "run", lambda command: command())
     read = []
     load = pipeline_params.load
-    monkeypatch.setattr(pipeline_params, "load", lambda path, kind, keys: read.append(set(keys)) or load(path, kind, keys))
+    monkeypatch.setattr(
+        pipeline_params,
+        "load",
+        lambda path, kind, keys: read.append(set(keys)) or load(path, kind, keys),
+    )
     for command, declared in commands(tmp_path):
         monkeypatch.setattr(sys, "argv", command[2:])
         runpy.run_module(command[2], run_name="__main__")
         assert read.pop() == declared, "a stage reads what dvc.yaml declares for it"
     submission = (tmp_path / "models/submission.pt").read_bytes()
     assert len(hashlib.sha256(submission).hexdigest()) == 64
-    assert sorted(path.name for path in (tmp_path / "data/adversarial/clean").glob("[!.]*")) == ["fgsm", "pgd"]
+    assert sorted(path.name for path in (tmp_path / "data/adversarial/clean").glob("[!.]*")) == [
+        "fgsm",
+        "pgd",
+    ]
 
 
 def commands(folder) -> list[tuple[list[str], set[str]]]:
@@ -87,6 +106,11 @@ def commands(folder) -> list[tuple[list[str], set[str]]]:
 
     with dvc.repo.Repo.init(str(folder), no_scm=True) as repo:
         stages = [stage for stage in networkx.dfs_postorder_nodes(repo.index.graph) if stage.cmd]
-        keys = {stage: {key for dep in stage.deps for key in getattr(dep, "params", [])} for stage in stages}
+        keys = {
+            stage: {key for dep in stage.deps for key in getattr(dep, "params", [])}
+            for stage in stages
+        }
         # The audit reads what only DVC itself records.
-        return [(shlex.split(stage.cmd), keys[stage]) for stage in stages if stage.addressing != "audit"]
+        return [
+            (shlex.split(stage.cmd), keys[stage]) for stage in stages if stage.addressing != "audit"
+        ]

@@ -24,14 +24,27 @@ MAY_IMPORT = {
     "harden": {"base", "networks", "attacks", "train"},
     "evaluate": {"base", "networks", "attacks"},
     "export": {"base", "networks"},
-    "audit": {"base", "networks", "attacks", "prepare", "train", "generate", "harden", "evaluate", "export", "document.py"},
+    "audit": {
+        "base",
+        "networks",
+        "attacks",
+        "prepare",
+        "train",
+        "generate",
+        "harden",
+        "evaluate",
+        "export",
+        "document.py",
+    },
 }
 
 
 def module(name: str) -> Path | None:
     """The file of a module of the project by its dotted name."""
     path = ROOT / name.replace(".", "/")
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists()), None)
+    return next(
+        (file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists()), None
+    )
 
 
 def imports(path: Path) -> set[Path]:
@@ -65,7 +78,9 @@ def test_a_stage_depends_on_exactly_the_folders_it_reaches(name):
     (command,) = re.findall(r"^python -m ([\w.]+) ", stage["cmd"])
     start = ROOT / command.replace(".", "/")
     start = start / "__main__.py" if start.is_dir() else start.with_suffix(".py")
-    assert listed == ({"pipeline"} if name == "audit" else {f"pipeline/{place(path)}" for path in reached(start)})
+    assert listed == (
+        {"pipeline"} if name == "audit" else {f"pipeline/{place(path)}" for path in reached(start)}
+    )
     assert stage["desc"]
 
 
@@ -76,7 +91,9 @@ def test_folders_import_only_what_is_below_them(folder):
 
 
 def test_every_folder_has_its_place():
-    assert {path.name for path in CODE.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(MAY_IMPORT)
+    assert {
+        path.name for path in CODE.iterdir() if path.is_dir() and path.name != "__pycache__"
+    } == set(MAY_IMPORT)
 
 
 def test_no_module_imports_itself_or_a_command():
@@ -88,7 +105,9 @@ def test_no_module_imports_itself_or_a_command():
 
 def test_only_the_audit_imports_dvc():
     for path in CODE.rglob("*.py"):
-        assert path == CODE / "audit/lineage.py" or not re.search(r"(import|from) dvc", path.read_text()), path
+        assert path == CODE / "audit/lineage.py" or not re.search(
+            r"(import|from) dvc", path.read_text()
+        ), path
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,18 @@ from pipeline.attacks.ascent import margin
 
 # Parameters that are not the user's to choose: the threat model is fixed, classes come from the data, randomness from our seed.
 FIXED = {"norm": "Linf", "verbose": False, "seed": 0}
-EPS_NAMES = {"PIFGSM": "max_epsilon", "PIFGSMPP": "max_epsilon"}  # where torchattacks calls eps otherwise
-SIGN_ALONE = ("FGSM", "FFGSM", "RFGSM", "BIM", "PGD", "TPGD")  # counts in these, of one gradient a step, so its scale is free
+EPS_NAMES = {
+    "PIFGSM": "max_epsilon",
+    "PIFGSMPP": "max_epsilon",
+}  # where torchattacks calls eps otherwise
+SIGN_ALONE = (
+    "FGSM",
+    "FFGSM",
+    "RFGSM",
+    "BIM",
+    "PGD",
+    "TPGD",
+)  # counts in these, of one gradient a step, so its scale is free
 SPELLINGS = {"gaussian": "guassian"}  # of PGDRS's noise_type, as torchattacks spells it
 
 
@@ -31,12 +41,19 @@ def build(spec: params.Attack, network: nn.Module, n_classes: int) -> "Attack":
     params.expect_classes({spec.attack: spec}, n_classes)
     constructor = getattr(torchattacks, spec.attack)
     accepted = inspect.signature(constructor).parameters
-    fixed = {name: value for name, value in {**FIXED, "n_classes": n_classes}.items() if name in accepted}
-    given = {EPS_NAMES.get(spec.attack, name) if name == "eps" else name: value for name, value in spec.parameters.items()}
+    fixed = {
+        name: value for name, value in {**FIXED, "n_classes": n_classes}.items() if name in accepted
+    }
+    given = {
+        EPS_NAMES.get(spec.attack, name) if name == "eps" else name: value
+        for name, value in spec.parameters.items()
+    }
     if spec.attack == "PGDRS":
         given["noise_type"] = SPELLINGS.get(given["noise_type"], given["noise_type"])
     attack = constructor(network, **fixed, **given)
-    if spec.attack == "UPGD" and given["loss"] == "margin":  # torchattacks' own runs on the CPU only
+    if (
+        spec.attack == "UPGD" and given["loss"] == "margin"
+    ):  # torchattacks' own runs on the CPU only
         attack.loss = lambda images, labels, _: margin(attack.get_logits(images), labels)
     if spec.attack in SIGN_ALONE:
         logits = attack.get_logits

@@ -22,7 +22,15 @@ ATTACK_PARAMETERS: dict[str, tuple[str, ...]] = {
     "VMIFGSM": (*MOMENTUM, "N", "beta"),
     "VNIFGSM": (*MOMENTUM, "N", "beta"),
     "DIFGSM": (*MOMENTUM, "resize_rate", "diversity_prob", "random_start"),
-    "TIFGSM": (*MOMENTUM, "kernel_name", "len_kernel", "nsig", "resize_rate", "diversity_prob", "random_start"),
+    "TIFGSM": (
+        *MOMENTUM,
+        "kernel_name",
+        "len_kernel",
+        "nsig",
+        "resize_rate",
+        "diversity_prob",
+        "random_start",
+    ),
     "Jitter": ("alpha", "steps", "scale", "std", "random_start"),
     "APGD": ("steps", "n_restarts", "loss", "eot_iter", "rho"),
     "APGDT": ("steps", "n_restarts", "eot_iter", "rho"),
@@ -52,11 +60,22 @@ class Numbers:
             return False
         if self.kind != "a number" and not isinstance(value, int):
             return False
-        return self.least <= value <= self.most and self.above < value < self.below and (self.kind != "an odd number" or value % 2 == 1)
+        return (
+            self.least <= value <= self.most
+            and self.above < value < self.below
+            and (self.kind != "an odd number" or value % 2 == 1)
+        )
 
     def __str__(self) -> str:
-        bounds = {"of at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
-        named = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+        bounds = {
+            "of at least": self.least,
+            "above": self.above,
+            "at most": self.most,
+            "below": self.below,
+        }
+        named = " and ".join(
+            f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound)
+        )
         return f"{self.kind} {named}"
 
 
@@ -85,25 +104,49 @@ class Flag:
         return "true or false"
 
 
-COUNT, SHARE, POSITIVE = Numbers(least=1, kind="a whole number"), Numbers(least=0, most=1), Numbers(above=0)
+COUNT, SHARE, POSITIVE = (
+    Numbers(least=1, kind="a whole number"),
+    Numbers(least=0, most=1),
+    Numbers(above=0),
+)
 # What each parameter may be for torchattacks 3.5.1 to run and to do what its paper says; by attack and name where attacks differ.
 # A step size, `alpha`, is read by `parse_step`.
 VALUES: dict[str | tuple[str, str], Numbers | Words | Flag] = {
-    **dict.fromkeys(("steps", "n_restarts", "n_queries", "eot_iter", "N", "nb_iter", "nb_sample", "max_batch_size"), COUNT),
+    **dict.fromkeys(
+        (
+            "steps",
+            "n_restarts",
+            "n_queries",
+            "eot_iter",
+            "N",
+            "nb_iter",
+            "nb_sample",
+            "max_batch_size",
+        ),
+        COUNT,
+    ),
     **dict.fromkeys(("num_iter_set", "noise_batch_size", "batch_max"), COUNT),
     **dict.fromkeys(("random_start", "multi_targeted", "resc_schedule"), Flag()),
     **dict.fromkeys(("decay", "momentum", "diversity_prob", "prob", "alpha_max"), SHARE),
     **dict.fromkeys(("scale", "amplification", "lr"), POSITIVE),
     **dict.fromkeys(("std", "noise_sd", "project_factor"), Numbers(least=0)),
     **dict.fromkeys(("rho", "p_init"), Numbers(above=0, most=1)),
-    "m": Numbers(least=1, most=62, kind="a whole number"),  # images are divided by powers of two, as 64-bit integers
-    "len_kernel": Numbers(least=1, most=255, kind="an odd number"),  # an even kernel shifts the gradient
+    "m": Numbers(
+        least=1, most=62, kind="a whole number"
+    ),  # images are divided by powers of two, as 64-bit integers
+    "len_kernel": Numbers(
+        least=1, most=255, kind="an odd number"
+    ),  # an even kernel shifts the gradient
     "nsig": Numbers(above=0, most=10),
-    "resize_rate": Numbers(least=0.125, below=1),  # at least one of 8 pixels; networks take no image larger than the data's
+    "resize_rate": Numbers(
+        least=0.125, below=1
+    ),  # at least one of 8 pixels; networks take no image larger than the data's
     "eta": Numbers(least=1),
     "delta": Numbers(least=1e-6, most=1),  # less is lost in float32
     "kernel_name": Words(("gaussian", "linear", "uniform")),
-    "noise_type": Words(("gaussian", "guassian", "uniform")),  # the second is torchattacks' spelling of the first
+    "noise_type": Words(
+        ("gaussian", "guassian", "uniform")
+    ),  # the second is torchattacks' spelling of the first
     "version": Words(("standard", "plus", "rand")),
     ("APGD", "loss"): Words(("ce", "dlr")),
     ("UPGD", "loss"): Words(("ce", "dlr", "margin")),

@@ -8,7 +8,18 @@ from pydantic import ConfigDict, model_validator
 
 from pipeline.attacks.parameters import ATTACK_PARAMETERS, VALUES
 from pipeline.base.errors import InputError
-from pipeline.base.values import Count, Eps, Level, Precision, Section, Seed, Spread, greatest, parse_step, step_size
+from pipeline.base.values import (
+    Count,
+    Eps,
+    Level,
+    Precision,
+    Section,
+    Seed,
+    Spread,
+    greatest,
+    parse_step,
+    step_size,
+)
 
 
 class Attack(Section):
@@ -22,7 +33,11 @@ class Attack(Section):
     def parameters(self) -> dict[str, Any]:
         """What the attack's constructor is given, by its own names; of a distribution of eps, the greatest."""
         extra, eps = self.model_extra or {}, greatest(self.eps)
-        step = {"alpha": step_size(extra["alpha"], eps, extra.get("steps", 1))} if "alpha" in extra else {}
+        step = (
+            {"alpha": step_size(extra["alpha"], eps, extra.get("steps", 1))}
+            if "alpha" in extra
+            else {}
+        )
         return {"eps": eps, **extra, **step}
 
     def at(self, eps: float) -> Self:
@@ -40,7 +55,11 @@ class Attack(Section):
     @property
     def described(self) -> dict[str, str | int | float | bool]:
         """The parameters as plain values, to be kept with what the attack gives."""
-        eps = json.dumps(self.eps.model_dump(exclude_none=True)) if isinstance(self.eps, Spread) else self.eps
+        eps = (
+            json.dumps(self.eps.model_dump(exclude_none=True))
+            if isinstance(self.eps, Spread)
+            else self.eps
+        )
         return {"eps": eps, **(self.model_extra or {})}
 
     @model_validator(mode="before")
@@ -48,19 +67,29 @@ class Attack(Section):
     def _check_parameters(cls, entry: Any) -> Any:
         if not isinstance(entry, dict) or "attack" not in entry:
             return entry
-        wanted = ATTACK_PARAMETERS.get(entry["attack"]) if isinstance(entry["attack"], str) else None
+        wanted = (
+            ATTACK_PARAMETERS.get(entry["attack"]) if isinstance(entry["attack"], str) else None
+        )
         if wanted is None:
-            raise ValueError(f"attack: expected one of {', '.join(ATTACK_PARAMETERS)}, found {entry['attack']!r}")
+            raise ValueError(
+                f"attack: expected one of {', '.join(ATTACK_PARAMETERS)}, found {entry['attack']!r}"
+            )
         known = {*wanted, *cls.model_fields}
         for key in entry.keys() - known:
-            raise ValueError(f"{key}: expected only {', '.join(sorted(known))} for {entry['attack']}, found {key!r}")
+            raise ValueError(
+                f"{key}: expected only {', '.join(sorted(known))} for {entry['attack']}, found {key!r}"
+            )
         for key in wanted:
             if key not in entry:
-                raise ValueError(f"{key}: expected a value, {entry['attack']} takes {', '.join(('eps', *wanted))}; found none")
+                raise ValueError(
+                    f"{key}: expected a value, {entry['attack']} takes {', '.join(('eps', *wanted))}; found none"
+                )
         values = {key: _attack_value(entry["attack"], key, entry[key]) for key in wanted}
         if entry["attack"] == "PGDRS" and entry["batch_max"] < entry["noise_batch_size"]:
             least, found = entry["noise_batch_size"], entry["batch_max"]
-            raise ValueError(f"batch_max: expected at least noise_batch_size ({least}), the noisy copies of one image, found {found}")
+            raise ValueError(
+                f"batch_max: expected at least noise_batch_size ({least}), the noisy copies of one image, found {found}"
+            )
         return {**entry, **values}
 
 

@@ -33,7 +33,10 @@ def quantise(adv_images: Tensor, images: Tensor, eps: Tensor | float) -> Tensor:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide what an attack gives."""
-    return {f"versions.{name}": version(name) for name in ("torch", "torchvision", "torchattacks", "h5py")}
+    return {
+        f"versions.{name}": version(name)
+        for name in ("torch", "torchvision", "torchattacks", "h5py")
+    }
 
 
 def passes(images: store.ImageSet) -> int:
@@ -41,7 +44,13 @@ def passes(images: store.ImageSet) -> int:
     return len(images) * int(images.attributes.get("attack.steps", 1))
 
 
-def identity(clean: store.ImageSet, model_sha256: str, name: str, spec: params.Attack, settings: params.Generate) -> store.Attributes:
+def identity(
+    clean: store.ImageSet,
+    model_sha256: str,
+    name: str,
+    spec: params.Attack,
+    settings: params.Generate,
+) -> store.Attributes:
     """The attributes by which a reader knows that a stored set is the one it wants."""
     return {
         "clean.digest": clean.digest,

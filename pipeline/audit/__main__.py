@@ -11,7 +11,9 @@ from pipeline.networks import device
 def audit_run() -> str:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--project", type=Path, required=True, help="project folder")
-    parser.add_argument("--metrics", type=Path, required=True, help="JSON with the verdicts and measures")
+    parser.add_argument(
+        "--metrics", type=Path, required=True, help="JSON with the verdicts and measures"
+    )
     args = parser.parse_args()
 
     rows = audit.audit(args.project, device.choose())

@@ -41,12 +41,19 @@ def table(rows: Sequence[Row]) -> str:
         *((r.stage, r.parameter, r.value, r.where, r.verdict) for r in rows),
     ]
     widths = [min(max(len(line[column]) for line in lines), 60) for column in range(4)]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, (*widths, 0), strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) for text, width in zip(line, (*widths, 0), strict=True)
+        ).rstrip()
+        for line in lines
+    )
 
 
 def verdict(rows: Sequence[Row]) -> str:
     """What it comes to, in one line; raises InputError, with the names, where anything failed."""
-    counts = ", ".join(f"{sum(row.verdict == verdict for row in rows)} {verdict}" for verdict in VERDICTS)
+    counts = ", ".join(
+        f"{sum(row.verdict == verdict for row in rows)} {verdict}" for verdict in VERDICTS
+    )
     if failed := [f"{row.stage}: {row.parameter}" for row in rows if row.verdict == "FAILED"]:
         raise InputError(f"audit: {counts}: {'; '.join(failed)}")
     return f"audit: {counts}"
@@ -54,9 +61,16 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def measures(rows: Sequence[Row]) -> dict[str, Any]:
     """The audit as flat keys, the same from run to run: how many rows of each verdict, what failed, and every measure."""
-    counts = {verdict.replace(" ", "_").lower(): sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
+    counts = {
+        verdict.replace(" ", "_").lower(): sum(row.verdict == verdict for row in rows)
+        for verdict in VERDICTS
+    }
     failed = {f"failed.{_key(row)}": row.value for row in rows if row.verdict == "FAILED"}
-    return {**counts, **failed, **{_key(row): row.number for row in sorted(rows, key=_key) if row.number is not None}}
+    return {
+        **counts,
+        **failed,
+        **{_key(row): row.number for row in sorted(rows, key=_key) if row.number is not None},
+    }
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
@@ -73,7 +87,9 @@ def _locate(path: Path) -> tuple[Path, str | None]:
     for root in (path, *path.resolve().parents):
         if (root / lineage.RECORDED).is_file():
             return root, None if root == path else path.resolve().relative_to(root).as_posix()
-    raise InputError(f"{path}: no project folder and not within one: no {lineage.RECORDED}; `dvc repro` writes it")
+    raise InputError(
+        f"{path}: no project folder and not within one: no {lineage.RECORDED}; `dvc repro` writes it"
+    )
 
 
 def _stage(project: Project, stage: str) -> list[Row]:

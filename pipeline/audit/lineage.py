@@ -60,7 +60,9 @@ def declared(root: Path) -> dict[str, Declared]:
         stage.name: Declared(
             cmd=stage.cmd,
             deps=tuple(dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency)),
-            params=tuple(key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params),
+            params=tuple(
+                key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params
+            ),
             outs=tuple(out.def_path for out in stage.outs),
         )
         for stage in stages
@@ -75,13 +77,19 @@ def recorded(root: Path) -> dict[str, Recorded]:
             name: Recorded(
                 cmd=entry["cmd"],
                 deps={item["path"]: str(item["md5"]) for item in entry.get("deps", [])},
-                params={key: value for content in entry.get("params", {}).values() for key, value in flatten(content).items()},
+                params={
+                    key: value
+                    for content in entry.get("params", {}).values()
+                    for key, value in flatten(content).items()
+                },
                 outs={item["path"]: str(item["md5"]) for item in entry.get("outs", [])},
             )
             for name, entry in read_yaml(path)["stages"].items()
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a lock file of DVC 3: {error}; `dvc repro` writes it") from error
+        raise InputError(
+            f"{path}: not a lock file of DVC 3: {error}; `dvc repro` writes it"
+        ) from error
 
 
 def output_folders(root: Path) -> list[Path]:
@@ -91,7 +99,11 @@ def output_folders(root: Path) -> list[Path]:
     """
     path = root / DECLARED
     try:
-        outs = [out for entry in read_yaml(path)["stages"].values() for out in entry.get("do", entry).get("outs", [])]
+        outs = [
+            out
+            for entry in read_yaml(path)["stages"].values()
+            for out in entry.get("do", entry).get("outs", [])
+        ]
         folders = {folder for out in outs for folder in Path(out).parents}
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: a stage cannot be read: {error}") from error
@@ -103,7 +115,9 @@ def read_yaml(path: Path) -> Any:
     try:
         return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); an audit needs a project folder after `dvc repro`") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); an audit needs a project folder after `dvc repro`"
+        ) from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
 
@@ -112,7 +126,11 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted key; an empty mapping stays a value."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        flat |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 
@@ -127,8 +145,15 @@ def md5(path: Path) -> str:
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder")
     names = {file.relative_to(path).as_posix(): file for file in files(path) if file.is_file()}
-    entries = [{"md5": _file_md5(names[name]), "relpath": name} for name in sorted(names) if not _is_ignored(name)]
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    entries = [
+        {"md5": _file_md5(names[name]), "relpath": name}
+        for name in sorted(names)
+        if not _is_ignored(name)
+    ]
+    return (
+        hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
+        + ".dir"
+    )
 
 
 def files(folder: Path) -> Iterator[Path]:
@@ -147,4 +172,7 @@ def _file_md5(path: Path) -> str:
 
 
 def _is_ignored(name: str) -> bool:
-    return any(part in ("__pycache__", ".gitkeep") or (part.startswith(".") and part.endswith(".part")) for part in name.split("/"))
+    return any(
+        part in ("__pycache__", ".gitkeep") or (part.startswith(".") and part.endswith(".part"))
+        for part in name.split("/")
+    )

@@ -14,7 +14,11 @@ TIGHT = 1e-2  # of a logit: below this margin another processor may decide other
 
 
 def margins_of(
-    network: nn.Module, images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int, device: torch.device
+    network: nn.Module,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    batch_size: int,
+    device: torch.device,
 ) -> NDArray[np.float64]:
     """By how much the label's logit beats the best other one (N,): above 0 the network is right; uint8 images, batch by batch."""
     parts = []

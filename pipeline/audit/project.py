@@ -34,9 +34,18 @@ class Row:
     number: float | None = None
 
 
-def judged(stage: str, parameter: str, problem: str, value: str, where: str, number: float | None = None) -> Row:
+def judged(
+    stage: str, parameter: str, problem: str, value: str, where: str, number: float | None = None
+) -> Row:
     """A row that is ok with its value, or FAILED with its problem."""
-    return Row(stage=stage, parameter=parameter, value=problem or value, where=where, verdict="FAILED" if problem else "ok", number=number)
+    return Row(
+        stage=stage,
+        parameter=parameter,
+        value=problem or value,
+        where=where,
+        verdict="FAILED" if problem else "ok",
+        number=number,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +88,11 @@ class Project:
     @cached_property
     def stages(self) -> dict[str, lineage.Recorded]:
         """What was run and is still asked for, in the order of dvc.lock, all but the audit itself."""
-        return {name: stage for name, stage in self.recorded.items() if name in self.declared and name != OWN}
+        return {
+            name: stage
+            for name, stage in self.recorded.items()
+            if name in self.declared and name != OWN
+        }
 
     def md5(self, path: str) -> str:
         return str(self._once("md5", path, lineage.md5))
@@ -99,13 +112,17 @@ class Project:
         """A model of this project; its classes are those of the clean set."""
         architecture = self.settings.architecture_of(Path(path).stem)
         found: networks.Checkpoint = self._once(
-            "checkpoint", path, partial(networks.load, architecture=architecture, class_names=self.class_names)
+            "checkpoint",
+            path,
+            partial(networks.load, architecture=architecture, class_names=self.class_names),
         )
         return found
 
     def network(self, path: str) -> models.ResNet:
         """A checkpoint's network on this project's device, in evaluation mode."""
-        found: models.ResNet = self._once("network", path, lambda _: self.checkpoint(path).network().to(self.device))
+        found: models.ResNet = self._once(
+            "network", path, lambda _: self.checkpoint(path).network().to(self.device)
+        )
         return found
 
     def metrics(self, path: str) -> dict[str, Any]:
@@ -123,7 +140,9 @@ class Project:
             for path in self.sets(stage.outs):
                 if self.images(path).attributes["kind"] == CLEAN:
                     return path
-        raise InputError(f"{self.root / lineage.RECORDED}: names no clean image set; `dvc repro` makes it")
+        raise InputError(
+            f"{self.root / lineage.RECORDED}: names no clean image set; `dvc repro` makes it"
+        )
 
     def sets(self, paths: dict[str, str]) -> list[str]:
         """Return those of the recorded paths that are folders of shards."""
@@ -133,7 +152,11 @@ class Project:
         """Return the recorded path if it is an image set, else those of the folders in it that are."""
         folders = sorted({shard.parent for shard in (self.root / path).rglob("*.h5")})
         found = [folder.relative_to(self.root) for folder in folders]
-        return [str(folder) for folder in found if not any(part.startswith(".") for part in folder.parts)]
+        return [
+            str(folder)
+            for folder in found
+            if not any(part.startswith(".") for part in folder.parts)
+        ]
 
     def adversarial(self, paths: dict[str, str]) -> dict[str, str]:
         """Return the adversarial sets among the recorded paths, by their names in a mix.
@@ -146,9 +169,15 @@ class Project:
             attributes = self.images(path).attributes
             if attributes["kind"] == "adversarial":
                 deep = len(Path(path).relative_to(above).parts) > 1
-                name = f"{Path(self.attacked(path)).stem}-{attributes['attack']}" if deep else str(attributes["attack"])
+                name = (
+                    f"{Path(self.attacked(path)).stem}-{attributes['attack']}"
+                    if deep
+                    else str(attributes["attack"])
+                )
                 if name in found:
-                    raise InputError(f"{path}: made by {attributes['attack']}, as {found[name]} is; run `dvc repro`")
+                    raise InputError(
+                        f"{path}: made by {attributes['attack']}, as {found[name]} is; run `dvc repro`"
+                    )
                 found[name] = path
         return found
 
@@ -162,7 +191,11 @@ class Project:
 
     def refreshed(self, path: str) -> dict[str, str]:
         """The refreshed sets in a folder of them, by their names in the mix."""
-        return {folder.name: f"{path}/{folder.name}" for folder in sorted((self.root / path).iterdir()) if any(folder.glob("*.h5"))}
+        return {
+            folder.name: f"{path}/{folder.name}"
+            for folder in sorted((self.root / path).iterdir())
+            if any(folder.glob("*.h5"))
+        }
 
     @staticmethod
     def checkpoints(paths: Iterable[str]) -> list[str]:

@@ -18,12 +18,17 @@ from pipeline.base.errors import discarding
 from pipeline.base.values import CLEAN, parse_level
 
 CODE = "pipeline"  # the folder of the code
-Held = list[tuple[str, str, Any]]  # dotted key of params.yaml, where else it is recorded, the value there
+Held = list[
+    tuple[str, str, Any]
+]  # dotted key of params.yaml, where else it is recorded, the value there
 
 
 def stage_names(project: Project) -> Iterator[Row]:
     """Every stage that dvc.yaml declares was run, and dvc.lock keeps none of another configuration."""
-    names = {"declared": project.declared.keys() - {OWN}, "recorded": project.recorded.keys() - {OWN}}
+    names = {
+        "declared": project.declared.keys() - {OWN},
+        "recorded": project.recorded.keys() - {OWN},
+    }
     for name in sorted(names["declared"] - names["recorded"]):
         yield judged(name, "stage", "never run: not in dvc.lock", "", "dvc.yaml, params.yaml")
     for name in sorted(names["recorded"] - names["declared"]):
@@ -37,9 +42,18 @@ def command(project: Project, stage: str) -> Iterator[Row]:
     where = "dvc.yaml, dvc.lock"
     changed = "" if wanted.cmd == found.cmd else f"dvc.yaml: {wanted.cmd}; dvc.lock: {found.cmd}"
     yield judged(stage, "command", changed, found.cmd, where)
-    for kind, declared, recorded in (("dependencies", wanted.deps, found.deps), ("outputs", wanted.outs, found.outs)):
+    for kind, declared, recorded in (
+        ("dependencies", wanted.deps, found.deps),
+        ("outputs", wanted.outs, found.outs),
+    ):
         differing = sorted(set(declared) ^ recorded.keys())
-        yield judged(stage, kind, f"in one file only: {', '.join(differing)}" if differing else "", f"{len(recorded)} paths", where)
+        yield judged(
+            stage,
+            kind,
+            f"in one file only: {', '.join(differing)}" if differing else "",
+            f"{len(recorded)} paths",
+            where,
+        )
 
 
 def hashes(project: Project, stage: str) -> Iterator[Row]:
@@ -47,12 +61,25 @@ def hashes(project: Project, stage: str) -> Iterator[Row]:
     entry = project.recorded[stage]
     code = {path: md5 for path, md5 in entry.deps.items() if path.split("/")[0] == CODE}
     faults = [path for path, md5 in code.items() if _differs(project, path, md5)]
-    yield judged(stage, "code", f"other than it was run: {', '.join(faults)}" if faults else "", f"{len(code)} paths", "dvc.lock")
+    yield judged(
+        stage,
+        "code",
+        f"other than it was run: {', '.join(faults)}" if faults else "",
+        f"{len(code)} paths",
+        "dvc.lock",
+    )
     for path, md5 in {**entry.deps, **entry.outs}.items():
         if path not in code:
             role = "output" if path in entry.outs else "input"
-            fault = _differs(project, path, md5) or (_other_origin(project, path, md5) if role == "input" else "")
-            if fault and role == "output" and unfinished.is_cached(path) and (project.root / path).exists():
+            fault = _differs(project, path, md5) or (
+                _other_origin(project, path, md5) if role == "input" else ""
+            )
+            if (
+                fault
+                and role == "output"
+                and unfinished.is_cached(path)
+                and (project.root / path).exists()
+            ):
                 fault += f"; {discarding(project.root / path)}"
             yield judged(stage, f"{role} {path}", fault, f"MD5 {md5[:12]}", "dvc.lock")
 
@@ -75,7 +102,11 @@ def _other_origin(project: Project, path: str, md5: str) -> str:
 def parameters(project: Project, stage: str) -> Iterator[Row]:
     """Every parameter of a stage has one value: in dvc.lock, in params.yaml, and in what the stage made."""
     recorded, written = project.recorded[stage].params, lineage.flatten(project.values)
-    wanted = {key for key in written if any(f"{key}.".startswith(f"{prefix}.") for prefix in project.declared[stage].params)}
+    wanted = {
+        key
+        for key in written
+        if any(f"{key}.".startswith(f"{prefix}.") for prefix in project.declared[stage].params)
+    }
     held = held_parameters(project, stage)
     for key in sorted({*recorded, *wanted}):
         places = [
@@ -85,11 +116,15 @@ def parameters(project: Project, stage: str) -> Iterator[Row]:
         ]
         found = {where: _plain(value) for where, value in places}
         differing = len(set(map(repr, found.values()))) > 1
-        problem = "; ".join(f"{where}: {_shown(value)}" for where, value in places) if differing else ""
+        problem = (
+            "; ".join(f"{where}: {_shown(value)}" for where, value in places) if differing else ""
+        )
         yield judged(stage, key, problem, _shown(written.get(key)), ", ".join(found))
     for key, where, value in held:
         if key not in recorded:
-            yield judged(stage, key, f"{where}: {_shown(value)}; dvc.lock: no such parameter", "", where)
+            yield judged(
+                stage, key, f"{where}: {_shown(value)}; dvc.lock: no such parameter", "", where
+            )
 
 
 def held_parameters(project: Project, stage: str) -> Held:
@@ -101,7 +136,11 @@ def held_parameters(project: Project, stage: str) -> Held:
     for path in project.checkpoints(outs):
         checkpoint = project.checkpoint(path)
         own = [key for key in recorded if key.endswith(".start.architecture")]
-        held += [(key, path, checkpoint.architecture) for key in own or ["model.architecture"] if key in recorded]
+        held += [
+            (key, path, checkpoint.architecture)
+            for key in own or ["model.architecture"]
+            if key in recorded
+        ]
         held += _held_by_checkpoint(path, checkpoint.provenance, recorded)
     for path in outs:
         if path.endswith(".json"):
@@ -111,32 +150,62 @@ def held_parameters(project: Project, stage: str) -> Held:
 
 def _held_by_set(path: str, attributes: Mapping[str, Any]) -> Held:
     if attributes["kind"] == CLEAN:
-        names = {"source": "data.source", "split.n_val": "data.n_val", "seed": "seed", "image_size": "data.image_size"}
+        names = {
+            "source": "data.source",
+            "split.n_val": "data.n_val",
+            "seed": "seed",
+            "image_size": "data.image_size",
+        }
     else:
         prefix = f"attacks.{attributes['attack']}"
-        own = {key: f"{prefix}.{key.removeprefix('attack.')}" for key in attributes if key.startswith("attack.")}
-        names = {**own, "attack.class": f"{prefix}.attack", "batch_size": "generate.batch_size", "seed": "seed"}
+        own = {
+            key: f"{prefix}.{key.removeprefix('attack.')}"
+            for key in attributes
+            if key.startswith("attack.")
+        }
+        names = {
+            **own,
+            "attack.class": f"{prefix}.attack",
+            "batch_size": "generate.batch_size",
+            "seed": "seed",
+        }
     return [(key, path, attributes.get(name)) for name, key in names.items()]
 
 
-def _held_by_checkpoint(path: str, provenance: Mapping[str, Any], recorded: Mapping[str, Any]) -> Held:
+def _held_by_checkpoint(
+    path: str, provenance: Mapping[str, Any], recorded: Mapping[str, Any]
+) -> Held:
     name = Path(path).stem
-    training = {key.removeprefix("training."): _parsed(value) for key, value in provenance.items() if key.startswith("training.")}
+    training = {
+        key.removeprefix("training."): _parsed(value)
+        for key, value in provenance.items()
+        if key.startswith("training.")
+    }
     held: Held = []
     for key, value in lineage.flatten(training).items():
         own = (f"{section}.{key}" for section in (name, f"finetuned.{name}", f"online.{name}"))
-        written = next((place for place in (*own, f"training.{key}", key) if place in recorded), f"training.{key}")
+        written = next(
+            (place for place in (*own, f"training.{key}", key) if place in recorded),
+            f"training.{key}",
+        )
         held.append((written, path, value))
     return held
 
 
 def _parsed(value: Any) -> Any:
     """A value of a checkpoint's provenance, which holds all but words and numbers as JSON."""
-    return json.loads(value) if isinstance(value, str) and (value.startswith(("{", "[")) or value == "null") else value
+    return (
+        json.loads(value)
+        if isinstance(value, str) and (value.startswith(("{", "[")) or value == "null")
+        else value
+    )
 
 
 def _held_by_metrics(path: str, metrics: Mapping[str, Any], recorded: Mapping[str, Any]) -> Held:
-    found = {f"evaluate.threats.{key}": value for key, value in lineage.flatten(metrics.get("robust", {})).items()}
+    found = {
+        f"evaluate.threats.{key}": value
+        for key, value in lineage.flatten(metrics.get("robust", {})).items()
+    }
     return [(key, path, value) for key, value in found.items() if key in recorded]
 
 
@@ -145,8 +214,13 @@ def threat_models(project: Project) -> Iterator[Row]:
     trained, judges = _specs(project, "model"), _specs(project, "metrics")
     for ours, others, verb in ((trained, judges, "judged by"), (judges, trained, "trained on")):
         for name, spec in ours.items():
-            others_of_class = {key: other for key, other in others.items() if other["attack"] == spec["attack"]} or others
-            counterparts = ", ".join(f"{key.rsplit('.', 1)[1]} {_in_words(other)}" for key, other in others_of_class.items())
+            others_of_class = {
+                key: other for key, other in others.items() if other["attack"] == spec["attack"]
+            } or others
+            counterparts = ", ".join(
+                f"{key.rsplit('.', 1)[1]} {_in_words(other)}"
+                for key, other in others_of_class.items()
+            )
             problem = _mismatch(spec, list(others_of_class.values()))
             yield Row(
                 stage="threat models",
@@ -164,17 +238,32 @@ def _specs(project: Project, makes: str) -> dict[str, dict[str, Any]]:
     mixed = {name.split("-")[-1] for recipe in settings.finetuned.values() for name in recipe.mix}
     unmixed = {f"attacks.{name}" for name in settings.attacks.keys() - mixed}
     for stage in project.stages.values():
-        made = project.checkpoints(stage.outs) if makes == "model" else [path for path in stage.outs if path.endswith(".json")]
+        made = (
+            project.checkpoints(stage.outs)
+            if makes == "model"
+            else [path for path in stage.outs if path.endswith(".json")]
+        )
         for key in stage.params:
             prefix = key.removesuffix(".eps")
-            if made and prefix != key and f"{prefix}.attack" in stage.params and prefix not in unmixed:
-                specs[prefix] = {part: stage.params[f"{prefix}.{part}"] for part in ("attack", "eps")}
+            if (
+                made
+                and prefix != key
+                and f"{prefix}.attack" in stage.params
+                and prefix not in unmixed
+            ):
+                specs[prefix] = {
+                    part: stage.params[f"{prefix}.{part}"] for part in ("attack", "eps")
+                }
     return dict(sorted(specs.items()))
 
 
 def _mismatch(spec: Mapping[str, Any], others: list[dict[str, Any]]) -> str:
     if any(_fraction(spec["eps"]) == _fraction(other["eps"]) for other in others):
-        return "" if any(_unit(spec["eps"]) == _unit(other["eps"]) for other in others) else ": written in other units"
+        return (
+            ""
+            if any(_unit(spec["eps"]) == _unit(other["eps"]) for other in others)
+            else ": written in other units"
+        )
     return ": another eps" if others else ""
 
 
@@ -182,7 +271,9 @@ def _in_words(spec: Mapping[str, Any]) -> str:
     eps = parse_level(spec["eps"])
     stored = attacks.eps_levels(eps)
     exact = abs(eps * 255 - stored) < 1e-6
-    return f"{spec['attack']} eps {spec['eps']}" + ("" if exact else f" ({eps * 255:.4g}/255, stored as {stored}/255)")
+    return f"{spec['attack']} eps {spec['eps']}" + (
+        "" if exact else f" ({eps * 255:.4g}/255, stored as {stored}/255)"
+    )
 
 
 def _fraction(eps: object) -> float:
@@ -198,7 +289,9 @@ def versions(project: Project) -> Iterator[Row]:
     places: dict[tuple[str, str], list[str]] = {}
     for stage in project.stages.values():
         records = {path: project.images(path).attributes for path in project.sets(stage.outs)}
-        records |= {path: project.checkpoint(path).provenance for path in project.checkpoints(stage.outs)}
+        records |= {
+            path: project.checkpoint(path).provenance for path in project.checkpoints(stage.outs)
+        }
         for path, attributes in records.items():
             for key, value in attributes.items():
                 if key.startswith("versions."):
@@ -207,7 +300,9 @@ def versions(project: Project) -> Iterator[Row]:
         installed = _installed(library)
         value = recorded if recorded == installed else f"{recorded}; installed here: {installed}"
         verdict: Verdict = "ok" if recorded == installed else "warning"
-        yield Row(stage="versions", parameter=library, value=value, where=_listed(where), verdict=verdict)
+        yield Row(
+            stage="versions", parameter=library, value=value, where=_listed(where), verdict=verdict
+        )
 
 
 def _installed(library: str) -> str:

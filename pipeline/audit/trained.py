@@ -26,11 +26,19 @@ from pipeline.networks.params import Model
 def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
     """A checkpoint came from the sets and the model that its stage read, and never saw a validation image."""
     entry, checkpoint = project.recorded[stage], project.checkpoint(path)
-    yield Row(stage=stage, parameter="model", value=f"SHA-256 {project.sha256(path)}", where=path, verdict="ok")
+    yield Row(
+        stage=stage,
+        parameter="model",
+        value=f"SHA-256 {project.sha256(path)}",
+        where=path,
+        verdict="ok",
+    )
     mix = project.settings.mix_of(Path(path).stem)
     stored = project.adversarial(entry.deps).items()
     sets = {CLEAN: project.clean, **{name: source for name, source in stored if name in mix}}
-    origins = {f"{name}.digest": (source, project.images(source).digest) for name, source in sets.items()}
+    origins = {
+        f"{name}.digest": (source, project.images(source).digest) for name, source in sets.items()
+    }
     for model in project.checkpoints(entry.deps):
         origins["parent.sha256"] = (model, project.sha256(model))
     for model in {project.attacked(source) for name, source in sets.items() if "-" in name}:
@@ -38,15 +46,29 @@ def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
     for key, (source, value) in origins.items():
         recorded = checkpoint.provenance.get(key)
         yield judged(
-            stage, f"made from {source}", "" if recorded == value else f"recorded {recorded}, is {value}", f"SHA-256 {value}", path
+            stage,
+            f"made from {source}",
+            "" if recorded == value else f"recorded {recorded}, is {value}",
+            f"SHA-256 {value}",
+            path,
         )
     yield _pretrained(project, stage, path, checkpoint)
     original = project.rows(project.clean)
     for name, source in sets.items():
         rows = project.rows(source)
         seen = np.intersect1d(original.ids[original.split == 1], rows.ids[rows.split == 0])
-        fault = f"{len(seen)} validation images among the training rows, such as id {seen[0]}" if len(seen) else ""
-        yield judged(stage, f"training rows of {name}", fault, f"{(rows.split == 0).sum()}, no validation image", source)
+        fault = (
+            f"{len(seen)} validation images among the training rows, such as id {seen[0]}"
+            if len(seen)
+            else ""
+        )
+        yield judged(
+            stage,
+            f"training rows of {name}",
+            fault,
+            f"{(rows.split == 0).sum()}, no validation image",
+            source,
+        )
     yield _best_epoch(project, stage, path, checkpoint)
 
 
@@ -55,19 +77,47 @@ def _pretrained(project: Project, stage: str, path: str, checkpoint: networks.Ch
     recorded = str(checkpoint.provenance.get("weights.sha256", ""))
     if "weights" not in checkpoint.provenance:
         return judged(stage, "weights", "", "the parent's", path)
-    start = project.settings.online[Path(path).stem].start if Path(path).stem in project.settings.online else None
+    start = (
+        project.settings.online[Path(path).stem].start
+        if Path(path).stem in project.settings.online
+        else None
+    )
     model = start if isinstance(start, Model) else project.settings.model
     name = model.weights or "none"
     if checkpoint.provenance["weights"] != name:
-        return judged(stage, "weights", f"recorded {checkpoint.provenance['weights']}, params.yaml: {name}", "", path)
+        return judged(
+            stage,
+            "weights",
+            f"recorded {checkpoint.provenance['weights']}, params.yaml: {name}",
+            "",
+            path,
+        )
     file = networks.weights_file(model)
     if file is None:
-        return judged(stage, "weights", f"recorded SHA-256 {recorded}, params.yaml: none" if recorded else "", "none, from scratch", path)
+        return judged(
+            stage,
+            "weights",
+            f"recorded SHA-256 {recorded}, params.yaml: none" if recorded else "",
+            "none, from scratch",
+            path,
+        )
     file = project.root / file
     if not file.is_file():
-        return Row(stage=stage, parameter="weights", value=f"{file.name} is not here", where=path, verdict="not comparable")
+        return Row(
+            stage=stage,
+            parameter="weights",
+            value=f"{file.name} is not here",
+            where=path,
+            verdict="not comparable",
+        )
     found = files.sha256(file)
-    return judged(stage, "weights", "" if found == recorded else f"recorded {recorded}, {file.name} has {found}", f"SHA-256 {found}", path)
+    return judged(
+        stage,
+        "weights",
+        "" if found == recorded else f"recorded {recorded}, {file.name} has {found}",
+        f"SHA-256 {found}",
+        path,
+    )
 
 
 def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Checkpoint) -> Row:
@@ -75,11 +125,24 @@ def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Ch
     (history,) = [out for out in project.recorded[stage].outs if Path(out).name == "history.csv"]
     with (project.root / history).open(encoding="utf-8", newline="") as file:
         scores = [float(line["val_accuracy"]) for line in csv.DictReader(file)]
-    epoch, score = int(checkpoint.provenance["best.epoch"]), float(checkpoint.provenance["best.val_accuracy"])
+    epoch, score = (
+        int(checkpoint.provenance["best.epoch"]),
+        float(checkpoint.provenance["best.val_accuracy"]),
+    )
     found = (scores.index(max(scores)) + 1, max(scores))
     agrees = epoch == found[0] and abs(score - found[1]) < 1e-6
-    problem = "" if agrees else f"recorded epoch {epoch} with {score:.6f}, history: epoch {found[0]} with {found[1]:.6f}"
-    return judged(stage, "best epoch", problem, f"{epoch}, validation accuracy {score:.4f}", f"{path}, {history}")
+    problem = (
+        ""
+        if agrees
+        else f"recorded epoch {epoch} with {score:.6f}, history: epoch {found[0]} with {found[1]:.6f}"
+    )
+    return judged(
+        stage,
+        "best epoch",
+        problem,
+        f"{epoch}, validation accuracy {score:.4f}",
+        f"{path}, {history}",
+    )
 
 
 def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
@@ -88,24 +151,61 @@ def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
     (model,) = project.checkpoints(entry.deps)
     sha256 = project.sha256(model)
     yield judged(
-        stage, f"judges {model}", "" if metrics["sha256"] == sha256 else f"recorded {metrics['sha256']}, is {sha256}", sha256, path
+        stage,
+        f"judges {model}",
+        "" if metrics["sha256"] == sha256 else f"recorded {metrics['sha256']}, is {sha256}",
+        sha256,
+        path,
     )
     network = project.network(model)
     stored = project.adversarial(entry.deps)
-    recorded = {CLEAN: metrics["clean"], **{name: metrics["transfer"].get(name, {}) for name in stored}}
+    recorded = {
+        CLEAN: metrics["clean"],
+        **{name: metrics["transfer"].get(name, {}) for name in stored},
+    }
     pooled: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
     for name, source in {CLEAN: project.clean, **stored}.items():
         val = project.images(source).load("val")
-        pooled.append((margins_of(network, val.images, val.labels, networks.BATCH_SIZE, project.device), val.labels))
-        yield _accuracy(project, stage, f"accuracy on {name}", recorded[name], *pooled[-1], f"{path}, {source}")
+        pooled.append(
+            (
+                margins_of(network, val.images, val.labels, networks.BATCH_SIZE, project.device),
+                val.labels,
+            )
+        )
+        yield _accuracy(
+            project, stage, f"accuracy on {name}", recorded[name], *pooled[-1], f"{path}, {source}"
+        )
     margins, labels = (np.concatenate(parts) for parts in zip(*pooled, strict=True))
-    yield _accuracy(project, stage, "accuracy on mixed", metrics["transfer"].get(MIXED, {}), margins, labels, path)
+    yield _accuracy(
+        project,
+        stage,
+        "accuracy on mixed",
+        metrics["transfer"].get(MIXED, {}),
+        margins,
+        labels,
+        path,
+    )
     for name, source in stored.items():
-        own, claimed = project.images(source).attributes["model.sha256"] == sha256, recorded[name].get("made_against_this_model")
+        own, claimed = (
+            project.images(source).attributes["model.sha256"] == sha256,
+            recorded[name].get("made_against_this_model"),
+        )
         fault = "" if own == claimed else f"recorded made_against_this_model: {claimed}, is {own}"
-        yield judged(stage, f"kind of {name}", fault, "made against this very model" if own else "transfer", f"{path}, {source}")
+        yield judged(
+            stage,
+            f"kind of {name}",
+            fault,
+            "made against this very model" if own else "transfer",
+            f"{path}, {source}",
+        )
     for name, result in metrics["robust"].items():
-        yield judged(stage, f"robust accuracy, {name}", _inconsistent(result), f"{result['accuracy']:.4f}, not run again", path)
+        yield judged(
+            stage,
+            f"robust accuracy, {name}",
+            _inconsistent(result),
+            f"{result['accuracy']:.4f}, not run again",
+            path,
+        )
 
 
 def _accuracy(
@@ -121,17 +221,29 @@ def _accuracy(
     found = scores.summarise(margins > 0, labels, len(project.class_names))
     tight = int((np.abs(margins) <= TIGHT).sum())
     if not tight or recorded.get("accuracy") == found["accuracy"]:
-        differing = [f"{key}: recorded {recorded.get(key)}, is {value}" for key, value in found.items() if recorded.get(key) != value]
+        differing = [
+            f"{key}: recorded {recorded.get(key)}, is {value}"
+            for key, value in found.items()
+            if recorded.get(key) != value
+        ]
     else:
-        far = abs(recorded.get("accuracy", math.inf) - found["accuracy"]) * len(labels) > tight + 1e-3
-        differing = [f"accuracy: recorded {recorded.get('accuracy')}, is {found['accuracy']}"] if far else []
+        far = (
+            abs(recorded.get("accuracy", math.inf) - found["accuracy"]) * len(labels) > tight + 1e-3
+        )
+        differing = (
+            [f"accuracy: recorded {recorded.get('accuracy')}, is {found['accuracy']}"]
+            if far
+            else []
+        )
     return judged(stage, what, "; ".join(differing[:2]), f"{found['accuracy']:.4f}", where)
 
 
 def _inconsistent(result: Mapping[str, Any]) -> str:
     """What is wrong with an accuracy that its own number of images and interval belie."""
     right = round(result["accuracy"] * result["n"])
-    found = scores.summarise(np.arange(result["n"]) < right, np.zeros(result["n"], dtype=np.int64), 1)
+    found = scores.summarise(
+        np.arange(result["n"]) < right, np.zeros(result["n"], dtype=np.int64), 1
+    )
     differing = [
         f"{key}: recorded {result[key]}, {right} of {result['n']} give {found[key]}"
         for key in ("accuracy", "low95", "high95")
@@ -153,5 +265,15 @@ def submission(project: Project, stage: str, path: str) -> Iterator[Row]:
         )
     except torch_files.UNREADABLE as error:
         raise InputError(f"{path}: not a state_dict; {discarding(Path(path))}") from error
-    fault = f"differs from {model} in {len(differing)} tensors, such as {differing[0]}" if differing else ""
-    yield judged(stage, "submission", fault, f"SHA-256 {project.sha256(path)}, the tensors of {model}", f"{path}, {model}")
+    fault = (
+        f"differs from {model} in {len(differing)} tensors, such as {differing[0]}"
+        if differing
+        else ""
+    )
+    yield judged(
+        stage,
+        "submission",
+        fault,
+        f"SHA-256 {project.sha256(path)}, the tensors of {model}",
+        f"{path}, {model}",
+    )

@@ -48,7 +48,15 @@ def stopping() -> Iterator[Stop]:
 
 def progress(total: int, text: str, unit: str, done: int = 0) -> Bar:
     """A progress bar that keeps quiet where there is no terminal."""
-    return tqdm(total=total, initial=done, desc=text, unit=f" {unit}", disable=None, dynamic_ncols=True, leave=False)
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=text,
+        unit=f" {unit}",
+        disable=None,
+        dynamic_ncols=True,
+        leave=False,
+    )
 
 
 def say(text: str) -> None:
@@ -70,7 +78,9 @@ def run(command: Callable[[], str]) -> None:
     and exit code 1, or 130 for the last; earlier results are not touched.
     """
     started = time.perf_counter()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop is a stop, whoever asks for it
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a stop is a stop, whoever asks for it
     try:
         done = command()
     except InputError as error:
@@ -78,14 +88,20 @@ def run(command: Callable[[], str]) -> None:
     except OSError as error:
         if files.is_full_disk(error):
             found = " ".join(str(error).split())[:150]
-            sys.exit(f"error: the disk is full ({found}); free some space and run it again, it goes on from here")
+            sys.exit(
+                f"error: the disk is full ({found}); free some space and run it again, it goes on from here"
+            )
         if not error.filename:
             raise
         sys.exit(f"error: {error.filename2 or error.filename}: {error.strerror}")
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name alone
+        if (
+            type(error).__name__ != "OutOfMemoryError"
+        ):  # torch's, which is not imported for its name alone
             raise
-        sys.exit("error: the GPU's memory is full; lower this stage's batch_size, or see what else uses the GPU, and run it again")
+        sys.exit(
+            "error: the GPU's memory is full; lower this stage's batch_size, or see what else uses the GPU, and run it again"
+        )
     except KeyboardInterrupt as interruption:
         where = f" ({interruption})" if str(interruption) else ""
         print(f"interrupted{where}; the same command goes on from here", file=sys.stderr)

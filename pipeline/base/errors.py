@@ -12,7 +12,9 @@ class InputError(ValueError):
     """
 
     def __init__(self, text: str) -> None:
-        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text))
+        super().__init__(
+            "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+        )
 
 
 def discarding(path: Path) -> str:

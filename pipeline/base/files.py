@@ -41,7 +41,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write plain values as indented JSON; raises ValueError for NaN and infinities."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_bytes(
+        path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    )
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:

@@ -12,7 +12,13 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, Event, ScalarEvent
+from ruamel.yaml.events import (
+    AliasEvent,
+    CollectionEndEvent,
+    CollectionStartEvent,
+    Event,
+    ScalarEvent,
+)
 
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import limits
@@ -43,9 +49,18 @@ def load(path: Path, kind: type[Kind], keys: Iterable[str]) -> Kind:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     try:
-        return kind.model_validate({key: sections[key] for key in sections if key in kind.model_fields or key not in HANDED_DOWN})
+        return kind.model_validate(
+            {
+                key: sections[key]
+                for key in sections
+                if key in kind.model_fields or key not in HANDED_DOWN
+            }
+        )
     except ValidationError as error:
-        lines = [explain({**detail, "loc": _origin(detail["loc"], content)}) for detail in error.errors()[:3]]
+        lines = [
+            explain({**detail, "loc": _origin(detail["loc"], content)})
+            for detail in error.errors()[:3]
+        ]
         raise InputError(f"{path}: " + "; ".join(lines)) from error
 
 
@@ -61,7 +76,9 @@ def read(path: Path) -> dict[str, Any]:
             raise
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected sections such as data and model, found {str(content)[:50]!r}")
+        raise InputError(
+            f"{path}: expected sections such as data and model, found {str(content)[:50]!r}"
+        )
     return content
 
 
@@ -91,8 +108,12 @@ def inherited(content: Mapping[str, Any]) -> dict[str, Any]:
     for name, keys in SHARED.items():
         for key in keys:
             if key in (content.get(name) or {}):
-                raise InputError(f"{name}.{key}: expected no such key, {key} alone holds for it, found one")
-        sections[name] = _over({key: common[key] for key in keys if key in common}, content.get(name))
+                raise InputError(
+                    f"{name}.{key}: expected no such key, {key} alone holds for it, found one"
+                )
+        sections[name] = _over(
+            {key: common[key] for key in keys if key in common}, content.get(name)
+        )
     training = _over(common, content.get("training")) or common
     mix = {"mix": content["mix"]} if "mix" in content else {}
     sections["clean"] = _over(training, content.get("clean"))
@@ -155,7 +176,9 @@ class _Budget:
         self._total = 0
         self._sizes: dict[str, int] = {}  # values, by anchor
         self._collections: set[str] = set()  # the anchors of mappings and lists
-        self._begun: list[tuple[str | None, int]] = []  # the anchor of each, and the values before it
+        self._begun: list[
+            tuple[str | None, int]
+        ] = []  # the anchor of each, and the values before it
 
     def spend(self, event: Event) -> None:
         """Count one event; raises InputError for a file that is too deep or too large."""
@@ -167,7 +190,9 @@ class _Budget:
                 self._end()
             case ScalarEvent():
                 if len(event.value) > MAX_LETTERS:
-                    raise InputError(f"expected values of at most {MAX_LETTERS:,} letters, found one of {len(event.value):,}")
+                    raise InputError(
+                        f"expected values of at most {MAX_LETTERS:,} letters, found one of {len(event.value):,}"
+                    )
                 self._total += 1
                 self._sizes[event.anchor] = 1
             case AliasEvent():
@@ -175,7 +200,9 @@ class _Budget:
         if len(self._begun) > MAX_DEPTH:
             raise InputError(f"expected at most {MAX_DEPTH} levels inside each other, found more")
         if self._total > MAX_VALUES:
-            raise InputError(f"expected at most {MAX_VALUES:,} values with every anchor written out, found more")
+            raise InputError(
+                f"expected at most {MAX_VALUES:,} values with every anchor written out, found more"
+            )
 
     def _end(self) -> None:
         anchor, before = self._begun.pop()
@@ -187,5 +214,7 @@ class _Budget:
         if anchor not in self._sizes:
             raise InputError(f"expected a value above that &{anchor} marks, found none")
         if anchor in self._collections and any(above for above, _ in self._begun):
-            raise InputError(f"expected single values in what an anchor marks, found *{anchor}, which is several")
+            raise InputError(
+                f"expected single values in what an anchor marks, found *{anchor}, which is several"
+            )
         self._total += self._sizes[anchor]

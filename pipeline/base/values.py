@@ -22,7 +22,9 @@ def parse_level(value: object) -> float:
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         level = float("nan")
     if isinstance(value, bool) or not 0 < level <= 1:
-        raise ValueError(f"expected more than 0 and at most 1, in units of pixels in [0, 1] (write 8/255, not 8), found {value!r}")
+        raise ValueError(
+            f"expected more than 0 and at most 1, in units of pixels in [0, 1] (write 8/255, not 8), found {value!r}"
+        )
     return level
 
 
@@ -35,7 +37,9 @@ def parse_step(value: object) -> float | str:
                 return value
         except ValueError:
             pass
-        raise ValueError(f"expected a level (2/255), eps/steps, or eps divided by a number (eps/4; eps/1 is all of it), found {value!r}")
+        raise ValueError(
+            f"expected a level (2/255), eps/steps, or eps divided by a number (eps/4; eps/1 is all of it), found {value!r}"
+        )
     return parse_level(value)
 
 
@@ -50,7 +54,9 @@ def step_size(step: float | str, eps: float, steps: int) -> float:
 Level = Annotated[float, BeforeValidator(parse_level)]
 Step = Annotated[float | str, BeforeValidator(parse_step)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Part = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(-[a-z][a-z0-9_]*)?$")]  # of a mix: an attack, or <model>-<attack>
+Part = Annotated[
+    str, Field(pattern=r"^[a-z][a-z0-9_]*(-[a-z][a-z0-9_]*)?$")
+]  # of a mix: an attack, or <model>-<attack>
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -86,8 +92,12 @@ class Spread(Section):
 
     @model_validator(mode="after")
     def _check_shape(self) -> Self:
-        if (self.normal is None) != (self.within is None) or (self.normal is None) == (self.uniform is None):
-            raise ValueError("expected {uniform: [low, high]} or {normal: [mean, std], within: [low, high]}")
+        if (self.normal is None) != (self.within is None) or (self.normal is None) == (
+            self.uniform is None
+        ):
+            raise ValueError(
+                "expected {uniform: [low, high]} or {normal: [mean, std], within: [low, high]}"
+            )
         low, high = self.bounds
         if low > high:
             raise ValueError(f"expected the lower bound first, found [{low}, {high}]")

@@ -11,34 +11,67 @@ from pipeline.evaluate.params import EvaluateParams
 from pipeline.networks import device
 
 JUDGING = ("curves", "ensemble", "grid", "n_eval", "threats")
-KEYS = ("seed", *(f"evaluate.{key}" for key in JUDGING))  # of params.yaml, as dvc.yaml declares them
+KEYS = (
+    "seed",
+    *(f"evaluate.{key}" for key in JUDGING),
+)  # of params.yaml, as dvc.yaml declares them
 
 
 def evaluate() -> str:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint of the model to judge")
-    parser.add_argument("--stored", type=Path, required=True, help="folder of the adversarial image sets made against one model")
-    parser.add_argument("--metrics", type=Path, required=True, help="JSON with the accuracies and the checks")
-    parser.add_argument("--plots", type=Path, required=True, help="folder for confusion.csv, grid.csv, curves.csv and pictures of them")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="checkpoint of the model to judge"
+    )
+    parser.add_argument(
+        "--stored",
+        type=Path,
+        required=True,
+        help="folder of the adversarial image sets made against one model",
+    )
+    parser.add_argument(
+        "--metrics", type=Path, required=True, help="JSON with the accuracies and the checks"
+    )
+    parser.add_argument(
+        "--plots",
+        type=Path,
+        required=True,
+        help="folder for confusion.csv, grid.csv, curves.csv and pictures of them",
+    )
     args = parser.parse_args()
 
     settings, processor = params.load(params.FILE, EvaluateParams, KEYS).evaluate, device.choose()
     clean = store.ImageSet(args.clean)
-    expect_classes({f"evaluate.threats.{name}": threat for name, threat in settings.threats.items()}, len(clean.class_names))
+    expect_classes(
+        {f"evaluate.threats.{name}": threat for name, threat in settings.threats.items()},
+        len(clean.class_names),
+    )
     checkpoint = networks.load(args.model, class_names=clean.class_names)
-    sha256, stored = files.sha256(args.model), [store.ImageSet(path) for path in store.paths_below(args.stored)]
+    sha256, stored = (
+        files.sha256(args.model),
+        [store.ImageSet(path) for path in store.paths_below(args.stored)],
+    )
     found = judgement.judge(checkpoint.network().to(processor), clean, stored, sha256, settings)
-    about = {"sha256": sha256, "device": device.describe(processor), "attack_passes": checkpoint.provenance["attack_passes"]}
+    about = {
+        "sha256": sha256,
+        "device": device.describe(processor),
+        "attack_passes": checkpoint.provenance["attack_passes"],
+    }
     files.write_json(args.metrics, {**about, **found.metrics})
     files.write_csv(args.plots / "confusion.csv", found.confusion)
     files.write_csv(args.plots / "grid.csv", found.grid, sweeps.GRID_COLUMNS)
     files.write_csv(args.plots / "curves.csv", found.curves, sweeps.CURVE_COLUMNS)
     name = args.model.stem
     plots.heat_map(
-        args.plots / "grid.png", found.grid, f"{name}: accuracy in % by attack" if found.grid else "no grid: evaluate.grid is null"
+        args.plots / "grid.png",
+        found.grid,
+        f"{name}: accuracy in % by attack" if found.grid else "no grid: evaluate.grid is null",
     )
-    plots.curves(args.plots / "curves.png", found.curves, f"{name}: accuracy under {settings.curves.threat}, varied")
+    plots.curves(
+        args.plots / "curves.png",
+        found.curves,
+        f"{name}: accuracy under {settings.curves.threat}, varied",
+    )
     console.say(table.checks(found.metrics["diagnostics"]))
     return f"{args.metrics}: {len(settings.threats)} fresh attacks on {args.model}, on {device.describe(processor)}"
 

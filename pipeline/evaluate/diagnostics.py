@@ -30,7 +30,9 @@ CONVERGED = 0.01  # of the images: what more steps or restarts may still find af
 ENOUGH = 220  # images, on which a check with that limit sees a loss of 5 points nine times in ten
 COLLAPSED = 0.6  # of the clean images: FGSM leaves them standing and PGD does not
 STATIC = 1 / 2  # robust accuracy below this share of the transfer accuracy
-COMPARABLE = 3 / 4  # of the threat's eps: the least at which a stored set was made to be compared with it
+COMPARABLE = (
+    3 / 4
+)  # of the threat's eps: the least at which a stored set was made to be compared with it
 UNITS = (1 / 255, 1 / 2)  # an eps outside of these was meant in other units
 
 STRONG, UPPER_BOUND, STATIC_ONLY, SUSPECT = "strong", "upper bound", "static only", "suspect"
@@ -60,7 +62,9 @@ def share(found: Mask, limit: float = LIMIT) -> Check:
 
     if not len(found):
         return NOT_RUN
-    more = binomtest(int(found.sum()), len(found), limit, alternative="greater").pvalue < SIGNIFICANCE
+    more = (
+        binomtest(int(found.sum()), len(found), limit, alternative="greater").pvalue < SIGNIFICANCE
+    )
     return Check(value=float(found.mean()), limit=limit, passed=not more)
 
 
@@ -107,25 +111,39 @@ def diagnose(
     `converged`, `units` and `far_above`.
     """
     clean, white_box = target.is_right(block), curves.restarts[threat.restarts]
-    pgd, after_fgsm = curves.steps[threat.parameters["steps"]], _right_after_fgsm(target, block, threat)
-    transferred = np.logical_or.reduce([white_box & ~target.is_right(images) for images in stored.values()] or [~white_box & white_box])
+    pgd, after_fgsm = (
+        curves.steps[threat.parameters["steps"]],
+        _right_after_fgsm(target, block, threat),
+    )
+    transferred = np.logical_or.reduce(
+        [white_box & ~target.is_right(images) for images in stored.values()]
+        or [~white_box & white_box]
+    )
     outputs, repeated = _logits(target, block), _logits(target, block)
     return {
         "fgsm_stronger_than_pgd": gain(pgd, after_fgsm & clean),
         "fgsm_above_clean": gain(after_fgsm, clean),
         "fgsm_far_above_pgd": share((after_fgsm & clean & ~pgd)[clean], COLLAPSED),
-        "black_box_finds_more": share(white_box & ~_withstands_square(target, block, threat.eps, queries, white_box)),
+        "black_box_finds_more": share(
+            white_box & ~_withstands_square(target, block, threat.eps, queries, white_box)
+        ),
         "transfer_finds_more": share(transferred) if stored else NOT_RUN,
         "stands_at_eps_1": share(curves.eps[1.0]),
         "gradients_zero_or_not_finite": share(_without_gradient(target, block)),
         "more_steps_raise_accuracy": _greatest_rise(curves.steps),
-        "outputs_are_probabilities": share((outputs >= 0).all(1) & (abs(outputs.sum(1) - 1) < 1e-3)),
-        "outputs_are_random": share(abs(outputs - repeated).max(1) > 1e-3 * (1e-6 + abs(outputs).max(1))),
+        "outputs_are_probabilities": share(
+            (outputs >= 0).all(1) & (abs(outputs.sum(1) - 1) < 1e-3)
+        ),
+        "outputs_are_random": share(
+            abs(outputs - repeated).max(1) > 1e-3 * (1e-6 + abs(outputs).max(1))
+        ),
         "judged_images_not_held_out": none_of(int((block.split != SPLITS["val"]).sum())),
     }
 
 
-def converged(target: Target, block: Block, found: Mask, threat: Threat, settings: params.Curves) -> dict[str, Check]:
+def converged(
+    target: Target, block: Block, found: Mask, threat: Threat, settings: params.Curves
+) -> dict[str, Check]:
     """Return what more steps and more restarts of a PGD threat find beyond all attacks that were tried in its ball.
 
     `found` tells which images (n,) of `block` those attacks left standing.
@@ -137,7 +155,9 @@ def converged(target: Target, block: Block, found: Mask, threat: Threat, setting
     }
     checks = {}
     for name, values in varied.items():
-        after = whitebox.withstands(target, block, Threat.model_validate(values), f"check: {name}", found).standing
+        after = whitebox.withstands(
+            target, block, Threat.model_validate(values), f"check: {name}", found
+        ).standing
         checks[name] = share(found & ~after, CONVERGED)
     return checks
 
@@ -148,35 +168,59 @@ def units(all_eps: Sequence[float]) -> Check:
     return none_of(sum(not low - 1e-9 <= eps <= high for eps in all_eps))
 
 
-def far_above(robust: Mapping[str, float], eps: float, transfer: Mapping[str, Mapping[str, Any]]) -> Check:
+def far_above(
+    robust: Mapping[str, float], eps: float, transfer: Mapping[str, Mapping[str, Any]]
+) -> Check:
     """Return robust accuracy as a share of transfer accuracy, the least over the stored sets that can be compared.
 
     Those were made against another model, at the eps of the robust accuracy or not much less. Fails where robust accuracy is significantly
     below half of transfer accuracy: where the 95 % interval of their difference, made from the interval of each, excludes 0 (Zou and
     Donner, Statistics in Medicine 27, 2008).
     """
-    sets = [result for result in transfer.values() if not result.get("made_against_this_model", True) and result["eps"] >= COMPARABLE * eps]
+    sets = [
+        result
+        for result in transfer.values()
+        if not result.get("made_against_this_model", True) and result["eps"] >= COMPARABLE * eps
+    ]
     if not sets:
         return NOT_RUN
     value = min(robust["accuracy"] / max(result["accuracy"], 1e-9) for result in sets)
-    return Check(value=value, limit=STATIC, passed=all(_highest_difference(robust, result) >= 0 for result in sets))
+    return Check(
+        value=value,
+        limit=STATIC,
+        passed=all(_highest_difference(robust, result) >= 0 for result in sets),
+    )
 
 
 def _highest_difference(robust: Mapping[str, float], transfer: Mapping[str, float]) -> float:
     """Return the upper end of the 95 % interval of robust accuracy less half of transfer accuracy."""
-    above, below = robust["high95"] - robust["accuracy"], STATIC * (transfer["accuracy"] - transfer["low95"])
+    above, below = (
+        robust["high95"] - robust["accuracy"],
+        STATIC * (transfer["accuracy"] - transfer["low95"]),
+    )
     return robust["accuracy"] - STATIC * transfer["accuracy"] + math.hypot(above, below)
 
 
 def _right_after_fgsm(target: Target, block: Block, threat: Threat) -> Mask:
     """Which images (N,), clean mistakes among them, the network gets right after FGSM at the threat's eps."""
     fgsm = Threat.model_validate({"attack": "FGSM", "eps": threat.eps, "restarts": 1})
-    return whitebox.withstands(target, block, fgsm, "check: FGSM", np.ones(len(block), dtype=bool)).standing
+    return whitebox.withstands(
+        target, block, fgsm, "check: FGSM", np.ones(len(block), dtype=bool)
+    ).standing
 
 
-def _withstands_square(target: Target, block: Block, eps: float, queries: int, standing: Mask) -> Mask:
+def _withstands_square(
+    target: Target, block: Block, eps: float, queries: int, standing: Mask
+) -> Mask:
     """Which of the standing images (N,) a black-box attack, which sees no gradient, leaves standing."""
-    entry = {"attack": "Square", "n_queries": queries, "n_restarts": 1, "p_init": 0.8, "loss": "margin", "resc_schedule": True}
+    entry = {
+        "attack": "Square",
+        "n_queries": queries,
+        "n_restarts": 1,
+        "p_init": 0.8,
+        "loss": "margin",
+        "resc_schedule": True,
+    }
     square = Threat.model_validate({**entry, "eps": eps, "restarts": 1})
     return whitebox.withstands(target, block, square, "check: Square", standing).standing
 
@@ -187,7 +231,9 @@ def _without_gradient(target: Target, block: Block) -> Mask:
     for _, rows in target.batches(~found):
         images, labels = target.tensors(block, rows)
         images.requires_grad_()
-        (gradient,) = torch.autograd.grad(functional.cross_entropy(target.network(images), labels), images)
+        (gradient,) = torch.autograd.grad(
+            functional.cross_entropy(target.network(images), labels), images
+        )
         flat = gradient.flatten(1)
         found[rows] = ((flat == 0).all(1) | ~flat.isfinite().all(1)).cpu().numpy()
     return found
@@ -197,7 +243,8 @@ def _logits(target: Target, block: Block) -> NDArray[np.float32]:
     """The network's outputs (N, n_classes) for a block's images."""
     with torch.inference_mode():
         parts = [
-            target.network(target.tensors(block, rows)[0]).float().cpu() for _, rows in target.batches(np.ones(len(block), dtype=bool))
+            target.network(target.tensors(block, rows)[0]).float().cpu()
+            for _, rows in target.batches(np.ones(len(block), dtype=bool))
         ]
     outputs: NDArray[np.float32] = torch.cat(parts).numpy()
     return outputs
@@ -207,7 +254,13 @@ def _greatest_rise(by_steps: Mapping[int, Mask]) -> Check:
     """Each number of steps against the fewer ones that left the least standing: more steps of a sound attack do not lose ground."""
     counts = sorted(by_steps)
     rises = [
-        gain(by_steps[count], min((by_steps[fewer] for fewer in counts[:place]), key=lambda standing: int(standing.sum())))
+        gain(
+            by_steps[count],
+            min(
+                (by_steps[fewer] for fewer in counts[:place]),
+                key=lambda standing: int(standing.sum()),
+            ),
+        )
         for place, count in enumerate(counts[1:], 1)
     ]
     return max(rises, key=lambda rise: (rise.passed is False, rise.value))

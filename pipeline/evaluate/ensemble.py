@@ -42,15 +42,22 @@ def threats(settings: params.Ensemble, eps: float) -> dict[str, Threat]:
         entries["square"] = {
             "attack": "Square", "n_queries": QUERIES, "n_restarts": 1, "p_init": 0.8, "loss": "margin", "resc_schedule": False,
         }  # fmt: skip
-    return {name: Threat.model_validate({**entry, "eps": eps, "restarts": 1}) for name, entry in entries.items()}
+    return {
+        name: Threat.model_validate({**entry, "eps": eps, "restarts": 1})
+        for name, entry in entries.items()
+    }
 
 
 def left_out(settings: params.Ensemble, n_classes: int) -> list[str]:
     """Return the members that cannot attack a network of so few classes: targeted APGD compares four logits."""
-    return [name for name, threat in threats(settings, 1.0).items() if threat.fewest_classes > n_classes]
+    return [
+        name for name, threat in threats(settings, 1.0).items() if threat.fewest_classes > n_classes
+    ]
 
 
-def withstands(target: Target, block: Block, settings: params.Ensemble, eps: float) -> tuple[Mask, dict[str, Any]]:
+def withstands(
+    target: Target, block: Block, settings: params.Ensemble, eps: float
+) -> tuple[Mask, dict[str, Any]]:
     """Return which of a block's images (N,) stand after all members, and what is known of the attack.
 
     That is its settings, the accuracy after each member, the passes, and the members that were left out.
@@ -66,17 +73,24 @@ def withstands(target: Target, block: Block, settings: params.Ensemble, eps: flo
         aimed = replace(target, n_classes=min(target.n_classes, settings.targets + 1))
         outcome = whitebox.withstands(aimed, block, threat, f"judge by {member}", standing)
         standing = outcome.standing
-        passes.forward, passes.backward = passes.forward + outcome.passes.forward, passes.backward + outcome.passes.backward
+        passes.forward, passes.backward = (
+            passes.forward + outcome.passes.forward,
+            passes.backward + outcome.passes.backward,
+        )
         details[f"after_{member}"] = round(float(np.mean(standing)), 6)
     about = {"attack": described(settings), "eps": eps, **details, **passes.as_metrics()}
     if skipped:
-        about["left_out"] = f"{skipped[0]}: its loss compares four classes, there are {target.n_classes}"
+        about["left_out"] = (
+            f"{skipped[0]}: its loss compares four classes, there are {target.n_classes}"
+        )
     return standing, about
 
 
 def described(settings: params.Ensemble) -> str:
     """Return the members and their settings in words."""
-    names = "APGD-CE, APGD-T" if settings.members == "first_two" else "APGD-CE, APGD-T, FAB-T, Square"
+    names = (
+        "APGD-CE, APGD-T" if settings.members == "first_two" else "APGD-CE, APGD-T, FAB-T, Square"
+    )
     if all(getattr(settings, key) == value for key, value in STANDARD.items()):
         return f"{names} at AutoAttack's standard settings, through torchattacks"
     return f"{names}, {settings.iterations} iterations, {settings.targets} target classes, through torchattacks"

@@ -52,7 +52,13 @@ class Stored:
     model_sha256: str
 
 
-def judge(network: nn.Module, clean: ImageSet, stored: Sequence[ImageSet], model_sha256: str, settings: params.Evaluate) -> Judgement:
+def judge(
+    network: nn.Module,
+    clean: ImageSet,
+    stored: Sequence[ImageSet],
+    model_sha256: str,
+    settings: params.Evaluate,
+) -> Judgement:
     """Clean, transfer and robust accuracy of a network on the validation images, and whether the robust one can be believed.
 
     `stored` are adversarial sets of the same clean set, all made against one model; `model_sha256` tells whether that is this very network.
@@ -62,7 +68,10 @@ def judge(network: nn.Module, clean: ImageSet, stored: Sequence[ImageSet], model
     target = Target.of(network, len(names), batch_size=whitebox.BATCH_SIZE, seed=settings.seed)
     predicted = networks.predict(network, val.images)
     for images in stored:
-        images.expect({"model.sha256": stored[0].attributes["model.sha256"]}, f"made from another model than {stored[0].path}")
+        images.expect(
+            {"model.sha256": stored[0].attributes["model.sha256"]},
+            f"made from another model than {stored[0].path}",
+        )
     sets = {str(images.attributes["attack"]): _opened(images, clean) for images in stored}
     transfer = _transfer(target, val, predicted == val.labels, sets, model_sha256)
     robust, tried = _robust(target, val, settings)
@@ -84,7 +93,10 @@ def judge(network: nn.Module, clean: ImageSet, stored: Sequence[ImageSet], model
                 "checks": {name: check.as_metrics() for name, check in checks.items()},
             },
         },
-        confusion=[{"actual": names[label], "predicted": names[guess]} for label, guess in zip(val.labels, predicted, strict=True)],
+        confusion=[
+            {"actual": names[label], "predicted": names[guess]}
+            for label, guess in zip(val.labels, predicted, strict=True)
+        ],
         grid=grid_rows,
         curves=curves.rows(),
     )
@@ -92,10 +104,16 @@ def judge(network: nn.Module, clean: ImageSet, stored: Sequence[ImageSet], model
 
 def _opened(images: ImageSet, clean: ImageSet) -> Stored:
     images.expect({"clean.digest": clean.digest}, "made from another clean set")
-    return Stored(block=images.load("val"), eps=float(images.attributes["eps.stored"]), model_sha256=str(images.attributes["model.sha256"]))
+    return Stored(
+        block=images.load("val"),
+        eps=float(images.attributes["eps.stored"]),
+        model_sha256=str(images.attributes["model.sha256"]),
+    )
 
 
-def _transfer(target: Target, val: Block, clean_right: Mask, sets: Mapping[str, Stored], model_sha256: str) -> dict[str, Any]:
+def _transfer(
+    target: Target, val: Block, clean_right: Mask, sets: Mapping[str, Stored], model_sha256: str
+) -> dict[str, Any]:
     """Accuracy on stored adversarial validation images, set by set, and on the mix of them and the clean ones."""
     results: dict[str, Any] = {}
     all_right, all_labels = [clean_right], [val.labels]
@@ -108,10 +126,15 @@ def _transfer(target: Target, val: Block, clean_right: Mask, sets: Mapping[str, 
         }
         all_right.append(right)
         all_labels.append(labels)
-    return {**results, MIXED: summarise(np.concatenate(all_right), np.concatenate(all_labels), target.n_classes)}
+    return {
+        **results,
+        MIXED: summarise(np.concatenate(all_right), np.concatenate(all_labels), target.n_classes),
+    }
 
 
-def _robust(target: Target, val: Block, settings: params.Evaluate) -> tuple[dict[str, Any], list[Tried]]:
+def _robust(
+    target: Target, val: Block, settings: params.Evaluate
+) -> tuple[dict[str, Any], list[Tried]]:
     """Return the accuracy under every threat, under the ensemble and under all of them together, and what each of them found.
 
     The accuracy under all is the headline: an image counts if it withstands everything that was tried on it, at whatever eps.
@@ -126,7 +149,12 @@ def _robust(target: Target, val: Block, settings: params.Evaluate) -> tuple[dict
     rows = scores.sample(val, settings.n_eval, settings.seed)
     for name, threat in settings.threats.items():
         outcome = whitebox.withstands(target, _rows(val, rows), threat, f"judge by {name}")
-        about = {"attack": threat.attack, "restarts": threat.restarts, **threat.parameters, **outcome.passes.as_metrics()}
+        about = {
+            "attack": threat.attack,
+            "restarts": threat.restarts,
+            **threat.parameters,
+            **outcome.passes.as_metrics(),
+        }
         enter(name, rows, outcome.standing, **about)
     if settings.ensemble is not None:
         rows = scores.sample(val, settings.ensemble.n_eval, settings.seed)
@@ -134,13 +162,18 @@ def _robust(target: Target, val: Block, settings: params.Evaluate) -> tuple[dict
         standing, about = ensemble.withstands(target, _rows(val, rows), settings.ensemble, eps)
         enter(ensemble.name(settings.ensemble), rows, standing, **about)
     rows, standing = _worst(tried)
-    return {**results, WORST: {**summarise(standing, val.labels[rows], target.n_classes), "over": list(results)}}, tried
+    return {
+        **results,
+        WORST: {**summarise(standing, val.labels[rows], target.n_classes), "over": list(results)},
+    }, tried
 
 
 def _worst(tried: Sequence[Tried]) -> tuple[NDArray[np.int64], Mask]:
     """Return the rows on which everything was tried, the smallest of the nested samples, and which of them stand after everything."""
     smallest = min((one.rows for one in tried), key=len)
-    return smallest, np.logical_and.reduce([one.standing[np.isin(one.rows, smallest)] for one in tried])
+    return smallest, np.logical_and.reduce(
+        [one.standing[np.isin(one.rows, smallest)] for one in tried]
+    )
 
 
 def _confirmed(settings: params.Evaluate, n_classes: int) -> bool:
@@ -150,11 +183,15 @@ def _confirmed(settings: params.Evaluate, n_classes: int) -> bool:
     return settings.ensemble.members == "all" or not ensemble.left_out(settings.ensemble, n_classes)
 
 
-def _grid(target: Target, val: Block, settings: params.Evaluate) -> tuple[list[sweeps.Row], dict[str, Any] | None]:
+def _grid(
+    target: Target, val: Block, settings: params.Evaluate
+) -> tuple[list[sweeps.Row], dict[str, Any] | None]:
     """The hidden grader's view, where it is asked for."""
     if settings.grid is None:
         return [], None
-    return sweeps.grid(target, _rows(val, scores.sample(val, settings.grid.n_eval, settings.seed)), settings.grid)
+    return sweeps.grid(
+        target, _rows(val, scores.sample(val, settings.grid.n_eval, settings.seed)), settings.grid
+    )
 
 
 def _checked(
@@ -166,15 +203,24 @@ def _checked(
     settings: params.Evaluate,
 ) -> tuple[sweeps.Curves, dict[str, diagnostics.Check]]:
     """Return the curves of one threat, and all checks of what was found in its eps ball."""
-    threat, rows = settings.threats[settings.curves.threat], scores.sample(val, settings.curves.n_eval, settings.seed)
+    threat, rows = (
+        settings.threats[settings.curves.threat],
+        scores.sample(val, settings.curves.n_eval, settings.seed),
+    )
     block = _rows(val, rows)
     curves = sweeps.curves(target, block, threat, settings.curves)
-    within = {name: _rows(images.block, rows) for name, images in sets.items() if images.eps <= threat.eps + 1e-6}
+    within = {
+        name: _rows(images.block, rows)
+        for name, images in sets.items()
+        if images.eps <= threat.eps + 1e-6
+    }
     judged, found = _worst([one for one in tried if one.eps <= threat.eps + 1e-6])
     few = scores.sample(val, min(diagnostics.ENOUGH, len(judged)), settings.seed)
     return curves, {
         **diagnostics.diagnose(target, block, curves, threat, settings.curves.queries, within),
-        **diagnostics.converged(target, _rows(val, few), found[np.isin(judged, few)], threat, settings.curves),
+        **diagnostics.converged(
+            target, _rows(val, few), found[np.isin(judged, few)], threat, settings.curves
+        ),
         "eps_in_wrong_units": diagnostics.units([one.eps for one in tried]),
         diagnostics.FAR_ABOVE: diagnostics.far_above(scores.interval(found), threat.eps, transfer),
     }

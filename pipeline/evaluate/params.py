@@ -7,7 +7,11 @@ from pydantic import Field, model_validator
 from pipeline.attacks.params import Threat
 from pipeline.base.values import Count, Level, Name, Section, Seed, Step
 
-RESERVED_THREATS = {"worst", "apgd", "ensemble"}  # names of results that are made from several attacks
+RESERVED_THREATS = {
+    "worst",
+    "apgd",
+    "ensemble",
+}  # names of results that are made from several attacks
 
 
 class Ensemble(Section):
@@ -20,7 +24,9 @@ class Ensemble(Section):
     members: Literal["first_two", "all"]
     n_eval: Count
     iterations: Count
-    targets: Annotated[int, Field(ge=3, lt=2**31)]  # the loss of targeted APGD compares four classes
+    targets: Annotated[
+        int, Field(ge=3, lt=2**31)
+    ]  # the loss of targeted APGD compares four classes
 
 
 class Grid(Section):
@@ -51,7 +57,9 @@ class Curves(Section):
             if values != sorted(set(values)):
                 raise ValueError(f"{key}: expected rising values, found {values}")
         if self.eps[-1] != 1:
-            raise ValueError(f"eps: expected 1, at which every image must fall, as the last value, found {self.eps[-1]}")
+            raise ValueError(
+                f"eps: expected 1, at which every image must fall, as the last value, found {self.eps[-1]}"
+            )
         return self
 
 
@@ -68,16 +76,27 @@ class Evaluate(Section):
     @model_validator(mode="after")
     def _check_threats(self) -> Self:
         for name in self.threats.keys() & RESERVED_THREATS:
-            raise ValueError(f"threats.{name}: expected another name, {name!r} stands for a result over several attacks")
+            raise ValueError(
+                f"threats.{name}: expected another name, {name!r} stands for a result over several attacks"
+            )
         varied = self.threats.get(self.curves.threat)
         if varied is None or varied.attack != "PGD":
-            of_pgd = ", ".join(name for name, threat in self.threats.items() if threat.attack == "PGD") or "there is none"
-            raise ValueError(f"curves.threat: expected a threat whose attack is PGD ({of_pgd}), found {self.curves.threat!r}")
+            of_pgd = (
+                ", ".join(name for name, threat in self.threats.items() if threat.attack == "PGD")
+                or "there is none"
+            )
+            raise ValueError(
+                f"curves.threat: expected a threat whose attack is PGD ({of_pgd}), found {self.curves.threat!r}"
+            )
         if self.curves.restarts <= varied.restarts:
-            raise ValueError(f"curves.restarts: expected more than that threat's own {varied.restarts}, found {self.curves.restarts}")
+            raise ValueError(
+                f"curves.restarts: expected more than that threat's own {varied.restarts}, found {self.curves.restarts}"
+            )
         own = varied.parameters["steps"]
         if self.curves.steps[-1] <= own:
-            raise ValueError(f"curves.steps: expected more than that threat's own {own} as the last value, found {self.curves.steps[-1]}")
+            raise ValueError(
+                f"curves.steps: expected more than that threat's own {own} as the last value, found {self.curves.steps[-1]}"
+            )
         return self
 
 

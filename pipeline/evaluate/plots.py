@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 Row = dict[str, Any]
-AXES = {"eps": "eps, in units of pixels in [0, 1]", "steps": "steps of PGD", "restarts": "restarts of PGD"}
+AXES = {
+    "eps": "eps, in units of pixels in [0, 1]",
+    "steps": "steps of PGD",
+    "restarts": "restarts of PGD",
+}
 
 
 def heat_map(path: Path, rows: Sequence[Row], title: str) -> None:
@@ -32,7 +36,9 @@ def heat_map(path: Path, rows: Sequence[Row], title: str) -> None:
             for x, value in enumerate(line):
                 axes.text(x, y, f"{value:.0f}" if value == value else "", ha="center", va="center", fontsize=6,
                           color="black" if value > 60 else "white")  # fmt: skip
-        axes.set_xticks(range(len(columns)), [_level(column) for column in columns], fontsize=6, rotation=60)
+        axes.set_xticks(
+            range(len(columns)), [_level(column) for column in columns], fontsize=6, rotation=60
+        )
         axes.set_yticks(range(len(lines)), lines, fontsize=6)
         axes.set_xlabel("eps", fontsize=7)
     else:
@@ -48,7 +54,9 @@ def curves(path: Path, rows: Sequence[Row], title: str) -> None:
         points = [row for row in rows if row["curve"] == name]
         axes = figure.add_subplot(1, 3, place)
         values = [point["value"] for point in points]
-        accuracy, low, high = ([100 * point[key] for point in points] for key in ("accuracy", "low95", "high95"))
+        accuracy, low, high = (
+            [100 * point[key] for point in points] for key in ("accuracy", "low95", "high95")
+        )
         axes.plot(values, accuracy, marker="o", markersize=3, linewidth=1)
         axes.fill_between(values, low, high, alpha=0.2)
         axes.set_ylim(0, 100)

@@ -34,14 +34,35 @@ def grid(target: Target, block: Block, settings: params.Grid) -> tuple[list[Row]
         guesses = list(_guesses(target, block, eps, settings))
         of_eps = np.logical_and.reduce([stands for _, stands in guesses])
         standing &= of_eps
-        guessed += [{**guess, "n": len(block), **scores.interval(stands)} for guess, stands in guesses]
-        worst.append({"guess": WORST, "eps": round(eps, 6), "alpha": "", "steps": "", "n": len(block), **scores.interval(of_eps)})
-    lowest, highest = (chosen(guessed, key=lambda row: float(row["accuracy"])) for chosen in (min, max))
-    metrics = {"n": len(block), "guesses": len(guessed), "worst": scores.interval(standing), "lowest": lowest, "highest": highest}
+        guessed += [
+            {**guess, "n": len(block), **scores.interval(stands)} for guess, stands in guesses
+        ]
+        worst.append(
+            {
+                "guess": WORST,
+                "eps": round(eps, 6),
+                "alpha": "",
+                "steps": "",
+                "n": len(block),
+                **scores.interval(of_eps),
+            }
+        )
+    lowest, highest = (
+        chosen(guessed, key=lambda row: float(row["accuracy"])) for chosen in (min, max)
+    )
+    metrics = {
+        "n": len(block),
+        "guesses": len(guessed),
+        "worst": scores.interval(standing),
+        "lowest": lowest,
+        "highest": highest,
+    }
     return [*guessed, *worst], metrics
 
 
-def _guesses(target: Target, block: Block, eps: float, settings: params.Grid) -> Iterator[tuple[Row, Mask]]:
+def _guesses(
+    target: Target, block: Block, eps: float, settings: params.Grid
+) -> Iterator[tuple[Row, Mask]]:
     """Every guess at one eps, and who stands (N,) under it; runs of PGD that differ in their steps alone are one run."""
     fgsm = Threat.model_validate({"attack": "FGSM", "eps": eps, "restarts": 1})
     shown: Row = {"guess": "FGSM", "eps": round(eps, 6), "alpha": "", "steps": ""}
@@ -52,15 +73,31 @@ def _guesses(target: Target, block: Block, eps: float, settings: params.Grid) ->
             alpha = min(1.0, step_size(step, eps, steps))
             runs[step if isinstance(step, str) else f"{step:.4g}", alpha].append(steps)
     for (written, alpha), counts in runs.items():
-        standing = whitebox.by_steps(target, block, pgd(eps, alpha, max(counts)), counts, f"grid: PGD, eps {eps:.4f}, alpha {written}")
+        standing = whitebox.by_steps(
+            target,
+            block,
+            pgd(eps, alpha, max(counts)),
+            counts,
+            f"grid: PGD, eps {eps:.4f}, alpha {written}",
+        )
         for steps in counts:
             guess = f"PGD, alpha {written}, {steps} steps"
-            yield {"guess": guess, "eps": round(eps, 6), "alpha": round(alpha, 6), "steps": steps}, standing[steps]
+            yield (
+                {"guess": guess, "eps": round(eps, 6), "alpha": round(alpha, 6), "steps": steps},
+                standing[steps],
+            )
 
 
 def pgd(eps: float, alpha: float, steps: int, restarts: int = 1) -> Threat:
     """PGD with a random start; eps and alpha in units of pixels in [0, 1]."""
-    entry = {"attack": "PGD", "eps": eps, "alpha": alpha, "steps": steps, "random_start": True, "restarts": restarts}
+    entry = {
+        "attack": "PGD",
+        "eps": eps,
+        "alpha": alpha,
+        "steps": steps,
+        "random_start": True,
+        "restarts": restarts,
+    }
     return Threat.model_validate(entry)
 
 
@@ -74,9 +111,18 @@ class Curves:
 
     def rows(self) -> list[Row]:
         """A row a point."""
-        named: dict[str, dict[Any, Mask]] = {"eps": self.eps, "steps": self.steps, "restarts": self.restarts}
+        named: dict[str, dict[Any, Mask]] = {
+            "eps": self.eps,
+            "steps": self.steps,
+            "restarts": self.restarts,
+        }
         return [
-            {"curve": name, "value": round(value, 6), "n": len(standing), **scores.interval(standing)}
+            {
+                "curve": name,
+                "value": round(value, 6),
+                "n": len(standing),
+                **scores.interval(standing),
+            }
             for name, points in named.items()
             for value, standing in points.items()
         ]
@@ -92,13 +138,19 @@ def curves(target: Target, block: Block, threat: Threat, settings: params.Curves
     by_eps: dict[float, Mask] = {0.0: standing}
     for eps in settings.eps:
         alpha = min(1.0, threat.parameters["alpha"] * eps / threat.eps)
-        varied = Threat.model_validate({**threat.model_dump(), "eps": eps, "alpha": alpha, "restarts": 1})
-        standing = whitebox.withstands(target, block, varied, f"curve: eps {eps:.4f}", standing).standing
+        varied = Threat.model_validate(
+            {**threat.model_dump(), "eps": eps, "alpha": alpha, "restarts": 1}
+        )
+        standing = whitebox.withstands(
+            target, block, varied, f"curve: eps {eps:.4f}", standing
+        ).standing
         by_eps[eps] = standing
     steps = sorted({*settings.steps, threat.parameters["steps"]})
     repeated = threat.model_copy(update={"restarts": settings.restarts})
     return Curves(
         eps=by_eps,
         steps=whitebox.by_steps(target, block, threat, steps, "curve: steps"),
-        restarts=dict(enumerate(whitebox.withstands(target, block, repeated, "curve: restarts").after, 1)),
+        restarts=dict(
+            enumerate(whitebox.withstands(target, block, repeated, "curve: restarts").after, 1)
+        ),
     )

@@ -29,7 +29,10 @@ def results(folder: Path, models: Sequence[str]) -> str:
     if not paths:
         raise InputError(f"{folder}: no metrics yet; `dvc repro` makes them")
     metrics = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
-    columns = {kind: list(dict.fromkeys(name for content in metrics.values() for name in content[kind])) for kind in ("transfer", "robust")}
+    columns = {
+        kind: list(dict.fromkeys(name for content in metrics.values() for name in content[kind]))
+        for kind in ("transfer", "robust")
+    }
     attacked = [(kind, name) for kind, names in columns.items() for name in names]
     heads = [("", "model"), ("", "attacks"), ("", "clean"), *attacked, ("", "evidence")]
     rows = [
@@ -42,12 +45,32 @@ def results(folder: Path, models: Sequence[str]) -> str:
         ]
         for model, content in metrics.items()
     ]
-    widths = [max(len(text) for text in (*head, *cells)) + 2 for head, *cells in zip(heads, *rows, strict=True)]
-    shown_kinds = [kind if kind != before else "" for (kind, _), (before, _) in zip(heads, [("", ""), *heads], strict=False)]
+    widths = [
+        max(len(text) for text in (*head, *cells)) + 2
+        for head, *cells in zip(heads, *rows, strict=True)
+    ]
+    shown_kinds = [
+        kind if kind != before else ""
+        for (kind, _), (before, _) in zip(heads, [("", ""), *heads], strict=False)
+    ]
     lines = [shown_kinds, [name for _, name in heads], *rows]
-    table = ["".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines]
-    reasons = [f"{model}: {_reasons(content['diagnostics'])}" for model, content in metrics.items() if content["diagnostics"]["failed"]]
-    return "\n".join([*table, NOTE, *reasons, worth({model: content["diagnostics"]["verdict"] for model, content in metrics.items()})])
+    table = [
+        "".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
+        for line in lines
+    ]
+    reasons = [
+        f"{model}: {_reasons(content['diagnostics'])}"
+        for model, content in metrics.items()
+        if content["diagnostics"]["failed"]
+    ]
+    return "\n".join(
+        [
+            *table,
+            NOTE,
+            *reasons,
+            worth({model: content["diagnostics"]["verdict"] for model, content in metrics.items()}),
+        ]
+    )
 
 
 def worth(verdicts: Mapping[str, str]) -> str:
@@ -72,7 +95,8 @@ def checks(found: Mapping[str, Any]) -> str:
 def _reasons(found: Mapping[str, Any]) -> str:
     """Return the failed checks with their numbers."""
     failed = ", ".join(
-        f"{name} ({_number(found['checks'][name]['value'])}, limit {_number(found['checks'][name]['limit'])})" for name in found["failed"]
+        f"{name} ({_number(found['checks'][name]['value'])}, limit {_number(found['checks'][name]['limit'])})"
+        for name in found["failed"]
     )
     return f"{found['verdict']}: {failed}"
 

@@ -42,7 +42,12 @@ class Target:
     @classmethod
     def of(cls, network: nn.Module, n_classes: int, *, batch_size: int, seed: int) -> Self:
         """The network is copied; the caller's own is not touched."""
-        return cls(network=InParts(networks.frozen_copy(network)), n_classes=n_classes, batch_size=batch_size, seed=seed)
+        return cls(
+            network=InParts(networks.frozen_copy(network)),
+            n_classes=n_classes,
+            batch_size=batch_size,
+            seed=seed,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -55,7 +60,9 @@ class Target:
 
     def tensors(self, block: Block, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [0, 1] and labels (B,) on the network's device; torchattacks' FAB takes contiguous images alone."""
-        return networks.pixels(block.images[rows], self.device).contiguous(), torch.from_numpy(block.labels[rows]).to(self.device)
+        return networks.pixels(block.images[rows], self.device).contiguous(), torch.from_numpy(
+            block.labels[rows]
+        ).to(self.device)
 
     def batches(self, standing: Mask) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """The first place of every batch and which of its images still stand; batches keep their places whoever has fallen."""
@@ -101,7 +108,9 @@ class Outcome:
         return self.after[-1]
 
 
-def withstands(target: Target, block: Block, threat: Threat, text: str, standing: Mask | None = None) -> Outcome:
+def withstands(
+    target: Target, block: Block, threat: Threat, text: str, standing: Mask | None = None
+) -> Outcome:
     """Which of a block's images (N,) the network gets right, clean and after every restart of a fresh attack against it.
 
     An image that is lost stays lost: it is not attacked again. `standing` leaves out images lost before, by an attack in the same ball.
@@ -114,14 +123,23 @@ def withstands(target: Target, block: Block, threat: Threat, text: str, standing
             for start, rows in target.batches(standing):
                 if len(rows):
                     images, labels = target.tensors(block, rows)
-                    adv_images = perturb(attack, images, labels, threat.eps, passes, seeds.batch_seed(target.seed, restart, start))
+                    adv_images = perturb(
+                        attack,
+                        images,
+                        labels,
+                        threat.eps,
+                        passes,
+                        seeds.batch_seed(target.seed, restart, start),
+                    )
                     standing[rows] = networks.is_right(target.network, adv_images, labels)
                 bar.update(min(target.batch_size, len(block) - start))
             after.append(standing.copy())
     return Outcome(after=after, passes=passes)
 
 
-def perturb(attack: "Attack", images: Tensor, labels: Tensor, eps: float, passes: Passes, seed: int) -> Tensor:
+def perturb(
+    attack: "Attack", images: Tensor, labels: Tensor, eps: float, passes: Passes, seed: int
+) -> Tensor:
     """Adversarial images (B, 3, H, W) of one batch, held to the eps ball and to [0, 1].
 
     APGD, FAB and Square seed themselves: they are given the batch's seed, or every restart would be the same.
@@ -133,7 +151,9 @@ def perturb(attack: "Attack", images: Tensor, labels: Tensor, eps: float, passes
     return (images + (adv_images - images).clamp(-eps, eps)).clamp(0, 1)
 
 
-def by_steps(target: Target, block: Block, threat: Threat, steps: Sequence[int], text: str) -> dict[int, Mask]:
+def by_steps(
+    target: Target, block: Block, threat: Threat, steps: Sequence[int], text: str
+) -> dict[int, Mask]:
     """Which images (N,) stand after each of several numbers of steps of one restart of PGD; clean mistakes never stand.
 
     torchattacks' PGD shows the network each of its iterates once, so a run of the most steps holds the runs of fewer: they are equal, not
@@ -148,17 +168,33 @@ def by_steps(target: Target, block: Block, threat: Threat, steps: Sequence[int],
         for start, rows in target.batches(right):
             if len(rows):
                 images, labels = target.tensors(block, rows)
-                iterates = _iterates(attack, target.network, images, labels, steps, seeds.batch_seed(target.seed, 0, start))
+                iterates = _iterates(
+                    attack,
+                    target.network,
+                    images,
+                    labels,
+                    steps,
+                    seeds.batch_seed(target.seed, 0, start),
+                )
                 for count, adv_images in iterates.items():
                     standing[count][rows] = networks.is_right(target.network, adv_images, labels)
             bar.update(min(target.batch_size, len(block) - start))
     return standing
 
 
-def _iterates(attack: "Attack", network: InParts, images: Tensor, labels: Tensor, steps: Sequence[int], seed: int) -> dict[int, Tensor]:
+def _iterates(
+    attack: "Attack",
+    network: InParts,
+    images: Tensor,
+    labels: Tensor,
+    steps: Sequence[int],
+    seed: int,
+) -> dict[int, Tensor]:
     """PGD's images after each number of steps: what the network is shown after `count` steps, and at last what the attack returns."""
     shown: dict[int, Tensor] = {}
-    counts: Counter[int | None] = Counter()  # an attack that begins again does so with smaller parts
+    counts: Counter[int | None] = (
+        Counter()
+    )  # an attack that begins again does so with smaller parts
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         count = counts[network.most]

@@ -15,9 +15,13 @@ def export_model() -> str:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
     parser.add_argument("--model", type=Path, required=True, help="checkpoint to hand in")
-    parser.add_argument("--metrics", type=Path, required=True, help="JSON with the accuracies of that checkpoint")
+    parser.add_argument(
+        "--metrics", type=Path, required=True, help="JSON with the accuracies of that checkpoint"
+    )
     parser.add_argument("--out", type=Path, required=True, help="state_dict file")
-    parser.add_argument("--classes", type=Path, required=True, help="CSV with the name of every class")
+    parser.add_argument(
+        "--classes", type=Path, required=True, help="CSV with the name of every class"
+    )
     args = parser.parse_args()
 
     settings = params.load(params.FILE, ExportParams, KEYS).export

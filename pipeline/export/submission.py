@@ -21,22 +21,34 @@ def export(checkpoint: networks.Checkpoint, val: Block, out: Path) -> float:
     The network takes raw images in [0, 1], so there is nothing to normalise outside. Raises InputError, and writes nothing, for a model
     that the stock network cannot hold or that holds numbers that are not finite.
     """
-    stock = models.get_model(checkpoint.architecture, weights=None, num_classes=len(checkpoint.class_names)).state_dict()
+    stock = models.get_model(
+        checkpoint.architecture, weights=None, num_classes=len(checkpoint.class_names)
+    ).state_dict()
     for name in sorted(checkpoint.state_dict.keys() ^ stock.keys()):
-        raise InputError(f"export: the model differs from a stock {checkpoint.architecture} in {name}; a grader could not load it")
+        raise InputError(
+            f"export: the model differs from a stock {checkpoint.architecture} in {name}; a grader could not load it"
+        )
     for name, tensor in checkpoint.state_dict.items():
         if not torch.isfinite(tensor).all():
-            raise InputError(f"export: {name} holds numbers that are not finite; train the model anew with a lower lr")
+            raise InputError(
+                f"export: {name} holds numbers that are not finite; train the model anew with a lower lr"
+            )
     buffer = io.BytesIO()
-    torch.save({name: tensor.contiguous() for name, tensor in checkpoint.state_dict.items()}, buffer)
-    accuracy = graded(io.BytesIO(buffer.getvalue()), checkpoint.architecture, val, len(checkpoint.class_names))
+    torch.save(
+        {name: tensor.contiguous() for name, tensor in checkpoint.state_dict.items()}, buffer
+    )
+    accuracy = graded(
+        io.BytesIO(buffer.getvalue()), checkpoint.architecture, val, len(checkpoint.class_names)
+    )
     files.write_bytes(out, buffer.getvalue())
     return accuracy
 
 
 def write_classes(class_names: Sequence[str], out: Path) -> None:
     """Write which class each of the network's outputs stands for, as a CSV with columns `output` and `class_name`."""
-    files.write_csv(out, [{"output": number, "class_name": name} for number, name in enumerate(class_names)])
+    files.write_csv(
+        out, [{"output": number, "class_name": name} for number, name in enumerate(class_names)]
+    )
 
 
 def graded(file: io.BytesIO, architecture: str, val: Block, n_classes: int) -> float:
@@ -46,7 +58,11 @@ def graded(file: io.BytesIO, architecture: str, val: Block, n_classes: int) -> f
     network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), strict=True)
     network.eval()
     with torch.inference_mode():
-        shape = tuple(network(torch.randn(1, *val.images.shape[1:], generator=torch.Generator().manual_seed(0))).shape)
+        shape = tuple(
+            network(
+                torch.randn(1, *val.images.shape[1:], generator=torch.Generator().manual_seed(0))
+            ).shape
+        )
     if shape != (1, n_classes):
         raise InputError(f"export: expected outputs of shape (1, {n_classes}), found {shape}")
     return networks.accuracy(network, val.images, val.labels)
@@ -63,7 +79,10 @@ def expectation(metrics: Path, sha256: str) -> list[str]:
         raise InputError(f"{metrics}: cannot be read; `dvc repro` makes it") from error
     if content.get("sha256") != sha256:
         raise InputError(f"{metrics}: judges another model; `dvc repro` makes it anew")
-    results = {"clean": content["clean"], **{f"robust, {name}": result for name, result in content["robust"].items()}}
+    results = {
+        "clean": content["clean"],
+        **{f"robust, {name}": result for name, result in content["robust"].items()},
+    }
     return [f"{name:>24}: {_in_words(result)}" for name, result in results.items()]
 
 

@@ -20,16 +20,29 @@ def keys(attack: str) -> list[str]:
 def generate() -> str:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint of the model to attack")
-    parser.add_argument("--attack", required=True, help="name of the attack under `attacks` in params.yaml")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the adversarial image set")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="checkpoint of the model to attack"
+    )
+    parser.add_argument(
+        "--attack", required=True, help="name of the attack under `attacks` in params.yaml"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the adversarial image set"
+    )
     args = parser.parse_args()
 
-    settings, processor = params.load(params.FILE, GenerateParams, keys(args.attack)), device.choose()
+    settings, processor = (
+        params.load(params.FILE, GenerateParams, keys(args.attack)),
+        device.choose(),
+    )
     if args.attack not in settings.attacks:
-        raise InputError(f"attacks.{args.attack}: expected an attack of that name in {params.FILE}, found none")
+        raise InputError(
+            f"attacks.{args.attack}: expected an attack of that name in {params.FILE}, found none"
+        )
     clean = store.ImageSet(args.clean)
-    expect_classes({f"attacks.{args.attack}": settings.attacks[args.attack]}, len(clean.class_names))
+    expect_classes(
+        {f"attacks.{args.attack}": settings.attacks[args.attack]}, len(clean.class_names)
+    )
     checkpoint = networks.load(args.model, class_names=clean.class_names)
     attacked = generation.generate(
         clean,

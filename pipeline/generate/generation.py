@@ -41,7 +41,11 @@ def generate(
     interrupted run goes on with the same images. A shard is written while the next one is attacked. The network is not changed. Raises
     Interrupted after Ctrl-C or SIGTERM, once the current batch is done; whole shards are kept.
     """
-    files.require_space(out, len(clean) * (math.prod(clean.image_shape) + store.ROW_BYTES), f"a set of {len(clean)} images")
+    files.require_space(
+        out,
+        len(clean) * (math.prod(clean.image_shape) + store.ROW_BYTES),
+        f"a set of {len(clean)} images",
+    )
     exact = networks.frozen_copy(network).to(device)
     precision, target = choose_target(exact, clean, spec, settings, device)
     attacker = _Attacker(target, exact, len(clean.class_names), spec, settings, device)
@@ -62,23 +66,34 @@ def generate(
 
 
 def choose_target(
-    exact: models.ResNet, clean: store.ImageSet, spec: Attack, settings: Generate, device: torch.device
+    exact: models.ResNet,
+    clean: store.ImageSet,
+    spec: Attack,
+    settings: Generate,
+    device: torch.device,
 ) -> tuple[str, nn.Module]:
     """The network to attack and its precision: the exact one (fp32), or the same function as bfloat16 matrix products (bf16).
 
     With `auto`, bf16 is taken where the device multiplies it, unless attacks on it fool the exact network less often: both are tried on the
     same images, and a loss of more than MOST_LOST is too much.
     """
-    if settings.precision == "fp32" or (settings.precision == "auto" and not multiplies_bfloat16(device)):
+    if settings.precision == "fp32" or (
+        settings.precision == "auto" and not multiplies_bfloat16(device)
+    ):
         return "fp32", exact
     block = next(clean.blocks())
     fast = matrix_products.Frozen(exact, block.images.shape[2], torch.bfloat16)
     spec = spec.at(greatest(spec.eps))
     if settings.precision == "auto":
         sample = block.select(slice(SAMPLE))
-        fooled = {name: _fooled(network, exact, sample, spec, settings, device) for name, network in (("fp32", exact), ("bf16", fast))}
+        fooled = {
+            name: _fooled(network, exact, sample, spec, settings, device)
+            for name, network in (("fp32", exact), ("bf16", fast))
+        }
         if fooled["fp32"] - fooled["bf16"] > max(1, MOST_LOST * len(sample)):
-            console.say(f"bf16 attacks fool {fooled['bf16']} of {len(sample)} images, fp32 ones {fooled['fp32']}: going on with fp32")
+            console.say(
+                f"bf16 attacks fool {fooled['bf16']} of {len(sample)} images, fp32 ones {fooled['fp32']}: going on with fp32"
+            )
             return "fp32", exact
     return "bf16", fast
 
@@ -96,13 +111,19 @@ def attacked_again(
     """What a stored set should hold from row `start` on, where a batch begins: `original` attacked once more, in the recorded precision."""
     exact = networks.frozen_copy(network).to(device)
     fast = images.attributes["precision"] == "bf16"
-    target = matrix_products.Frozen(exact, original.images.shape[2], torch.bfloat16) if fast else exact
+    target = (
+        matrix_products.Frozen(exact, original.images.shape[2], torch.bfloat16) if fast else exact
+    )
     attacker = _Attacker(target, exact, len(images.class_names), spec, settings, device)
-    with console.progress(len(original), f"attack again with {images.attributes['attack']}", "images") as bar:
+    with console.progress(
+        len(original), f"attack again with {images.attributes['attack']}", "images"
+    ) as bar:
         return store.join(list(attacker.batches(original, start, bar)))
 
 
-def _attack_missing(clean: store.ImageSet, writer: store.Writer, attacker: "_Attacker", text: str) -> None:
+def _attack_missing(
+    clean: store.ImageSet, writer: store.Writer, attacker: "_Attacker", text: str
+) -> None:
     """Attack and write the shards that are not there yet."""
     missing = {start for start, _ in writer.missing()}
     with console.progress(len(clean), text, "images") as bar, console.stopping() as stop:
@@ -118,22 +139,44 @@ def _attack_missing(clean: store.ImageSet, writer: store.Writer, attacker: "_Att
                 raise console.Interrupted(f"{text}: {end} of {len(clean)} images are done")
 
 
-def _fooled(network: nn.Module, exact: models.ResNet, sample: store.Block, spec: Attack, settings: Generate, device: torch.device) -> int:
+def _fooled(
+    network: nn.Module,
+    exact: models.ResNet,
+    sample: store.Block,
+    spec: Attack,
+    settings: Generate,
+    device: torch.device,
+) -> int:
     """How many images, attacked through `network` and stored, the exact network gets wrong."""
     attack = attacks.build(spec, InParts(network), exact.fc.out_features)
-    images, labels = torch.from_numpy(sample.images).to(device), torch.from_numpy(sample.labels).to(device)
-    adv_images = attacks.quantise(attacks.perturb(attack, images / 255, labels, settings.seed), images, greatest(spec.eps))
+    images, labels = (
+        torch.from_numpy(sample.images).to(device),
+        torch.from_numpy(sample.labels).to(device),
+    )
+    adv_images = attacks.quantise(
+        attacks.perturb(attack, images / 255, labels, settings.seed), images, greatest(spec.eps)
+    )
     return int((~networks.is_right(exact, adv_images / 255, labels)).sum())
 
 
 class _Attacker:
     """Attacks `target`, and has `exact` tell what is fooled."""
 
-    def __init__(self, target: nn.Module, exact: nn.Module, n_classes: int, spec: Attack, settings: Generate, device: torch.device) -> None:
+    def __init__(
+        self,
+        target: nn.Module,
+        exact: nn.Module,
+        n_classes: int,
+        spec: Attack,
+        settings: Generate,
+        device: torch.device,
+    ) -> None:
         self._attacked, self._judge, self._n_classes = InParts(target), InParts(exact), n_classes
         self._spec, self._settings, self._device = spec, settings, device
 
-    def rows(self, block: store.Block, start: int, bar: console.Bar, stop: console.Stop) -> store.Block | None:
+    def rows(
+        self, block: store.Block, start: int, bar: console.Bar, stop: console.Stop
+    ) -> store.Block | None:
         """Return the adversarial counterpart of a shard that begins at row `start`; None if stopped before its end."""
         parts: list[store.Block] = []
         for part in self.batches(block, start, bar):
@@ -146,18 +189,32 @@ class _Attacker:
     def batches(self, block: store.Block, start: int, bar: console.Bar) -> Iterator[store.Block]:
         """Yield the adversarial counterparts of the batches of a shard that begins at row `start`."""
         for rows in batches(len(block), self._settings.batch_size):
-            yield self._batch(block.select(rows), seeds.batch_seed(self._settings.seed, start + rows.start))
+            yield self._batch(
+                block.select(rows), seeds.batch_seed(self._settings.seed, start + rows.start)
+            )
             bar.update(rows.stop - rows.start)
 
     def _batch(self, block: store.Block, seed: int) -> store.Block:
-        images, eps, fooled = np.empty_like(block.images), np.empty(len(block), dtype=np.float32), np.empty(len(block), dtype=bool)
+        images, eps, fooled = (
+            np.empty_like(block.images),
+            np.empty(len(block), dtype=np.float32),
+            np.empty(len(block), dtype=bool),
+        )
         requested = eps_of(self._spec.eps, len(block), seed)
         for level in np.unique(requested):
             chosen = requested == level
             attack = attacks.build(self._spec.at(float(level)), self._attacked, self._n_classes)
-            clean, labels = (torch.from_numpy(array[chosen]).to(self._device) for array in (block.images, block.labels))
-            stored = attacks.quantise(attacks.perturb(attack, clean / 255, labels, seed), clean, float(level))
-            images[chosen], fooled[chosen] = stored.cpu().numpy(), ~networks.is_right(self._judge, stored / 255, labels)
+            clean, labels = (
+                torch.from_numpy(array[chosen]).to(self._device)
+                for array in (block.images, block.labels)
+            )
+            stored = attacks.quantise(
+                attacks.perturb(attack, clean / 255, labels, seed), clean, float(level)
+            )
+            images[chosen], fooled[chosen] = (
+                stored.cpu().numpy(),
+                ~networks.is_right(self._judge, stored / 255, labels),
+            )
             eps[chosen] = attacks.eps_levels(level) / 255
         return dataclasses.replace(block, images=images, eps=eps, fooled=fooled)
 

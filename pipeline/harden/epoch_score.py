@@ -16,7 +16,9 @@ from pipeline.networks.scores import Validate, accuracy_on
 from pipeline.train.loop import Row
 
 
-def validation(recipe: params.Online | params.Finetune, val: Block, settings: params.Held, device: torch.device) -> Validate:
+def validation(
+    recipe: params.Online | params.Finetune, val: Block, settings: params.Held, device: torch.device
+) -> Validate:
     """What the recipe's `best_on` asks for, on validation images (`mixed` and `clean`: all of `val`; `robust`: clean ones)."""
     if recipe.best_on == "robust":
         return robust_accuracy_on(val, settings, precision.dtype_for(recipe.precision, device))
@@ -32,7 +34,13 @@ def robust_accuracy_on(val: Block, settings: params.Held, dtype: torch.dtype) ->
     """
     chosen, spec = _sample(val, settings), settings.selection
     image_size = val.images.shape[2]
-    pgd = {"attack": "PGD", "eps": spec.eps, "alpha": spec.alpha, "steps": spec.steps, "random_start": True}
+    pgd = {
+        "attack": "PGD",
+        "eps": spec.eps,
+        "alpha": spec.alpha,
+        "steps": spec.steps,
+        "random_start": True,
+    }
     threats = [Attack.model_validate(entry) for entry in ({"attack": "FGSM", "eps": spec.eps}, pgd)]
 
     def validate(network: nn.Module) -> dict[str, float]:
@@ -55,7 +63,9 @@ def collapse(history: Sequence[Row]) -> str:
 
     def collapsed(rows: Sequence[Row]) -> bool:
         best = max(rows, key=lambda row: row["val_pgd"])
-        return bool(rows[-1]["val_pgd"] < best["val_pgd"] / 2 and rows[-1]["val_fgsm"] >= best["val_fgsm"])
+        return bool(
+            rows[-1]["val_pgd"] < best["val_pgd"] / 2 and rows[-1]["val_fgsm"] >= best["val_fgsm"]
+        )
 
     if not collapsed(history) or (len(history) > 1 and collapsed(history[:-1])):
         return ""
@@ -73,13 +83,17 @@ def _under(threat: Attack, target: nn.Module, exact: nn.Module, chosen: Block) -
     for start in range(0, len(chosen), BATCH_SIZE):
         images = networks.pixels(chosen.images[start : start + BATCH_SIZE], device)
         labels = torch.from_numpy(chosen.labels[start : start + BATCH_SIZE]).to(device)
-        right.append(networks.is_right(exact, attacks.perturb(attack, images, labels, start), labels))
+        right.append(
+            networks.is_right(exact, attacks.perturb(attack, images, labels, start), labels)
+        )
     return float(np.concatenate(right).mean())
 
 
 def _sample(val: Block, settings: params.Held) -> Block:
     """`selection.n_images` validation images, those first that `evaluate` leaves alone."""
-    judged = np.isin(np.arange(len(val)), scores.sample(val, settings.evaluate.n_eval, settings.evaluate.seed))
+    judged = np.isin(
+        np.arange(len(val)), scores.sample(val, settings.evaluate.n_eval, settings.evaluate.seed)
+    )
     order = np.random.default_rng(settings.evaluate.seed + 1).permutation(len(val))
     order = order[np.argsort(judged[order], kind="stable")]
     chosen = np.zeros(len(val), dtype=bool)

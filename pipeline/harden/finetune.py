@@ -22,38 +22,85 @@ from pipeline.train import augmentation, checkpointed, mixing
 
 def keys(model: str) -> list[str]:
     """Return the dotted keys of `params.yaml` that this stage reads, as `dvc.yaml` declares them."""
-    shared = ["seed", "precision", "training", "mix", "attacks", "generate", "selection", "evaluate.n_eval"]
+    shared = [
+        "seed",
+        "precision",
+        "training",
+        "mix",
+        "attacks",
+        "generate",
+        "selection",
+        "evaluate.n_eval",
+    ]
     return [*shared, f"finetuned.{model}"]
 
 
 def finetune() -> str:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint of the model to start from")
-    parser.add_argument("--adversarial", type=Path, required=True, help="folder of the image sets made against that model")
-    parser.add_argument("--sources", type=Path, required=True, help="folder with a folder of image sets for every other model")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint of the fine-tuned model; its name is that under `finetuned`")
-    parser.add_argument("--history", type=Path, required=True, help="CSV with a line for every epoch")
-    parser.add_argument("--refreshed", type=Path, required=True, help="folder of the refreshed image sets; empty where none are refreshed")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="checkpoint of the model to start from"
+    )
+    parser.add_argument(
+        "--adversarial",
+        type=Path,
+        required=True,
+        help="folder of the image sets made against that model",
+    )
+    parser.add_argument(
+        "--sources",
+        type=Path,
+        required=True,
+        help="folder with a folder of image sets for every other model",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="checkpoint of the fine-tuned model; its name is that under `finetuned`",
+    )
+    parser.add_argument(
+        "--history", type=Path, required=True, help="CSV with a line for every epoch"
+    )
+    parser.add_argument(
+        "--refreshed",
+        type=Path,
+        required=True,
+        help="folder of the refreshed image sets; empty where none are refreshed",
+    )
     args = parser.parse_args()
 
     name = args.out.stem
     settings, processor = params.load(params.FILE, FinetuneParams, keys(name)), device.choose()
     if name not in settings.finetuned:
-        raise InputError(f"finetuned.{name}: expected a model of that name in {params.FILE}, found none")
+        raise InputError(
+            f"finetuned.{name}: expected a model of that name in {params.FILE}, found none"
+        )
     recipe, clean = settings.finetuned[name], store.ImageSet(args.clean)
-    first, parent = networks.load(args.model, class_names=clean.class_names), files.sha256(args.model)
+    first, parent = (
+        networks.load(args.model, class_names=clean.class_names),
+        files.sha256(args.model),
+    )
     sets = {CLEAN: clean, **_mixed_sets(args.adversarial, args.sources, recipe, name)}
     sources = {}
     for part, images in sets.items():
         if part != CLEAN:
             source, attack = part.rpartition("-")[::2]
             sources[source] = str(images.attributes["model.sha256"]) if source else parent
-            identity = attacks.identity(clean, sources[source], attack, settings.attacks[attack], settings.generate)
-            images.expect({"kind": "adversarial", **identity}, "made with other params, from another clean set or against another model")
+            identity = attacks.identity(
+                clean, sources[source], attack, settings.attacks[attack], settings.generate
+            )
+            images.expect(
+                {"kind": "adversarial", **identity},
+                "made with other params, from another clean set or against another model",
+            )
     network, val = first.network(), clean.load("val")
     batches = _batches(recipe, sets, network, processor, args.out.parent)
-    mixed = val if recipe.best_on == "robust" else store.join([sets[part].load("val") for part in recipe.mix])
+    mixed = (
+        val
+        if recipe.best_on == "robust"
+        else store.join([sets[part].load("val") for part in recipe.mix])
+    )
     mixed_in = {part: images for part, images in sets.items() if part != CLEAN}
 
     return checkpointed.train(
@@ -76,7 +123,9 @@ def finetune() -> str:
             sum(attacks.passes(images) for images in mixed_in.values()),
             batches.passes if isinstance(batches, refreshed_batches.RefreshedBatches) else 0,
         ),
-        also_write=lambda checkpoint: _store_refreshed(args.refreshed, mixed_in, batches, checkpoint, args.out, processor),
+        also_write=lambda checkpoint: _store_refreshed(
+            args.refreshed, mixed_in, batches, checkpoint, args.out, processor
+        ),
         watch=epoch_score.collapse,
         device=processor,
     )
@@ -90,7 +139,9 @@ def _mixed_sets(own: Path, sources: Path, recipe: Finetune, name: str) -> dict[s
         paths[part] = sources / source / attack if source else own / attack
         if not paths[part].is_dir():
             there = ", ".join(path.name for path in store.paths_below(paths[part].parent)) or "none"
-            raise InputError(f"{paths[part]}: no such image set, which finetuned.{name} mixes (found {there}); `dvc repro` makes it")
+            raise InputError(
+                f"{paths[part]}: no such image set, which finetuned.{name} mixes (found {there}); `dvc repro` makes it"
+            )
     return {part: store.ImageSet(paths[part]) for part in recipe.mix if part != CLEAN}
 
 
@@ -103,7 +154,9 @@ def _batches(
 ) -> augmentation.AugmentedBatches | refreshed_batches.RefreshedBatches:
     """The recipe's mixed batches; where it refreshes them, against `network` as it trains, in a working copy in `folder`."""
     if recipe.refresh is None:
-        return augmentation.AugmentedBatches(mixing.training_batches(sets, recipe, processor), recipe.augment, recipe.seed)
+        return augmentation.AugmentedBatches(
+            mixing.training_batches(sets, recipe, processor), recipe.augment, recipe.seed
+        )
     dtype = precision.dtype_for(recipe.precision, processor)
     target = moving_target.Target(network.to(processor), sets[CLEAN].image_shape[2], dtype)
     return refreshed_batches.RefreshedBatches(sets, recipe, target, processor, folder)
@@ -122,7 +175,9 @@ def _store_refreshed(
     if isinstance(batches, refreshed_batches.RefreshedBatches):
         network, sha256 = checkpoint.network().to(processor), files.sha256(out)
         for name, images in sets.items():
-            refreshed_sets.store_refreshed(images, batches.working_copy(name), network, sha256, batches.refresh, folder / name)
+            refreshed_sets.store_refreshed(
+                images, batches.working_copy(name), network, sha256, batches.refresh, folder / name
+            )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,11 @@ class Target:
 
     def __init__(self, network: nn.Module, image_size: int, dtype: torch.dtype) -> None:
         self._network = network
-        self._fast = matrix_products.Frozen(network, image_size, dtype) if isinstance(network, models.ResNet) else None
+        self._fast = (
+            matrix_products.Frozen(network, image_size, dtype)
+            if isinstance(network, models.ResNet)
+            else None
+        )
         self._frozen = InParts(self._fast or networks.frozen_copy(network))
 
     def now(self) -> InParts:

@@ -25,7 +25,9 @@ class OnlineBatches:
     counts the images whose gradient an attack computes in one epoch.
     """
 
-    def __init__(self, batches: mixing.MixedBatches, recipe: params.Online, target: Target, *, fixed: bool) -> None:
+    def __init__(
+        self, batches: mixing.MixedBatches, recipe: params.Online, target: Target, *, fixed: bool
+    ) -> None:
         self._batches, self._recipe, self._target = batches, recipe, target
         self._fixed = target.now() if fixed else None
         self.passes = batches.n_images * recipe.adversary.steps
@@ -50,7 +52,9 @@ class OnlineBatches:
                 shares = torch.cat([share * recipe.clean_weight, share * recipe.adv_weight])
                 yield torch.cat([images, adv_images]), torch.cat([labels, labels]), shares
 
-    def _attacked(self, images: Tensor, labels: Tensor, eps: Tensor, generator: torch.Generator) -> Tensor:
+    def _attacked(
+        self, images: Tensor, labels: Tensor, eps: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """Adversarial images within `eps` (B, 1, 1, 1)."""
         adversary = self._recipe.adversary
         network = self._fixed or self._target.now()
@@ -61,15 +65,33 @@ class OnlineBatches:
         start = random_start(images, eps, generator) if adversary.random_start else images
         alpha = step_sizes(adversary.alpha, eps, adversary.steps)
         return attacks.ascend(
-            network, images, start, aim, eps=eps, alpha=alpha, steps=adversary.steps, loss=adversary.loss, towards=towards
+            network,
+            images,
+            start,
+            aim,
+            eps=eps,
+            alpha=alpha,
+            steps=adversary.steps,
+            loss=adversary.loss,
+            towards=towards,
         )
 
     def _eps(self, epoch: int, n_images: int, generator: torch.Generator) -> Tensor:
         """The eps (B, 1, 1, 1) of a batch: fixed, or drawn for each image, once a batch or once an epoch."""
-        eps, per, device = self._recipe.adversary.eps, self._recipe.adversary.eps_per, generator.device
+        eps, per, device = (
+            self._recipe.adversary.eps,
+            self._recipe.adversary.eps_per,
+            generator.device,
+        )
         if not isinstance(eps, Spread):
             return torch.full((n_images, 1, 1, 1), eps, device=device)
         if per == "epoch":
             generator = augmentation.generator_for(device, self._recipe.seed, epoch)
-        shares = torch.rand(n_images if per == "image" else 1, generator=generator, device=device).tolist()
-        return torch.tensor([eps.quantile(share) for share in shares], device=device).expand(n_images).reshape(-1, 1, 1, 1)
+        shares = torch.rand(
+            n_images if per == "image" else 1, generator=generator, device=device
+        ).tolist()
+        return (
+            torch.tensor([eps.quantile(share) for share in shares], device=device)
+            .expand(n_images)
+            .reshape(-1, 1, 1, 1)
+        )

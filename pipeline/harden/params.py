@@ -95,12 +95,16 @@ def batch_counts(mix: dict[str, float], batch_size: int) -> dict[str, int]:
     if CLEAN not in mix:
         raise ValueError(f"mix: expected a fraction of {CLEAN} images, found only {', '.join(mix)}")
     if abs(sum(mix.values()) - 1) > 1e-9:
-        raise ValueError(f"mix: expected fractions that sum to 1, found {' + '.join(map(str, mix.values()))} = {sum(mix.values()):g}")
+        raise ValueError(
+            f"mix: expected fractions that sum to 1, found {' + '.join(map(str, mix.values()))} = {sum(mix.values()):g}"
+        )
     counts = {name: round(fraction * batch_size) for name, fraction in mix.items()}
     counts[CLEAN] = batch_size - sum(count for name, count in counts.items() if name != CLEAN)
     for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"mix.{name}: expected at least one image in a batch of {batch_size}, found {mix[name]} of it = {count}")
+            raise ValueError(
+                f"mix.{name}: expected at least one image in a batch of {batch_size}, found {mix[name]} of it = {count}"
+            )
     return counts
 
 

@@ -47,12 +47,17 @@ class RefreshedBatches:
         names, ids = list(recipe.counts), sets[CLEAN].training_column("ids")
         for name in names:
             if not np.array_equal(sets[name].training_column("ids"), ids):
-                raise InputError(f"{name}: its training rows are not those of the clean set; `dvc repro` makes it again")
+                raise InputError(
+                    f"{name}: its training rows are not those of the clean set; `dvc repro` makes it again"
+                )
         self._images = working_copy([sets[name] for name in names], device, folder)
         self._batches = mixing.mixed(self._images, sets, recipe, device)
         self._recipe, self.refresh, self._target = recipe, recipe.refresh, target
         n = len(ids)
-        eps = [np.zeros(n, np.float32) if name == CLEAN else sets[name].training_column("eps") for name in names]
+        eps = [
+            np.zeros(n, np.float32) if name == CLEAN else sets[name].training_column("eps")
+            for name in names
+        ]
         self._eps = torch.from_numpy(np.concatenate(eps)).to(device).view(-1, 1, 1, 1)
         self._rows = {name: slice(n * place, n * (place + 1)) for place, name in enumerate(names)}
         self._n = n
@@ -73,11 +78,22 @@ class RefreshedBatches:
             is_adversarial = self._eps[rows].flatten() > 0
             if number % self.refresh.every == 0:
                 images[is_adversarial] = self._refreshed(
-                    images[is_adversarial], labels[is_adversarial], rows[is_adversarial], move.select(is_adversarial), generator
+                    images[is_adversarial],
+                    labels[is_adversarial],
+                    rows[is_adversarial],
+                    move.select(is_adversarial),
+                    generator,
                 )
             yield images, labels, torch.full_like(images[:, 0, 0, 0], 1 / len(rows))
 
-    def _refreshed(self, start: Tensor, labels: Tensor, rows: Tensor, move: augmentation.Move, generator: torch.Generator) -> Tensor:
+    def _refreshed(
+        self,
+        start: Tensor,
+        labels: Tensor,
+        rows: Tensor,
+        move: augmentation.Move,
+        generator: torch.Generator,
+    ) -> Tensor:
         """Attack the moved images once more, put the perturbations back into the working copy, and return what the attack gave."""
         refresh, eps = self.refresh, self._eps[rows]
         originals = self._images.get(rows % self._n + self._rows[CLEAN].start)
@@ -85,7 +101,9 @@ class RefreshedBatches:
         if not refresh.warm_start:
             start = random_start(images, eps, generator)
         alpha = step_sizes(refresh.alpha, eps, refresh.steps)
-        adv_images = attacks.ascend(self._target.now(), images, start, labels, eps=eps, alpha=alpha, steps=refresh.steps)
+        adv_images = attacks.ascend(
+            self._target.now(), images, start, labels, eps=eps, alpha=alpha, steps=refresh.steps
+        )
         # What the crop cut off keeps its old perturbation.
         seen = move.undo(torch.ones_like(images)) > 0
         back = attacks.quantise(originals / 255 + move.undo(adv_images - images), originals, eps)

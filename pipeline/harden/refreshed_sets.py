@@ -14,7 +14,12 @@ BATCH = 256  # images shown to the network at a time
 
 
 def store_refreshed(
-    cached: store.ImageSet, images: Tensor, network: models.ResNet, model_sha256: str, refresh: params.Refresh, out: Path
+    cached: store.ImageSet,
+    images: Tensor,
+    network: models.ResNet,
+    model_sha256: str,
+    refresh: params.Refresh,
+    out: Path,
 ) -> store.ImageSet:
     """Store what the training rows of a cached set have become: `images` (N, 3, H, W; uint8). Validation rows stay as they were.
 

@@ -14,4 +14,8 @@ def random_start(images: Tensor, eps: Tensor, generator: torch.Generator) -> Ten
 
 def step_sizes(alpha: float | str, eps: Tensor, steps: int) -> Tensor:
     """Each image's step size (B, 1, 1, 1)."""
-    return step_size(alpha, 1.0, steps) * eps if isinstance(alpha, str) else torch.full_like(eps, alpha)
+    return (
+        step_size(alpha, 1.0, steps) * eps
+        if isinstance(alpha, str)
+        else torch.full_like(eps, alpha)
+    )

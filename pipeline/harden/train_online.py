@@ -15,32 +15,61 @@ from pipeline.train import checkpointed, mixing
 
 def keys(model: str) -> list[str]:
     """Return the dotted keys of `params.yaml` that this stage reads, as `dvc.yaml` declares them."""
-    return ["seed", "precision", "model", "training", "selection", "evaluate.n_eval", f"online.{model}"]
+    return [
+        "seed",
+        "precision",
+        "model",
+        "training",
+        "selection",
+        "evaluate.n_eval",
+        f"online.{model}",
+    ]
 
 
 def train_online() -> str:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
     parser.add_argument("--model", type=Path, required=True, help="checkpoint of the clean model")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint of the trained model; its name is that under `online`")
-    parser.add_argument("--history", type=Path, required=True, help="CSV with a line for every epoch")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="checkpoint of the trained model; its name is that under `online`",
+    )
+    parser.add_argument(
+        "--history", type=Path, required=True, help="CSV with a line for every epoch"
+    )
     args = parser.parse_args()
 
     name = args.out.stem
     settings, processor = params.load(params.FILE, OnlineParams, keys(name)), device.choose()
     if name not in settings.online:
-        raise InputError(f"online.{name}: expected a model of that name in {params.FILE}, found none")
+        raise InputError(
+            f"online.{name}: expected a model of that name in {params.FILE}, found none"
+        )
     recipe, clean = settings.online[name], store.ImageSet(args.clean)
     val = clean.load("val")
     first = networks.load(args.model, class_names=clean.class_names)
     model = settings.model if isinstance(recipe.start, str) else recipe.start
-    weights = networks.SCRATCH if isinstance(recipe.start, str) else networks.pretrained_weights(model, f"online.{name}.start")
-    network = first.network() if isinstance(recipe.start, str) else networks.build(model, len(clean.class_names), recipe.seed, weights)
+    weights = (
+        networks.SCRATCH
+        if isinstance(recipe.start, str)
+        else networks.pretrained_weights(model, f"online.{name}.start")
+    )
+    network = (
+        first.network()
+        if isinstance(recipe.start, str)
+        else networks.build(model, len(clean.class_names), recipe.seed, weights)
+    )
     fixed = recipe.adversary.against == CLEAN
     target = moving_target.Target(
-        (first.network() if fixed else network).to(processor), val.images.shape[2], precision.dtype_for(recipe.precision, processor)
+        (first.network() if fixed else network).to(processor),
+        val.images.shape[2],
+        precision.dtype_for(recipe.precision, processor),
     )
-    batches = online_batches.OnlineBatches(mixing.training_batches({CLEAN: clean}, recipe, processor), recipe, target, fixed=fixed)
+    batches = online_batches.OnlineBatches(
+        mixing.training_batches({CLEAN: clean}, recipe, processor), recipe, target, fixed=fixed
+    )
     return checkpointed.train(
         network,
         batches,
@@ -54,7 +83,11 @@ def train_online() -> str:
         provenance={
             "clean.digest": clean.digest,
             "parent.sha256": files.sha256(args.model),
-            **({} if isinstance(recipe.start, str) else {"weights": model.weights or "none", "weights.sha256": weights.sha256}),
+            **(
+                {}
+                if isinstance(recipe.start, str)
+                else {"weights": model.weights or "none", "weights.sha256": weights.sha256}
+            ),
             "selection": settings.selection.model_dump_json(),
         },
         attack_passes=(0, batches.passes),

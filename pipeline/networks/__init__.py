@@ -5,8 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.networks.checkpoint import Checkpoint, load
-    from pipeline.networks.prediction import BATCH_SIZE, accuracy, frozen_copy, is_right, pixels, predict
-    from pipeline.networks.pretrained import expect_weights, pretrained_weights, read_state_dict, weights_file
+    from pipeline.networks.prediction import (
+        BATCH_SIZE,
+        accuracy,
+        frozen_copy,
+        is_right,
+        pixels,
+        predict,
+    )
+    from pipeline.networks.pretrained import (
+        expect_weights,
+        pretrained_weights,
+        read_state_dict,
+        weights_file,
+    )
     from pipeline.networks.resnet import SCRATCH, Pretrained, build
 
 # Where each public name is defined. It is imported when it is first asked for, so that reading the

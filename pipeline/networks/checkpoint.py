@@ -58,7 +58,9 @@ class Checkpoint:
         files.write_bytes(path, safetensors.save(tensors, {ENTRY: text}))
 
 
-def load(path: Path, *, class_names: tuple[str, ...], architecture: str | None = None) -> Checkpoint:
+def load(
+    path: Path, *, class_names: tuple[str, ...], architecture: str | None = None
+) -> Checkpoint:
     """Read a checkpoint. Its tensors are read only where they are those of its architecture.
 
     Raises InputError for a missing, damaged or foreign file, and for another architecture than the one given or other classes.
@@ -73,8 +75,12 @@ def load(path: Path, *, class_names: tuple[str, ...], architecture: str | None =
     _expect_model(path, checkpoint, architecture, class_names)
     with torch.device("meta"):
         expected = resnet.stock(checkpoint.architecture, len(class_names)).state_dict()
-    if claimed != {name: (DTYPES[tensor.dtype], list(tensor.shape)) for name, tensor in expected.items()}:
-        raise InputError(f"{path}: its tensors are not those of a {checkpoint.architecture}; {discarding(path)}")
+    if claimed != {
+        name: (DTYPES[tensor.dtype], list(tensor.shape)) for name, tensor in expected.items()
+    }:
+        raise InputError(
+            f"{path}: its tensors are not those of a {checkpoint.architecture}; {discarding(path)}"
+        )
     with _refusing(path):
         if n_bytes != (wanted := sum(tensor.nbytes for tensor in expected.values())):
             raise InputError(f"expected {wanted:,} bytes of tensors, found {n_bytes:,}")
@@ -87,9 +93,20 @@ def _refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise InputError(f"{path}: not enough memory to read it; free some memory and run this again") from error
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        raise InputError(f"{path}: not a checkpoint of this pipeline ({reason(error)}); {discarding(path)}") from error
+        raise InputError(
+            f"{path}: not enough memory to read it; free some memory and run this again"
+        ) from error
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
+        raise InputError(
+            f"{path}: not a checkpoint of this pipeline ({reason(error)}); {discarding(path)}"
+        ) from error
 
 
 def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
@@ -126,12 +143,18 @@ def _about(metadata: Mapping[str, str]) -> Checkpoint:
     return checkpoint
 
 
-def _expect_model(path: Path, checkpoint: Checkpoint, architecture: str | None, class_names: tuple[str, ...]) -> None:
+def _expect_model(
+    path: Path, checkpoint: Checkpoint, architecture: str | None, class_names: tuple[str, ...]
+) -> None:
     """Raise InputError for another architecture or other classes."""
     if not resnet.is_known(checkpoint.architecture):
-        raise InputError(f"{path}: not a checkpoint of this pipeline (another architecture); {discarding(path)}")
+        raise InputError(
+            f"{path}: not a checkpoint of this pipeline (another architecture); {discarding(path)}"
+        )
     if architecture is not None and checkpoint.architecture != architecture:
-        raise InputError(f"{path}: expected a {architecture}, as model.architecture says, found a {checkpoint.architecture}")
+        raise InputError(
+            f"{path}: expected a {architecture}, as model.architecture says, found a {checkpoint.architecture}"
+        )
     if tuple(checkpoint.class_names) != class_names:
         raise InputError(
             f"{path}: expected the {len(class_names)} classes of the data, found a model for {len(checkpoint.class_names)} other ones"

@@ -20,7 +20,9 @@ def choose() -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"{VARIABLE}: expected auto, cpu, cuda or cuda:N, found {name!r}") from error
+        raise InputError(
+            f"{VARIABLE}: expected auto, cpu, cuda or cuda:N, found {name!r}"
+        ) from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"{VARIABLE}: {name} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; set it to cpu or auto"

@@ -55,7 +55,9 @@ class Frozen(nn.Module):
         assert norm.running_mean is not None
         assert norm.running_var is not None
         scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        weight = _kernel((conv.weight * scale[:, None, None, None]).to(self.dtype), maps.shape[1], conv.stride[0])
+        weight = _kernel(
+            (conv.weight * scale[:, None, None, None]).to(self.dtype), maps.shape[1], conv.stride[0]
+        )
         bias = norm.bias - norm.running_mean * scale
         bias = bias.repeat(len(weight) // len(bias))
         self._folded[conv] = weight.contiguous(memory_format=_format(weight)), bias.to(self.dtype)
@@ -87,11 +89,15 @@ def logits(network: models.ResNet, images: Tensor, layer: Layer, dtype: torch.dt
     for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
         for block in stage:
             identity = maps if block.downsample is None else layer(maps, *block.downsample)
-            maps = layer(functional.relu(layer(maps, block.conv1, block.bn1)), block.conv2, block.bn2)
+            maps = layer(
+                functional.relu(layer(maps, block.conv1, block.bn1)), block.conv2, block.bn2
+            )
             if isinstance(block, models.resnet.Bottleneck):
                 maps = layer(functional.relu(maps), block.conv3, block.bn3)
             maps = functional.relu(maps + identity)
-    return functional.linear(maps.to(network.fc.weight.dtype).mean((1, 2)), network.fc.weight, network.fc.bias)
+    return functional.linear(
+        maps.to(network.fc.weight.dtype).mean((1, 2)), network.fc.weight, network.fc.bias
+    )
 
 
 def _is_whole_map(size: int, stride: int) -> bool:
@@ -105,7 +111,11 @@ def _taps(size: int, stride: int) -> Tensor:
     outputs = range(0, size, stride)
     return torch.tensor(
         [
-            [3 * (y - oy + 1) + x - ox + 1 if abs(y - oy) <= 1 and abs(x - ox) <= 1 else UNSEEN for y in range(size) for x in range(size)]
+            [
+                3 * (y - oy + 1) + x - ox + 1 if abs(y - oy) <= 1 and abs(x - ox) <= 1 else UNSEEN
+                for y in range(size)
+                for x in range(size)
+            ]
             for oy in outputs
             for ox in outputs
         ]
@@ -130,9 +140,15 @@ def _product(maps: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d)
     """A convolution of maps (B, H, W, C) with what `_kernel` made of its weight; gives (B, H', W', O)."""
     stride = conv.stride[0]
     if weight.dim() == 4:
-        return functional.conv2d(maps.permute(0, 3, 1, 2), weight, bias, stride, conv.padding[0]).permute(0, 2, 3, 1)
+        return functional.conv2d(
+            maps.permute(0, 3, 1, 2), weight, bias, stride, conv.padding[0]
+        ).permute(0, 2, 3, 1)
     # As a matrix: a product with strided maps is many times slower.
-    rows = maps[:, ::stride, ::stride].reshape(-1, conv.in_channels) if conv.kernel_size[0] == 1 else maps.reshape(len(maps), -1)
+    rows = (
+        maps[:, ::stride, ::stride].reshape(-1, conv.in_channels)
+        if conv.kernel_size[0] == 1
+        else maps.reshape(len(maps), -1)
+    )
     size = -(-maps.shape[1] // stride)
     return functional.linear(rows, weight, bias).view(len(maps), size, size, conv.out_channels)
 
@@ -142,7 +158,16 @@ def _normalised(maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
     row = maps.reshape(1, -1, 1, maps.shape[3]).permute(0, 3, 1, 2)
-    row = functional.batch_norm(row, norm.running_mean, norm.running_var, norm.weight, norm.bias, True, norm.momentum or 0.0, norm.eps)
+    row = functional.batch_norm(
+        row,
+        norm.running_mean,
+        norm.running_var,
+        norm.weight,
+        norm.bias,
+        True,
+        norm.momentum or 0.0,
+        norm.eps,
+    )
     return row.permute(0, 2, 3, 1).reshape(maps.shape)
 
 

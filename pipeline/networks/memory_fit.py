@@ -41,7 +41,9 @@ class InParts(nn.Module):
             return self.network(images)  # type: ignore[no-any-return]
         parts = torch.split(images, self.most)
         if torch.is_grad_enabled():
-            return torch.cat([checkpoint(self.network, part, use_reentrant=False) for part in parts])
+            return torch.cat(
+                [checkpoint(self.network, part, use_reentrant=False) for part in parts]
+            )
         return torch.cat([self.network(part) for part in parts])
 
     def halve(self, images_device: torch.device) -> None:
@@ -52,7 +54,9 @@ class InParts(nn.Module):
             raise InputError(f"not even one image fits into {where}; see what else uses it")
         self.most = -(-now // 2)
         _empty(images_device)
-        console.say_once(f"{now} images at once do not fit into {where}: going on with {self.most}, in the same batches")
+        console.say_once(
+            f"{now} images at once do not fit into {where}: going on with {self.most}, in the same batches"
+        )
 
 
 def fitted(network: nn.Module, images: Tensor, compute: Callable[[], Result]) -> Result:
@@ -63,7 +67,9 @@ def fitted(network: nn.Module, images: Tensor, compute: Callable[[], Result]) ->
         except torch.OutOfMemoryError:
             if not isinstance(network, InParts):
                 raise
-        network.halve(images.device)  # behind the except block, where the failed attempt's tensors are let go
+        network.halve(
+            images.device
+        )  # behind the except block, where the failed attempt's tensors are let go
 
 
 class Offload:
@@ -77,18 +83,24 @@ class Offload:
 
     def fitted(self, gradients: Callable[[], Result]) -> Result:
         """Return what `gradients` returns; it must begin by clearing the gradients. Raises OutOfMemoryError if it fits in neither way."""
-        torch._foreach_copy_(self._before, self._statistics)  # one launch on a GPU; a loop of copies would be one for every layer
+        torch._foreach_copy_(
+            self._before, self._statistics
+        )  # one launch on a GPU; a loop of copies would be one for every layer
         try:
             with self._saving():
                 return gradients()
         except torch.OutOfMemoryError:
             if self._saving is save_on_cpu:
                 raise
-        torch._foreach_copy_(self._statistics, self._before)  # a forward that was cut off may have moved some of them
+        torch._foreach_copy_(
+            self._statistics, self._before
+        )  # a forward that was cut off may have moved some of them
         self._saving = save_on_cpu
         _empty(self._device)
         where = f"the memory of {device.describe(self._device)}"
-        console.say_once(f"training does not fit into {where}: going on in the same batches, slower, with activations in main memory")
+        console.say_once(
+            f"training does not fit into {where}: going on in the same batches, slower, with activations in main memory"
+        )
         return self.fitted(gradients)
 
 

@@ -28,7 +28,11 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
-        names = ("IMAGENET1K_V1", "IMAGENET1K_V2") if self.architecture == "resnet50" else ("IMAGENET1K_V1",)
+        names = (
+            ("IMAGENET1K_V1", "IMAGENET1K_V2")
+            if self.architecture == "resnet50"
+            else ("IMAGENET1K_V1",)
+        )
         if self.weights is None or self.weights in names:
             return self
         path = PurePosixPath(posixpath.normpath(self.weights))

@@ -13,19 +13,29 @@ from pipeline.networks.memory_fit import fitted
 BATCH_SIZE = 256  # for networks that are only asked for their predictions
 
 
-def predict(network: nn.Module, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE) -> NDArray[np.int64]:
+def predict(
+    network: nn.Module, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE
+) -> NDArray[np.int64]:
     """The predicted class (N,) of uint8 images (N, 3, H, W), in evaluation mode; the network's mode is restored."""
     device, was_training = next(network.parameters()).device, network.training
     network.eval()
     try:
         with torch.inference_mode():
-            parts = [_predicted(network, pixels(images[i : i + batch_size], device)).cpu() for i in range(0, len(images), batch_size)]
+            parts = [
+                _predicted(network, pixels(images[i : i + batch_size], device)).cpu()
+                for i in range(0, len(images), batch_size)
+            ]
     finally:
         network.train(was_training)
     return torch.cat(parts).numpy()
 
 
-def accuracy(network: nn.Module, images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int = BATCH_SIZE) -> float:
+def accuracy(
+    network: nn.Module,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    batch_size: int = BATCH_SIZE,
+) -> float:
     """The share of uint8 images (N, 3, H, W) that the network gets right, in [0, 1]."""
     return float((predict(network, images, batch_size) == labels).mean())
 

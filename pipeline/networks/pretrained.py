@@ -39,8 +39,12 @@ def expect_weights(model: params.Model, where: str) -> None:
     if path is None or model.file is not None or path.exists():
         pretrained_weights(model, where)
     else:
-        place = f"{path.name} (its SHA-256 begins with {_hash_prefix(path)}) is not in {path.parent}"
-        console.say(f"{where}.weights: {model.weights}: {place}; the training downloads it, or put it there")
+        place = (
+            f"{path.name} (its SHA-256 begins with {_hash_prefix(path)}) is not in {path.parent}"
+        )
+        console.say(
+            f"{where}.weights: {model.weights}: {place}; the training downloads it, or put it there"
+        )
 
 
 def read_state_dict(path: Path, where: str) -> dict[str, Tensor]:
@@ -52,9 +56,13 @@ def read_state_dict(path: Path, where: str) -> dict[str, Tensor]:
     try:
         content = torch_files.load(path)
     except UNREADABLE as error:
-        raise InputError(f"{where}: {path}: not a file of tensors that can be read safely ({reason(error)})") from error
+        raise InputError(
+            f"{where}: {path}: not a file of tensors that can be read safely ({reason(error)})"
+        ) from error
     if not is_state_dict(content):
-        raise InputError(f"{where}: {path}: expected a state_dict, tensors by name, found {_contents(content)}")
+        raise InputError(
+            f"{where}: {path}: expected a state_dict, tensors by name, found {_contents(content)}"
+        )
     tensors: dict[str, Tensor] = content
     return tensors
 
@@ -63,7 +71,11 @@ def _contents(content: Any) -> str:
     """What a file holds instead of a state_dict, and what to do."""
     if not isinstance(content, dict):
         return f"a {type(content).__name__}; save network.state_dict() instead"
-    others = [ascii(key)[:50] for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    others = [
+        ascii(key)[:50]
+        for key, value in content.items()
+        if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
     more = f" and {len(others) - 5} more" if len(others) > 5 else ""
     return f"other values under {', '.join(others[:5])}{more}; save the inner state_dict by itself"
 
@@ -79,27 +91,45 @@ def _body(tensors: Mapping[str, Tensor], architecture: str, where: str) -> dict[
     differing = [
         name
         for name in {**expected, **found}
-        if _kind(found.get(name)) != _kind(expected.get(name)) and not (name not in found and name.endswith(".num_batches_tracked"))
+        if _kind(found.get(name)) != _kind(expected.get(name))
+        and not (name not in found and name.endswith(".num_batches_tracked"))
     ]
     if differing:
-        raise InputError(f"{where}: its tensors are not those of a {architecture}: {_differences(differing, expected, found)}")
-    return {name: _converted(tensor, expected[name].dtype, where, name) for name, tensor in found.items()}
+        raise InputError(
+            f"{where}: its tensors are not those of a {architecture}: {_differences(differing, expected, found)}"
+        )
+    return {
+        name: _converted(tensor, expected[name].dtype, where, name)
+        for name, tensor in found.items()
+    }
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype, where: str, name: str) -> Tensor:
     """A tensor in the network's own type; says once that a file has others. Raises InputError for numbers that are not finite there."""
     converted = tensor.to(dtype)
     if tensor.dtype != dtype:
-        console.say_once(f"{where}: its tensors in {_type(tensor)} are converted to {_type(converted)}")
+        console.say_once(
+            f"{where}: its tensors in {_type(tensor)} are converted to {_type(converted)}"
+        )
     if not converted.isfinite().all():
-        raise InputError(f"{where}: {name}: expected finite numbers in {_type(converted)}, found NaN or infinity; use other weights")
+        raise InputError(
+            f"{where}: {name}: expected finite numbers in {_type(converted)}, found NaN or infinity; use other weights"
+        )
     return converted
 
 
-def _differences(names: list[str], expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+def _differences(
+    names: list[str], expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> str:
     """How many tensors differ, and the first ones: two of the network's and one that only the file has."""
-    first = [*[name for name in names if name in expected][:2], *[name for name in names if name not in expected][:1]]
-    shown = [f"{ascii(name)[1:-1][:100]} (expected {_shown(expected.get(name))}, found {_shown(found.get(name))})" for name in first]
+    first = [
+        *[name for name in names if name in expected][:2],
+        *[name for name in names if name not in expected][:1],
+    ]
+    shown = [
+        f"{ascii(name)[1:-1][:100]} (expected {_shown(expected.get(name))}, found {_shown(found.get(name))})"
+        for name in first
+    ]
     return f"{len(names)} differ, first {', '.join(shown)}"
 
 
@@ -154,4 +184,6 @@ def _download(url: str, path: Path, where: str) -> None:
             ) from error
     found = files.sha256(path)
     if not found.startswith(prefix):
-        raise InputError(f"{where}: {path}: expected a SHA-256 that begins with {prefix}, found {found[:8]}; delete the file")
+        raise InputError(
+            f"{where}: {path}: expected a SHA-256 that begins with {prefix}, found {found[:8]}; delete the file"
+        )

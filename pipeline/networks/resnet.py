@@ -24,7 +24,9 @@ class Pretrained:
 SCRATCH = Pretrained(state_dict={}, sha256="")
 
 
-def build(model: params.Model, n_classes: int, seed: int, pretrained: Pretrained = SCRATCH) -> models.ResNet:
+def build(
+    model: params.Model, n_classes: int, seed: int, pretrained: Pretrained = SCRATCH
+) -> models.ResNet:
     """A network to train: stock torchvision with a last layer for `n_classes`, everything else from `pretrained` where it has tensors.
 
     Random tensors come from `seed`; the global generator is left as it was.

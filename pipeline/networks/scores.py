@@ -27,7 +27,9 @@ def summarise(right: Mask, labels: NDArray[np.int64], n_classes: int) -> dict[st
     of_class = [right[labels == label] for label in range(n_classes)]
     return {
         **interval(right),
-        "balanced_accuracy": round(float(np.mean([part.mean() for part in of_class if len(part)])), 6),
+        "balanced_accuracy": round(
+            float(np.mean([part.mean() for part in of_class if len(part)])), 6
+        ),
         "n": len(right),
         "per_class": [round(float(part.mean()), 6) if len(part) else None for part in of_class],
     }
@@ -37,8 +39,14 @@ def interval(right: Mask) -> dict[str, float]:
     """Accuracy and its 95 % interval (Wilson, 1927), in [0, 1]."""
     from scipy.stats import binomtest
 
-    bounds = binomtest(int(right.sum()), len(right)).proportion_ci(confidence_level=0.95, method="wilson")
-    return {"accuracy": round(float(right.mean()), 6), "low95": round(float(bounds.low), 6), "high95": round(float(bounds.high), 6)}
+    bounds = binomtest(int(right.sum()), len(right)).proportion_ci(
+        confidence_level=0.95, method="wilson"
+    )
+    return {
+        "accuracy": round(float(right.mean()), 6),
+        "low95": round(float(bounds.low), 6),
+        "high95": round(float(bounds.high), 6),
+    }
 
 
 Validate = Callable[[nn.Module], dict[str, float]]

@@ -18,7 +18,12 @@ from pipeline.base.untrusted.pickles import Call, Global, Stored
 
 ITEM_BYTES = {
     f"torch.{kind}Storage": size
-    for size, kinds in ((8, "Double Long"), (4, "Float Int"), (2, "Half BFloat16 Short"), (1, "Char Byte Bool"))
+    for size, kinds in (
+        (8, "Double Long"),
+        (4, "Float Int"),
+        (2, "Half BFloat16 Short"),
+        (1, "Char Byte Bool"),
+    )
     for kind in kinds.split()
 }
 TENSOR, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
@@ -48,23 +53,37 @@ def _check_zip(file: BinaryIO) -> None:
     archive, members = limits.zip_members(file, (zipfile.ZIP_STORED,))
     (entry,) = [member for name, member in members.items() if name.endswith("/data.pkl")]
     if entry.file_size > MAX_PICKLE:
-        raise InputError(f"refused: its pickle takes {entry.file_size:,} bytes, more than {MAX_PICKLE:,}")
-    value = pickles.read(io.BytesIO(archive.read(entry)), entry.file_size, ALLOWED.__contains__, MAX_STEPS)
+        raise InputError(
+            f"refused: its pickle takes {entry.file_size:,} bytes, more than {MAX_PICKLE:,}"
+        )
+    value = pickles.read(
+        io.BytesIO(archive.read(entry)), entry.file_size, ALLOWED.__contains__, MAX_STEPS
+    )
     for key, n_bytes in _storages(value).items():
         member = members.get(entry.filename.removesuffix("data.pkl") + f"data/{key}")
         if member is None or member.file_size != n_bytes:
-            raise InputError(f"refused: storage {key!r} claims {n_bytes:,} bytes, the file holds {member.file_size if member else 0:,}")
+            raise InputError(
+                f"refused: storage {key!r} claims {n_bytes:,} bytes, the file holds {member.file_size if member else 0:,}"
+            )
 
 
 def _check_legacy(file: BinaryIO, size: int) -> None:
     """Magic number, version and system come first, then the content, the storages' keys, and the storages themselves."""
-    _, _, _, value, keys = [pickles.read(file, min(size, MAX_PICKLE), ALLOWED.__contains__, MAX_STEPS) for _ in range(5)]
+    _, _, _, value, keys = [
+        pickles.read(file, min(size, MAX_PICKLE), ALLOWED.__contains__, MAX_STEPS) for _ in range(5)
+    ]
     storages = _storages(value)
     left = size - file.tell() - 8 * len(storages)
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
+    if (
+        not isinstance(keys, list)
+        or not all(isinstance(key, str) for key in keys)
+        or sorted(keys) != sorted(storages)
+    ):
         raise InputError("refused: the storages that it lists are not those of its tensors")
     if sum(storages.values()) != left:
-        raise InputError(f"refused: its storages claim {sum(storages.values()):,} bytes, the file holds {left:,}")
+        raise InputError(
+            f"refused: its storages claim {sum(storages.values()):,} bytes, the file holds {left:,}"
+        )
 
 
 def _storages(value: Any) -> dict[str, int]:
@@ -97,13 +116,21 @@ def _storages(value: Any) -> dict[str, int]:
 def _checked_tensor(call: Call) -> tuple[str, int]:
     """The key and the bytes of a tensor's storage; the tensor must lie inside it."""
     match call.arguments:
-        case (Stored(("storage", Global(kind), str(key), _, int(count), *view)), int(first), tuple(size), tuple(stride), *_):
+        case (
+            Stored(("storage", Global(kind), str(key), _, int(count), *view)),
+            int(first),
+            tuple(size),
+            tuple(stride),
+            *_,
+        ):
             plain = call.name == TENSOR and kind in ITEM_BYTES and view in ([], [None])
         case _:
             plain = False
     if not plain:
         raise InputError(f"refused: {call.name} with a storage that is not plain")
-    if len(size) != len(stride) or not all(type(number) is int and number >= 0 for number in (first, count, *size, *stride)):
+    if len(size) != len(stride) or not all(
+        type(number) is int and number >= 0 for number in (first, count, *size, *stride)
+    ):
         raise InputError(f"refused: a tensor of an impossible shape over storage {key!r}")
     last = first + sum((extent - 1) * step for extent, step in zip(size, stride, strict=True))
     if math.prod(size) > count or (math.prod(size) and last >= count):
@@ -112,11 +139,22 @@ def _checked_tensor(call: Call) -> tuple[str, int]:
 
 
 # What torch.load raises for files that are cut short, of another kind, or ask for code.
-UNREADABLE = (OSError, RuntimeError, zipfile.BadZipFile, MemoryError, TypeError, AttributeError, AssertionError, *pickles.UNREADABLE)
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    MemoryError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    *pickles.UNREADABLE,
+)
 
 
 def is_state_dict(content: Any) -> bool:
-    return isinstance(content, dict) and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items())
+    return isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    )
 
 
 def reason(error: BaseException) -> str:

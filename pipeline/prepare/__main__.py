@@ -38,7 +38,9 @@ def told(source: sources.Source) -> Iterator[str]:
         yield f"{count:,} {words}"
     names = [f"{number} = {name[:40]}" for number, name in enumerate(source.class_names)]
     if source.class_names != numbered(len(names)):
-        shown = names if len(names) <= SHOWN_CLASSES else [*names[: SHOWN_CLASSES - 1], "…", names[-1]]
+        shown = (
+            names if len(names) <= SHOWN_CLASSES else [*names[: SHOWN_CLASSES - 1], "…", names[-1]]
+        )
         yield f"classes {', '.join(shown)}"
 
 

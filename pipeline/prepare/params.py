@@ -15,7 +15,9 @@ class Hdf5(Section):
 
 
 class Data(Section):
-    source: Literal["digits", "npz", "hdf5", "task_dataset", "image_folder", "cifar10", "cifar100", "svhn"]
+    source: Literal[
+        "digits", "npz", "hdf5", "task_dataset", "image_folder", "cifar10", "cifar100", "svhn"
+    ]
     path: str
     hdf5: Hdf5 | None = None
     image_size: Annotated[int, Field(ge=8, le=1024)]
@@ -26,8 +28,14 @@ class Data(Section):
     @model_validator(mode="after")
     def _check_hdf5(self) -> Self:
         if (self.hdf5 is None) == (self.source == "hdf5"):
-            wanted = "{images: …, labels: …}, the names of the datasets" if self.hdf5 is None else f"no such key for source {self.source}"
-            raise ValueError(f"hdf5: expected {wanted}, found {'none' if self.hdf5 is None else 'one'}")
+            wanted = (
+                "{images: …, labels: …}, the names of the datasets"
+                if self.hdf5 is None
+                else f"no such key for source {self.source}"
+            )
+            raise ValueError(
+                f"hdf5: expected {wanted}, found {'none' if self.hdf5 is None else 'one'}"
+            )
         return self
 
 

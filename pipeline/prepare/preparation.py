@@ -13,7 +13,9 @@ from pipeline.prepare import params, sources
 from pipeline.prepare.sources.common import Labels
 
 
-def prepare(source: sources.Source, data: params.Data, stored: params.Store, out: Path) -> store.ImageSet:
+def prepare(
+    source: sources.Source, data: params.Data, stored: params.Store, out: Path
+) -> store.ImageSet:
     """Store the images that `data` chooses from a source, with an exact, stratified split.
 
     Rows keep the order and the ids of the source. Raises InputError where the source holds fewer images than
@@ -33,13 +35,23 @@ def prepare(source: sources.Source, data: params.Data, stored: params.Store, out
         "image_size": data.image_size,
         "versions.h5py": version("h5py"),
     }
-    files.require_space(out, len(rows) * (3 * data.image_size**2 + store.ROW_BYTES), f"a set of {len(rows)} images")
+    files.require_space(
+        out, len(rows) * (3 * data.image_size**2 + store.ROW_BYTES), f"a set of {len(rows)} images"
+    )
     bounds = store.shard_bounds(len(rows), stored.shard_rows)
     with store.Writer(out, attributes, bounds=bounds) as writer:
         for start, stop in writer.missing():
             part = slice(start, stop)
             images = np.ascontiguousarray(source.read(rows[part]))
-            writer.write_behind(start, store.Block(images=images, labels=labels[part], ids=source.ids[rows[part]], split=split[part]))
+            writer.write_behind(
+                start,
+                store.Block(
+                    images=images,
+                    labels=labels[part],
+                    ids=source.ids[rows[part]],
+                    split=split[part],
+                ),
+            )
     return store.ImageSet(out)
 
 
@@ -47,7 +59,9 @@ def choose_rows(labels: Labels, data: params.Data) -> NDArray[np.int64]:
     """The source rows to use, in the source's order: all, or `n_images` with every class in its share."""
     n_images = len(labels) if data.n_images is None else data.n_images
     if n_images > len(labels):
-        raise InputError(f"data.n_images: expected at most {len(labels)}, all that the source holds, found {n_images}")
+        raise InputError(
+            f"data.n_images: expected at most {len(labels)}, all that the source holds, found {n_images}"
+        )
     if n_images == len(labels):
         return np.arange(len(labels))
     return np.flatnonzero(_stratified_choice(labels, n_images, data.seed, "data.n_images"))
@@ -64,11 +78,17 @@ def _stratified_choice(labels: Labels, n_chosen: int, seed: int, key: str) -> ND
 
     n_classes = int(labels.max()) + 1
     if not n_classes <= n_chosen <= len(labels) - n_classes:
-        raise InputError(f"{key}: expected from {n_classes} to {len(labels) - n_classes} of {len(labels)} images, found {n_chosen}")
+        raise InputError(
+            f"{key}: expected from {n_classes} to {len(labels) - n_classes} of {len(labels)} images, found {n_chosen}"
+        )
     counts = np.bincount(labels)
     chosen = np.zeros(len(labels), dtype=bool)
     if counts.min() >= 2:  # the split refuses smaller classes in its own words
-        chosen[train_test_split(np.arange(len(labels)), test_size=n_chosen, stratify=labels, random_state=seed)[1]] = True
+        chosen[
+            train_test_split(
+                np.arange(len(labels)), test_size=n_chosen, stratify=labels, random_state=seed
+            )[1]
+        ] = True
     inside = np.bincount(labels[chosen], minlength=n_classes)
     unsplit = np.flatnonzero((inside == 0) | (inside == counts))
     if len(unsplit):

@@ -10,25 +10,37 @@ from pipeline.networks import device, scores
 from pipeline.train import augmentation, checkpointed, mixing
 from pipeline.train.params import TrainParams
 
-KEYS = ("seed", "precision", "model", "training", "clean")  # of params.yaml, as dvc.yaml declares them
+KEYS = (
+    "seed",
+    "precision",
+    "model",
+    "training",
+    "clean",
+)  # of params.yaml, as dvc.yaml declares them
 
 
 def train_clean() -> str:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint of the clean model")
-    parser.add_argument("--history", type=Path, required=True, help="CSV with a line for every epoch")
+    parser.add_argument(
+        "--history", type=Path, required=True, help="CSV with a line for every epoch"
+    )
     args = parser.parse_args()
 
     settings, processor = params.load(params.FILE, TrainParams, KEYS), device.choose()
     clean = store.ImageSet(args.clean)
     val = clean.load("val")
     pretrained = networks.pretrained_weights(settings.model)
-    network = networks.build(settings.model, len(clean.class_names), settings.clean.seed, pretrained)
+    network = networks.build(
+        settings.model, len(clean.class_names), settings.clean.seed, pretrained
+    )
     return checkpointed.train(
         network,
         augmentation.AugmentedBatches(
-            mixing.training_batches({CLEAN: clean}, settings.clean, processor), settings.clean.augment, settings.clean.seed
+            mixing.training_batches({CLEAN: clean}, settings.clean, processor),
+            settings.clean.augment,
+            settings.clean.seed,
         ),
         scores.accuracy_on(val),
         settings.clean,
@@ -37,7 +49,11 @@ def train_clean() -> str:
         history=args.history,
         architecture=settings.model.architecture,
         class_names=clean.class_names,
-        provenance={"clean.digest": clean.digest, "weights": settings.model.weights or "none", "weights.sha256": pretrained.sha256},
+        provenance={
+            "clean.digest": clean.digest,
+            "weights": settings.model.weights or "none",
+            "weights.sha256": pretrained.sha256,
+        },
         device=processor,
     )
 

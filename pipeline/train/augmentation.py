@@ -23,7 +23,9 @@ class Move:
 
     def select(self, chosen: Tensor) -> "Move":
         """The moves of the images where a mask (B,) is true."""
-        return Move(**{name: None if part is None else part[chosen] for name, part in vars(self).items()})
+        return Move(
+            **{name: None if part is None else part[chosen] for name, part in vars(self).items()}
+        )
 
     def apply(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W), each flipped and shifted, with zeros where the crop leaves the image."""
@@ -41,12 +43,17 @@ class Move:
             return images
         n, channels, height, width = images.shape
         padded = functional.pad(images, (CROP_PADDING,) * 4)
-        top, left = (CROP_PADDING + direction * (corner - CROP_PADDING) for corner in (self.top, self.left))
+        top, left = (
+            CROP_PADDING + direction * (corner - CROP_PADDING) for corner in (self.top, self.left)
+        )
         device = images.device
         rows = top + torch.arange(height, device=device).view(1, 1, height, 1)
         columns = left + torch.arange(width, device=device).view(1, 1, 1, width)
         return padded[
-            torch.arange(n, device=device).view(n, 1, 1, 1), torch.arange(channels, device=device).view(1, -1, 1, 1), rows, columns
+            torch.arange(n, device=device).view(n, 1, 1, 1),
+            torch.arange(channels, device=device).view(1, -1, 1, 1),
+            rows,
+            columns,
         ]
 
 
@@ -56,7 +63,13 @@ def draw(kind: str, n_images: int, generator: torch.Generator) -> Move:
     if "flip" in kind:
         flipped = torch.rand(n_images, 1, 1, 1, generator=generator, device=generator.device) < 0.5
     if "crop" in kind:
-        top, left = torch.randint(0, 2 * CROP_PADDING + 1, (2, n_images, 1, 1, 1), generator=generator, device=generator.device)
+        top, left = torch.randint(
+            0,
+            2 * CROP_PADDING + 1,
+            (2, n_images, 1, 1, 1),
+            generator=generator,
+            device=generator.device,
+        )
     return Move(flipped=flipped, top=top, left=left)
 
 
@@ -79,5 +92,11 @@ class AugmentedBatches:
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """From batch `first` of an epoch on: images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss."""
         for index, (images, labels) in enumerate(self._batches.epoch(number, first), first):
-            move = draw(self._kind, len(labels), generator_for(images.device, self._seed, number, index))
-            yield move.apply(images), labels, torch.full_like(labels, 1 / len(labels), dtype=images.dtype)
+            move = draw(
+                self._kind, len(labels), generator_for(images.device, self._seed, number, index)
+            )
+            yield (
+                move.apply(images),
+                labels,
+                torch.full_like(labels, 1 / len(labels), dtype=images.dtype),
+            )

@@ -45,8 +45,12 @@ def train(
     origin = _origin(provenance, settings, device)
     part = unfinished.path_for(out, {**origin, "architecture": architecture})
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
-    files.require_space(out.parent, COPIES * weights + sum(tensor.nbytes for tensor in batches.state.values()), text)
-    fitted = fit(network, batches, validate, settings, text=text, device=device, part=part, watch=watch)
+    files.require_space(
+        out.parent, COPIES * weights + sum(tensor.nbytes for tensor in batches.state.values()), text
+    )
+    fitted = fit(
+        network, batches, validate, settings, text=text, device=device, part=part, watch=watch
+    )
     checkpoint = networks.Checkpoint(
         architecture=architecture,
         class_names=list(class_names),
@@ -66,11 +70,16 @@ def train(
     return f"{out}: {kept}, on {describe(device)}"
 
 
-def _origin(provenance: Mapping[str, str | int | float], settings: params.Training, device: torch.device) -> dict[str, str | int | float]:
+def _origin(
+    provenance: Mapping[str, str | int | float], settings: params.Training, device: torch.device
+) -> dict[str, str | int | float]:
     """All that decides what comes out of a training, as plain values."""
     return {
         **provenance,
-        **{f"training.{key}": value if isinstance(value, str | int | float) else _plain(value) for key, value in settings},
+        **{
+            f"training.{key}": value if isinstance(value, str | int | float) else _plain(value)
+            for key, value in settings
+        },
         "device": device.type,
         "precision": precision_for(settings.precision, device),
         **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},

@@ -76,7 +76,10 @@ def fit(
     if part is not None and part.exists():
         run.load(part)
     done = run.epoch * len(batches) + run.batch
-    with console.progress(settings.epochs * len(batches), text, "batches", done) as bar, console.stopping() as stop:
+    with (
+        console.progress(settings.epochs * len(batches), text, "batches", done) as bar,
+        console.stopping() as stop,
+    ):
         saved = _Saver(run, part)
         while not run.is_finished:
             for images, labels, shares in batches.epoch(run.epoch, run.batch):
@@ -84,11 +87,17 @@ def fit(
                 bar.update(1)
                 if stop.asked:
                     saved.now()
-                    raise console.Interrupted(f"{text}: batch {run.batch} of epoch {run.epoch + 1} is done")
+                    raise console.Interrupted(
+                        f"{text}: batch {run.batch} of epoch {run.epoch + 1} is done"
+                    )
             if not math.isfinite(loss := float(run.totals[0])):
-                raise InputError(f"{text}: the loss is {loss} after epoch {run.epoch + 1}; lower its lr in params.yaml (now {settings.lr})")
+                raise InputError(
+                    f"{text}: the loss is {loss} after epoch {run.epoch + 1}; lower its lr in params.yaml (now {settings.lr})"
+                )
             run.close_epoch(validate(run.judged))
-            bar.set_postfix_str(f"loss {run.history[-1]['train_loss']:.3f}, best {run.best['val_accuracy']:.4f}")
+            bar.set_postfix_str(
+                f"loss {run.history[-1]['train_loss']:.3f}, best {run.best['val_accuracy']:.4f}"
+            )
             if warning := watch(run.history):
                 console.say(f"{text}: {warning}")
             if run.is_finished:
@@ -102,7 +111,9 @@ def fit(
 class _Run:
     """A training under way."""
 
-    def __init__(self, network: nn.Module, batches: Batches, settings: params.Training, device: torch.device) -> None:
+    def __init__(
+        self, network: nn.Module, batches: Batches, settings: params.Training, device: torch.device
+    ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.batches, self.settings = batches, settings
         self._forward = _forward(network, settings.precision, device)
@@ -123,7 +134,10 @@ class _Run:
     @property
     def is_finished(self) -> bool:
         patience = self.settings.patience or math.inf
-        return self.epoch == self.settings.epochs or self.epoch - self.best.get("epoch", self.epoch) >= patience
+        return (
+            self.epoch == self.settings.epochs
+            or self.epoch - self.best.get("epoch", self.epoch) >= patience
+        )
 
     def step(self, images: Tensor, labels: Tensor, shares: Tensor) -> None:
         """One batch. Sums stay on the device: reading them would stall it at every step."""
@@ -142,7 +156,9 @@ class _Run:
         """Give the parameters their gradients; the loss and the logits (B, n_classes)."""
         self._optimizer.zero_grad()
         logits = self._forward(images.contiguous(memory_format=torch.channels_last))
-        losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=self.settings.label_smoothing)
+        losses = functional.cross_entropy(
+            logits, labels, reduction="none", label_smoothing=self.settings.label_smoothing
+        )
         loss = (losses * shares).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), logits.detach()
@@ -150,22 +166,46 @@ class _Run:
     def close_epoch(self, scores: dict[str, float]) -> None:
         """Enter the epoch into the history and keep its tensors if it is the best so far."""
         loss, n_right, n_images = self.totals.tolist()
-        row = {"lr": self._lr(0.5), "train_loss": loss / n_images, "train_accuracy": n_right / n_images, **scores}
-        self.history.append({"epoch": self.epoch + 1, **{key: round(value, 6) for key, value in row.items()}})
+        row = {
+            "lr": self._lr(0.5),
+            "train_loss": loss / n_images,
+            "train_accuracy": n_right / n_images,
+            **scores,
+        }
+        self.history.append(
+            {"epoch": self.epoch + 1, **{key: round(value, 6) for key, value in row.items()}}
+        )
         if not self.best or scores["val_accuracy"] > self.best["val_accuracy"]:
             self.best = self.history[-1]
-            self.best_state = {name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()}
+            self.best_state = {
+                name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()
+            }
         self.epoch, self.batch = self.epoch + 1, 0
         self.totals.zero_()
 
     def _lr(self, batch: float) -> float:
-        return self.settings.lr * schedule.learning_rate(self.epoch + batch / len(self.batches), self.settings)
+        return self.settings.lr * schedule.learning_rate(
+            self.epoch + batch / len(self.batches), self.settings
+        )
 
     def save(self, path: Path) -> None:
         """Write all that the rest of the run depends on, which is little at its end."""
-        content = {} if self.is_finished else {name: part.state_dict() for name, part in self._parts().items()}
-        content |= {"batches": self.batches.state, "totals": self.totals, "best_state": self.best_state}
-        plain = {"epoch": self.epoch, "batch": self.batch, "history": self.history, "best": self.best}
+        content = (
+            {}
+            if self.is_finished
+            else {name: part.state_dict() for name, part in self._parts().items()}
+        )
+        content |= {
+            "batches": self.batches.state,
+            "totals": self.totals,
+            "best_state": self.best_state,
+        }
+        plain = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "history": self.history,
+            "best": self.best,
+        }
         with files.replacing(path) as file:
             torch.save({**content, **plain}, file)
 
@@ -184,7 +224,9 @@ class _Run:
             tensor.copy_(content["batches"][name])
         self.totals.copy_(content["totals"])
         self.best_state = content["best_state"]
-        self.epoch, self.batch, self.history, self.best = (content[key] for key in ("epoch", "batch", "history", "best"))
+        self.epoch, self.batch, self.history, self.best = (
+            content[key] for key in ("epoch", "batch", "history", "best")
+        )
         what = f"going on after batch {self.batch} of epoch {self.epoch + 1}"
         console.say(f"all {self.epoch} epochs were done before" if self.is_finished else what)
 
@@ -212,7 +254,9 @@ class _Saver:
             self.now()
 
 
-def _forward(network: nn.Module, precision: Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _forward(
+    network: nn.Module, precision: Precision, device: torch.device
+) -> Callable[[Tensor], Tensor]:
     """The network's own forward, or the same function as bfloat16 matrix products."""
     if precision_for(precision, device) == "bf16" and isinstance(network, models.ResNet):
         return functools.partial(matrix_products.training_logits, network, dtype=torch.bfloat16)

@@ -25,14 +25,23 @@ class MixSampler:
     smaller, in the same proportion. `balanced` draws all classes equally often.
     """
 
-    def __init__(self, labels: Mapping[str, Rows], counts: Mapping[str, int], seed: int, *, balanced: bool = False) -> None:
+    def __init__(
+        self,
+        labels: Mapping[str, Rows],
+        counts: Mapping[str, int],
+        seed: int,
+        *,
+        balanced: bool = False,
+    ) -> None:
         self._labels, self._counts, self._seed, self._balanced = labels, counts, seed, balanced
         per_batch, n_clean = counts[CLEAN], len(labels[CLEAN])
         edges = [*range(0, n_clean, per_batch), n_clean]
         if len(edges) > 2 and edges[-1] - edges[-2] == 1:
             del edges[-2]  # BatchNorm cannot train on a single image: it joins the batch before
         self._clean_counts = np.diff(edges)
-        self.n_images = sum(int((self._clean_counts * count // per_batch).sum()) for count in counts.values())
+        self.n_images = sum(
+            int((self._clean_counts * count // per_batch).sum()) for count in counts.values()
+        )
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -57,19 +66,32 @@ class MixSampler:
 
     def _balanced_order(self, name: str, start: int, length: int) -> Rows:
         """The same with all classes in every run of n_classes places, and each class in an endless order of its own."""
-        members = [np.flatnonzero(self._labels[name] == label) for label in np.unique(self._labels[name])]
+        members = [
+            np.flatnonzero(self._labels[name] == label) for label in np.unique(self._labels[name])
+        ]
         first, last = start // len(members), -(-(start + length) // len(members))
-        classes = np.concatenate([self.generator(f"{name} classes", run).permutation(len(members)) for run in range(first, last)])
+        classes = np.concatenate(
+            [
+                self.generator(f"{name} classes", run).permutation(len(members))
+                for run in range(first, last)
+            ]
+        )
         rows = np.empty(len(classes), dtype=np.int64)
         for label, of_class in enumerate(members):
-            rows[classes == label] = of_class[self._endless(f"{name} class {label}", len(of_class), first, last - first)]
+            rows[classes == label] = of_class[
+                self._endless(f"{name} class {label}", len(of_class), first, last - first)
+            ]
         return rows[start - first * len(members) :][:length]
 
     def _endless(self, purpose: str, size: int, start: int, length: int) -> Rows:
         """Places `start` to `start + length` of one shuffled pass over `size` rows after another."""
         first, last = start // size, -(-(start + length) // size)
-        passes = [self.generator(purpose, number).permutation(size) for number in range(first, last)]
-        return np.concatenate(passes or [np.empty(0, dtype=np.int64)])[start - first * size :][:length]
+        passes = [
+            self.generator(purpose, number).permutation(size) for number in range(first, last)
+        ]
+        return np.concatenate(passes or [np.empty(0, dtype=np.int64)])[start - first * size :][
+            :length
+        ]
 
     def generator(self, purpose: str, number: int) -> np.random.Generator:
         """Random numbers for one purpose: the order of a stream in one pass, or the shuffling of one epoch's batches."""
@@ -126,16 +148,24 @@ class MixedBatches:
         """Yield which of the images make up each batch (B,) of an epoch."""
         shuffling = self._sampler.generator("shuffle", epoch)
         for parts in self._sampler.epoch(epoch):
-            yield shuffling.permutation(np.concatenate([self._offsets[name] + rows for name, rows in parts.items()]))
+            yield shuffling.permutation(
+                np.concatenate([self._offsets[name] + rows for name, rows in parts.items()])
+            )
 
 
-def training_batches(sets: Mapping[str, ImageSet], recipe: params.Training, device: torch.device) -> MixedBatches:
+def training_batches(
+    sets: Mapping[str, ImageSet], recipe: params.Training, device: torch.device
+) -> MixedBatches:
     """Return the batches that a recipe asks for, from the training rows of the sets that it mixes."""
     images = stored([sets[name] for name in recipe.counts], device)
     return mixed(images, sets, recipe, device)
 
 
-def mixed(images: Images, sets: Mapping[str, ImageSet], recipe: params.Training, device: torch.device) -> MixedBatches:
+def mixed(
+    images: Images, sets: Mapping[str, ImageSet], recipe: params.Training, device: torch.device
+) -> MixedBatches:
     """Return the batches that a recipe asks for, from `images`: the training rows of the sets that it mixes."""
     labels = {name: sets[name].training_column("labels") for name in recipe.counts}
-    return MixedBatches(images, labels, recipe.counts, recipe.seed, device, balanced=recipe.sampling == "balanced")
+    return MixedBatches(
+        images, labels, recipe.counts, recipe.seed, device, balanced=recipe.sampling == "balanced"
+    )

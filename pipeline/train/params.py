@@ -35,7 +35,9 @@ class Training(Section):
     @model_validator(mode="after")
     def _check_warmup(self) -> Self:
         if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs: expected at most epochs ({self.epochs}), found {self.warmup_epochs}")
+            raise ValueError(
+                f"warmup_epochs: expected at most epochs ({self.epochs}), found {self.warmup_epochs}"
+            )
         return self
 
 

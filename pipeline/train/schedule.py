@@ -22,7 +22,13 @@ def learning_rate(epoch: float, settings: params.Training) -> float:
 def optimizer(network: nn.Module, settings: params.Training) -> torch.optim.Optimizer:
     weights = network.parameters()
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(weights, lr=settings.lr, betas=(settings.momentum, 0.999), weight_decay=settings.weight_decay, fused=True)
+        return torch.optim.AdamW(
+            weights,
+            lr=settings.lr,
+            betas=(settings.momentum, 0.999),
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
     return torch.optim.SGD(
         weights,
         lr=settings.lr,

@@ -28,7 +28,9 @@ class Linear(nn.Module):
 
     def __init__(self, n_classes: int = 2) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(n_classes, 3 * 8 * 8, generator=torch.Generator().manual_seed(0)))
+        self.weight = nn.Parameter(
+            torch.randn(n_classes, 3 * 8 * 8, generator=torch.Generator().manual_seed(0))
+        )
 
     def forward(self, images):
         return images.flatten(1) @ self.weight.T
@@ -44,7 +46,9 @@ LABELS = torch.tensor([0, 1, 0, 1, 1])
 
 def test_fgsm_equals_the_closed_form_on_a_linear_model(images):
     network = Linear()
-    adv_images = attacks.perturb(attacks.build(attack_spec(**FGSM), network, 2), images, LABELS, seed=0)
+    adv_images = attacks.perturb(
+        attacks.build(attack_spec(**FGSM), network, 2), images, LABELS, seed=0
+    )
     towards_other = (network.weight[1 - LABELS] - network.weight[LABELS]).sign().view_as(images)
     expected = (images + 8 / 255 * towards_other).clamp(0, 1)
     torch.testing.assert_close(adv_images, expected.detach(), rtol=0, atol=0)
@@ -64,18 +68,37 @@ class Sure(Linear):
         return 1e-4 * super().forward(images) + torch.tensor([95.0, 0.0])
 
 
-@pytest.mark.parametrize("spec", [FGSM, {**PGD, "random_start": False}, {"attack": "BIM", "eps": "8/255", "alpha": "2/255", "steps": 3}])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        FGSM,
+        {**PGD, "random_start": False},
+        {"attack": "BIM", "eps": "8/255", "alpha": "2/255", "steps": 3},
+    ],
+)
 def test_gradients_of_a_sure_network_do_not_underflow(images, spec):
     network, labels = Sure(), torch.zeros(5, dtype=torch.int64)
     assert (torchattacks.FGSM(network, eps=8 / 255)(images, labels) == images).all()
-    moved = attacks.perturb(attacks.build(attack_spec(**spec), network, 2), images, labels, seed=0) - images
+    moved = (
+        attacks.perturb(attacks.build(attack_spec(**spec), network, 2), images, labels, seed=0)
+        - images
+    )
     assert (moved.sign() == network.weight[1].sign().view_as(images[0])).all()
 
 
 def ends(numbers):
     """The first and the last of a range of numbers, unless it has no end."""
-    bounds = (numbers.least, numbers.most, np.nextafter(numbers.above, 1), np.nextafter(numbers.below, 0))
-    return [float(bound) if numbers.kind == "a number" else int(bound) for bound in bounds if abs(bound) < 1000]
+    bounds = (
+        numbers.least,
+        numbers.most,
+        np.nextafter(numbers.above, 1),
+        np.nextafter(numbers.below, 0),
+    )
+    return [
+        float(bound) if numbers.kind == "a number" else int(bound)
+        for bound in bounds
+        if abs(bound) < 1000
+    ]
 
 
 def variants(name):
@@ -105,10 +128,14 @@ def test_every_accepted_value_runs_and_stored_images_keep_the_bound(name, n_clas
     for entry in variants(name):
         spec = attack_spec(**entry)
         if spec.fewest_classes > n_classes:
-            with pytest.raises(InputError, match=f"{name}: expected at least [34] classes, .* found {n_classes}"):
+            with pytest.raises(
+                InputError, match=f"{name}: expected at least [34] classes, .* found {n_classes}"
+            ):
                 attacks.build(spec, network, n_classes)
             continue
-        adv_images = attacks.perturb(attacks.build(spec, network, n_classes), images, labels, seed=0)
+        adv_images = attacks.perturb(
+            attacks.build(spec, network, n_classes), images, labels, seed=0
+        )
         assert adv_images.isfinite().all(), entry
         stored = attacks.quantise(adv_images, clean, spec.eps)
         assert (stored.int() - clean.int()).abs().max() <= 8
@@ -117,10 +144,17 @@ def test_every_accepted_value_runs_and_stored_images_keep_the_bound(name, n_clas
 @pytest.mark.parametrize("name", ["DIFGSM", "TIFGSM"])
 @pytest.mark.filterwarnings("ignore")
 def test_resized_images_fit_a_network_made_for_one_size(name, network):
-    images, labels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)), torch.tensor([0])
+    images, labels = (
+        torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)),
+        torch.tensor([0]),
+    )
     spec = attack_spec(**{**samples.attack_entry(name), "diversity_prob": 1, "steps": 1})
     target = matrix_products.Frozen(network, 32, torch.bfloat16)
-    assert attacks.perturb(attacks.build(spec, InParts(target), 3), images, labels, seed=0).isfinite().all()
+    assert (
+        attacks.perturb(attacks.build(spec, InParts(target), 3), images, labels, seed=0)
+        .isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,19 +189,30 @@ def test_losses_that_compare_more_classes_than_there_are_are_refused(name, value
     ],
 )
 @pytest.mark.parametrize("section", ["attacks", "evaluate.threats"])
-def test_stages_refuse_too_few_classes_before_any_work(stage, command, arguments, section, raw_params, tmp_path, monkeypatch):
+def test_stages_refuse_too_few_classes_before_any_work(
+    stage, command, arguments, section, raw_params, tmp_path, monkeypatch
+):
     write_set(tmp_path / "clean", make_block(20, n_classes=2), class_names='["a", "b"]')
     parent = raw_params["attacks"] if section == "attacks" else raw_params["evaluate"]["threats"]
-    parent["x"] = {**samples.attack_entry("APGD"), "loss": "dlr", **({} if section == "attacks" else {"restarts": 1})}
+    parent["x"] = {
+        **samples.attack_entry("APGD"),
+        "loss": "dlr",
+        **({} if section == "attacks" else {"restarts": 1}),
+    }
     YAML().dump(raw_params, tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [stage, "--clean", "clean", *arguments.split()])
-    with pytest.raises(InputError, match=f"^{section}.x: expected at least 3 classes, which the loss of APGD compares, found 2"):
+    with pytest.raises(
+        InputError,
+        match=f"^{section}.x: expected at least 3 classes, which the loss of APGD compares, found 2",
+    ):
         getattr(importlib.import_module(f"pipeline.{stage}.__main__"), command)()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "params.yaml"]
 
 
-@pytest.mark.parametrize(("word", "theirs"), [("gaussian", "guassian"), ("guassian", "guassian"), ("uniform", "uniform")])
+@pytest.mark.parametrize(
+    ("word", "theirs"), [("gaussian", "guassian"), ("guassian", "guassian"), ("uniform", "uniform")]
+)
 def test_gaussian_noise_may_be_spelt_both_ways(word, theirs):
     spec = attack_spec(**{**samples.attack_entry("PGDRS"), "noise_type": word})
     assert attacks.build(spec, Linear(), 2).noise_func.noise_type == theirs
@@ -178,19 +223,32 @@ def test_the_margin_loss_of_upgd_is_torchattacks_until_an_image_is_lost(images):
     right = network(images).argmax(1)
     spec = attack_spec(**{**samples.attack_entry("UPGD"), "loss": "margin", "random_start": False})
     theirs = torchattacks.UPGD(network, loss="margin")
-    torch.testing.assert_close(attacks.build(spec, network, 3).get_loss(images, right), theirs.get_loss(images, right))
+    torch.testing.assert_close(
+        attacks.build(spec, network, 3).get_loss(images, right), theirs.get_loss(images, right)
+    )
     wrong = (right + 1) % 3
-    assert theirs.get_loss(images, wrong) == 0 < attacks.build(spec, network, 3).get_loss(images, wrong)
+    assert (
+        theirs.get_loss(images, wrong)
+        == 0
+        < attacks.build(spec, network, 3).get_loss(images, wrong)
+    )
 
 
-@given(hnp.arrays(np.uint8, (2, 3, 4, 4)), hnp.arrays(np.float32, (2, 3, 4, 4), elements=st.floats(-2, 3, width=32)), st.floats(0.0001, 1))
+@given(
+    hnp.arrays(np.uint8, (2, 3, 4, 4)),
+    hnp.arrays(np.float32, (2, 3, 4, 4), elements=st.floats(-2, 3, width=32)),
+    st.floats(0.0001, 1),
+)
 def test_stored_pixels_never_leave_the_ball_or_the_range(clean, adv, eps):
     stored = attacks.quantise(torch.from_numpy(adv), torch.from_numpy(clean), eps).numpy()
     assert stored.dtype == np.uint8
     assert (np.abs(stored.astype(int) - clean.astype(int)) <= eps * 255 + 1e-6).all()
 
 
-@given(hnp.arrays(np.uint8, (1, 3, 4, 4)), hnp.arrays(np.int16, (1, 3, 4, 4), elements=st.integers(-8, 8)))
+@given(
+    hnp.arrays(np.uint8, (1, 3, 4, 4)),
+    hnp.arrays(np.int16, (1, 3, 4, 4), elements=st.integers(-8, 8)),
+)
 def test_pixels_inside_the_ball_are_rounded_to_nearest_and_nothing_else(clean, delta):
     wanted = np.clip(clean + delta, 0, 255)
     adv = torch.from_numpy(wanted / 255 + 0.0015).float()  # under half a step
@@ -198,13 +256,17 @@ def test_pixels_inside_the_ball_are_rounded_to_nearest_and_nothing_else(clean, d
     assert (stored.numpy() == wanted).all()
 
 
-@pytest.mark.parametrize(("eps", "levels"), [(8 / 255, 8), (0.03, 7), (1 / 255, 1), (1.0, 255), (0.003, 0), (4 / 255, 4)])
+@pytest.mark.parametrize(
+    ("eps", "levels"), [(8 / 255, 8), (0.03, 7), (1 / 255, 1), (1.0, 255), (0.003, 0), (4 / 255, 4)]
+)
 def test_levels_that_fit(eps, levels):
     assert attacks.eps_levels(eps) == levels
 
 
 def test_every_whole_number_of_levels_is_exact():
-    assert [attacks.eps_levels(parse_level(f"{k}/255")) for k in range(1, 256)] == list(range(1, 256))
+    assert [attacks.eps_levels(parse_level(f"{k}/255")) for k in range(1, 256)] == list(
+        range(1, 256)
+    )
 
 
 class Failing(Linear):
@@ -214,7 +276,8 @@ class Failing(Linear):
 
 def state(module):
     return [
-        (name, tensor.clone(), tensor.requires_grad, tensor.grad) for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        (name, tensor.clone(), tensor.requires_grad, tensor.grad)
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
     ]
 
 
@@ -229,7 +292,9 @@ def test_the_callers_model_and_generator_are_as_before_also_after_an_error(make,
     except torch.OutOfMemoryError:
         assert make is Failing
     assert network.training
-    for (_, tensor, grad_wanted, grad), (_, now, wanted_now, grad_now) in zip(before, state(network), strict=True):
+    for (_, tensor, grad_wanted, grad), (_, now, wanted_now, grad_now) in zip(
+        before, state(network), strict=True
+    ):
         assert (tensor == now).all()
         assert grad_wanted == wanted_now
         assert grad is grad_now is None
@@ -241,24 +306,37 @@ def test_the_seed_decides_the_images(images):
     first, again, other = (attacks.perturb(attack, images, LABELS, seed) for seed in (1, 1, 2))
     assert (first == again).all()
     assert (first != other).any()
-    assert seeds.batch_seed(0, 128) == seeds.batch_seed(0, 128) != seeds.batch_seed(0, 256) != seeds.batch_seed(1, 128)
+    assert (
+        seeds.batch_seed(0, 128)
+        == seeds.batch_seed(0, 128)
+        != seeds.batch_seed(0, 256)
+        != seeds.batch_seed(1, 128)
+    )
 
 
 def test_the_images_are_torchattacks_own(images):
     torch.manual_seed(5)
     theirs = torchattacks.PGD(Linear(), eps=8 / 255, alpha=2 / 255, steps=3)(images, LABELS)
-    ours = attacks.perturb(attacks.build(attack_spec(**PGD), networks.frozen_copy(Linear()), 2), images, LABELS, seed=5)
+    ours = attacks.perturb(
+        attacks.build(attack_spec(**PGD), networks.frozen_copy(Linear()), 2), images, LABELS, seed=5
+    )
     assert (ours == theirs).all()
 
 
 def test_ascent_from_the_image_takes_the_steps_of_torchattacks_pgd(network):
     images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(6) % 3
-    theirs = torchattacks.PGD(networks.frozen_copy(network), eps=8 / 255, alpha=2 / 255, steps=3, random_start=False)(images, labels)
-    ours = attacks.ascend(networks.frozen_copy(network), images, images, labels, eps=8 / 255, alpha=2 / 255, steps=3)
+    theirs = torchattacks.PGD(
+        networks.frozen_copy(network), eps=8 / 255, alpha=2 / 255, steps=3, random_start=False
+    )(images, labels)
+    ours = attacks.ascend(
+        networks.frozen_copy(network), images, images, labels, eps=8 / 255, alpha=2 / 255, steps=3
+    )
     assert torch.equal(ours, theirs)
     eps, alpha = torch.full((6, 1, 1, 1), 8 / 255), torch.full((6, 1, 1, 1), 2 / 255)
-    each = attacks.ascend(networks.frozen_copy(network), images, images, labels, eps=eps, alpha=alpha, steps=3)
+    each = attacks.ascend(
+        networks.frozen_copy(network), images, images, labels, eps=eps, alpha=alpha, steps=3
+    )
     assert torch.equal(each, theirs)
 
 
@@ -268,9 +346,13 @@ def test_ascent_starts_where_it_is_told_keeps_each_images_bound_and_goes_both_wa
     away = attacks.ascend(Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=2)
     assert ((away - images).abs().amax((1, 2, 3)) <= eps.flatten() + 1e-7).all()
     assert ((away - images).abs().amax((1, 2, 3))[2] - 0.06).abs() < 1e-6
-    towards = attacks.ascend(Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=2, towards=True)
+    towards = attacks.ascend(
+        Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=2, towards=True
+    )
     assert torch.allclose((away - start)[2], -(towards - start)[2], atol=1e-6)
-    assert torch.equal(attacks.ascend(Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=0), start)
+    assert torch.equal(
+        attacks.ascend(Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=0), start
+    )
 
 
 def test_margin_is_the_lead_of_the_best_wrong_class():

@@ -26,11 +26,16 @@ from pipeline.base.errors import InputError
 from pipeline.base.store import manifest
 from tests.conftest import ROOT, renew_manifest
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"
+)
 yaml = YAML(typ="safe")
 CPU = torch.device("cpu")
 PGD, FGSM, CLEAN = "data/adversarial/clean/pgd", "data/adversarial/clean/fgsm", "data/clean"
-OWN_PGD, R_PGD = "data/adversarial/robust/pgd", "data/adversarial/sources/clean/pgd"  # of the model `again` starts from, and of another
+OWN_PGD, R_PGD = (
+    "data/adversarial/robust/pgd",
+    "data/adversarial/sources/clean/pgd",
+)  # of the model `again` starts from, and of another
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,9 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name in ("data/raw", "data/adversarial/sources", "models/pretrained"):
         (folder / name).mkdir(parents=True)
         (folder / name / "README.md").write_text("files of the user's own")
@@ -60,7 +67,12 @@ def joined(made, tmp_path_factory):
 
 def two_sources(params):
     again = params["finetuned"]["refreshed"]
-    params["finetuned"]["again"] = {**again, "of": "robust", "ema": 0.9, "mix": {"clean": 0.5, "pgd": 0.25, "clean-pgd": 0.25}}
+    params["finetuned"]["again"] = {
+        **again,
+        "of": "robust",
+        "ema": 0.9,
+        "mix": {"clean": 0.5, "pgd": 0.25, "clean-pgd": 0.25},
+    }
     params.update(attacked=["clean", "robust"], sources=["clean"])
     params["evaluate"]["models"].append("again")
 
@@ -125,7 +137,11 @@ def folder(made, tmp_path):
 
 def failures(folder, path="."):
     """What an audit of the project, or of one image set in it, calls FAILED."""
-    return {f"{row.stage}: {row.parameter}": row.value for row in audit.audit(folder / path, CPU) if row.verdict == "FAILED"}
+    return {
+        f"{row.stage}: {row.parameter}": row.value
+        for row in audit.audit(folder / path, CPU)
+        if row.verdict == "FAILED"
+    }
 
 
 def own(path):
@@ -148,7 +164,12 @@ def spoil(folder, shard, name, edit, *, rehash=False):
 
 def relock(folder, path):
     """Let dvc.lock record what lies there now, wherever it names `path`."""
-    old = {md5 for stage in lineage.recorded(folder).values() for name, md5 in {**stage.deps, **stage.outs}.items() if name == path}
+    old = {
+        md5
+        for stage in lineage.recorded(folder).values()
+        for name, md5 in {**stage.deps, **stage.outs}.items()
+        if name == path
+    }
     text = (folder / "dvc.lock").read_text()
     for md5 in old:
         text = text.replace(md5, lineage.md5(folder / path))
@@ -159,7 +180,15 @@ def test_an_untouched_project_passes_with_every_stage_and_the_same_measures_each
     rows = audit.audit(made, CPU)
     assert [row for row in rows if row.verdict != "ok"] == []
     judged = {"evaluate@clean", "evaluate@robust", "evaluate@refreshed"}
-    stages = {"prepare", "train_clean", "generate@clean-fgsm", "generate@clean-pgd", "finetune@robust", "finetune@refreshed", *judged}
+    stages = {
+        "prepare",
+        "train_clean",
+        "generate@clean-fgsm",
+        "generate@clean-pgd",
+        "finetune@robust",
+        "finetune@refreshed",
+        *judged,
+    }
     assert {row.stage for row in rows} == {*stages, "export", "threat models", "versions"}
     assert audit.measures(rows) == audit.measures(audit.audit(made, CPU))
     recorded = json.loads((made / "metrics/audit.json").read_text())
@@ -172,7 +201,11 @@ def test_an_untouched_project_passes_with_every_stage_and_the_same_measures_each
 def test_the_hashes_of_dvc_are_recomputed(made):
     for stage in lineage.recorded(made).values():
         for path, md5 in {**stage.deps, **stage.outs}.items():
-            assert lineage.md5(made / path) == md5 or path in ("models", "plots", "metrics/audit.json"), path
+            assert lineage.md5(made / path) == md5 or path in (
+                "models",
+                "plots",
+                "metrics/audit.json",
+            ), path
 
 
 def flip(place):
@@ -230,12 +263,48 @@ def test_any_changed_dataset_is_found_by_its_hash(folder, shard, name, edit):
             "generate@clean-pgd: distance",
             "255/255 at most, eps allows 32/255: 1 of 120 rows, the first is row 57",
         ),
-        (f"{FGSM}/00001.h5", "labels", one_more, "generate@clean-fgsm: labels", "1 of 120 rows, the first is row 57"),
-        (f"{FGSM}/00001.h5", "ids", one_more, "generate@clean-fgsm: ids", "1 of 120 rows, the first is row 57"),
-        (f"{FGSM}/00000.h5", "split", moved, "generate@clean-fgsm: split", "2 of 120 rows, the first is row 3"),
-        (f"{PGD}/00000.h5", "eps", lambda array: array.fill(0.01), "generate@clean-pgd: stated eps", "50 of 120 rows"),
-        (f"{CLEAN}/00001.h5", "images", flip((7, 0, 3, 3)), "prepare: images of the raw data", "1 of 120 rows, the first is row 57"),
-        (f"{CLEAN}/00001.h5", "labels", lambda array: np.put(array, 7, (array[7] + 1) % 10), "prepare: labels of the raw data", "row 57"),
+        (
+            f"{FGSM}/00001.h5",
+            "labels",
+            one_more,
+            "generate@clean-fgsm: labels",
+            "1 of 120 rows, the first is row 57",
+        ),
+        (
+            f"{FGSM}/00001.h5",
+            "ids",
+            one_more,
+            "generate@clean-fgsm: ids",
+            "1 of 120 rows, the first is row 57",
+        ),
+        (
+            f"{FGSM}/00000.h5",
+            "split",
+            moved,
+            "generate@clean-fgsm: split",
+            "2 of 120 rows, the first is row 3",
+        ),
+        (
+            f"{PGD}/00000.h5",
+            "eps",
+            lambda array: array.fill(0.01),
+            "generate@clean-pgd: stated eps",
+            "50 of 120 rows",
+        ),
+        (
+            f"{CLEAN}/00001.h5",
+            "images",
+            flip((7, 0, 3, 3)),
+            "prepare: images of the raw data",
+            "1 of 120 rows, the first is row 57",
+        ),
+        (
+            f"{CLEAN}/00001.h5",
+            "labels",
+            lambda array: np.put(array, 7, (array[7] + 1) % 10),
+            "prepare: labels of the raw data",
+            "row 57",
+        ),
         (f"{CLEAN}/00001.h5", "ids", copied, "prepare: ids", "1 rows repeat an id"),
         (f"{CLEAN}/00001.h5", "ids", copied, "prepare: ids of the raw data", "row 58"),
         (f"{CLEAN}/00000.h5", "split", moved, "prepare: split", "2 rows, the first is row 3"),
@@ -251,7 +320,10 @@ def test_whoever_renews_the_hashes_is_found_by_recomputation(folder, shard, name
 
 def test_a_validation_image_among_the_training_rows_is_found(folder):
     spoil(folder, f"{PGD}/00000.h5", "split", lambda array: array.fill(0), rehash=True)
-    assert "validation images among the training rows" in failures(folder)["finetune@robust: training rows of pgd"]
+    assert (
+        "validation images among the training rows"
+        in failures(folder)["finetune@robust: training rows of pgd"]
+    )
 
 
 @pytest.mark.parametrize("row", ["fooled again", "attacked again"])
@@ -261,9 +333,21 @@ def test_a_set_that_another_attack_made_is_found_by_running_its_own_again(folder
         with h5py.File(folder / CLEAN / shard) as file:
             clean = file["images"][...]
         if row == "fooled again":
-            spoil(folder, f"{PGD}/{shard}", "fooled", lambda array: np.logical_not(array, out=array), rehash=True)
+            spoil(
+                folder,
+                f"{PGD}/{shard}",
+                "fooled",
+                lambda array: np.logical_not(array, out=array),
+                rehash=True,
+            )
         else:
-            spoil(folder, f"{PGD}/{shard}", "images", lambda array, near=clean ^ 1: np.copyto(array, near), rehash=True)
+            spoil(
+                folder,
+                f"{PGD}/{shard}",
+                "images",
+                lambda array, near=clean ^ 1: np.copyto(array, near),
+                rehash=True,
+            )
     relock(folder, PGD)
     found = failures(folder, PGD)
     assert "rows, the first is row" in found[f"generate@clean-pgd: {row}"]
@@ -271,7 +355,9 @@ def test_a_set_that_another_attack_made_is_found_by_running_its_own_again(folder
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(1 / 8, "ok"), (1 / 2, "FAILED")])
-def test_on_a_gpu_a_few_values_may_differ_when_an_image_is_attacked_again(folder, monkeypatch, share, verdict):
+def test_on_a_gpu_a_few_values_may_differ_when_an_image_is_attacked_again(
+    folder, monkeypatch, share, verdict
+):
     monkeypatch.setitem(sets.SAME, "cpu", sets.SAME["cuda"])
 
     def move(images):
@@ -279,9 +365,14 @@ def test_on_a_gpu_a_few_values_may_differ_when_an_image_is_attacked_again(folder
 
     for shard in ("00000.h5", "00001.h5", "00002.h5"):
         spoil(folder, f"{PGD}/{shard}", "images", move, rehash=True)
-    rows = {row.parameter: row for row in sets.adversarial_set(project.Project(folder, CPU), "generate@clean-pgd", PGD)}
+    rows = {
+        row.parameter: row
+        for row in sets.adversarial_set(project.Project(folder, CPU), "generate@clean-pgd", PGD)
+    }
     assert rows["attacked again"].verdict == verdict
-    assert ("12.50% of their values differ" if verdict == "ok" else "rows, the first is row") in rows["attacked again"].value
+    assert (
+        "12.50% of their values differ" if verdict == "ok" else "rows, the first is row"
+    ) in rows["attacked again"].value
 
 
 REFRESHED, AGAIN = "data/refreshed/refreshed", "data/refreshed/again"
@@ -310,24 +401,52 @@ def test_a_refreshed_set_is_held_to_its_clean_and_its_cached_one(folder, name, e
 
 def test_a_refreshed_set_of_another_model_is_found(folder):
     for shard in ("00000.h5", "00001.h5", "00002.h5"):
-        replace(folder / REFRESHED / "pgd" / shard, lambda path, name=shard: shutil.copy(folder / PGD / name, path))
-    replace(folder / REFRESHED / "pgd" / manifest.NAME, lambda path: shutil.copy(folder / PGD / manifest.NAME, path))
+        replace(
+            folder / REFRESHED / "pgd" / shard,
+            lambda path, name=shard: shutil.copy(folder / PGD / name, path),
+        )
+    replace(
+        folder / REFRESHED / "pgd" / manifest.NAME,
+        lambda path: shutil.copy(folder / PGD / manifest.NAME, path),
+    )
     found = failures(folder)
-    assert "no such attribute" in found[f"finetune@refreshed: {REFRESHED}"] or "KeyError" in found[f"finetune@refreshed: {REFRESHED}"]
+    assert (
+        "no such attribute" in found[f"finetune@refreshed: {REFRESHED}"]
+        or "KeyError" in found[f"finetune@refreshed: {REFRESHED}"]
+    )
 
 
 def test_sets_of_two_models_are_mixed_refreshed_and_audited(joined):
     rows = audit.audit(joined, CPU)
     assert [row for row in rows if row.verdict != "ok"] == []
     parameters = {row.parameter for row in rows if row.stage == "finetune@again"}
-    assert {f"made from {path}" for path in (CLEAN, OWN_PGD, R_PGD, "models/clean.safetensors", "models/robust.safetensors")} <= parameters
+    assert {
+        f"made from {path}"
+        for path in (CLEAN, OWN_PGD, R_PGD, "models/clean.safetensors", "models/robust.safetensors")
+    } <= parameters
     assert f"made from {FGSM}" not in parameters, "it is in no mix of this model"
-    assert {"training rows of pgd", "training rows of clean-pgd", "finetuned.again.mix.clean-pgd"} <= parameters
-    assert {f"{AGAIN}/clean-pgd made with {path}" for path in (R_PGD, "models/clean.safetensors", "models/again.safetensors")} <= parameters
-    assert {f"{AGAIN}/pgd made with {path}" for path in (OWN_PGD, "models/robust.safetensors", "models/again.safetensors")} <= parameters
+    assert {
+        "training rows of pgd",
+        "training rows of clean-pgd",
+        "finetuned.again.mix.clean-pgd",
+    } <= parameters
+    assert {
+        f"{AGAIN}/clean-pgd made with {path}"
+        for path in (R_PGD, "models/clean.safetensors", "models/again.safetensors")
+    } <= parameters
+    assert {
+        f"{AGAIN}/pgd made with {path}"
+        for path in (OWN_PGD, "models/robust.safetensors", "models/again.safetensors")
+    } <= parameters
     assert sorted(path.name for path in (joined / AGAIN).iterdir()) == ["clean-pgd", "pgd"]
-    accuracies = [row.parameter for row in rows if row.stage == "evaluate@again" and row.parameter.startswith("accuracy")]
-    assert accuracies == [f"accuracy on {name}" for name in ("clean", "fgsm", "pgd", "mixed")], "its transfer is from one model"
+    accuracies = [
+        row.parameter
+        for row in rows
+        if row.stage == "evaluate@again" and row.parameter.startswith("accuracy")
+    ]
+    assert accuracies == [f"accuracy on {name}" for name in ("clean", "fgsm", "pgd", "mixed")], (
+        "its transfer is from one model"
+    )
 
 
 @pytest.fixture
@@ -338,7 +457,11 @@ def twice(joined, tmp_path):
 
 def failures_of(folder, stage):
     """What is FAILED of one stage."""
-    return {row.parameter: row.value for row in audit._stage(project.Project(folder, CPU), stage) if row.verdict == "FAILED"}
+    return {
+        row.parameter: row.value
+        for row in audit._stage(project.Project(folder, CPU), stage)
+        if row.verdict == "FAILED"
+    }
 
 
 def test_a_set_of_the_parent_in_the_place_of_another_model_s_is_found(twice):
@@ -346,14 +469,23 @@ def test_a_set_of_the_parent_in_the_place_of_another_model_s_is_found(twice):
     shutil.copytree(twice / OWN_PGD, twice / R_PGD)
     for path in (R_PGD, "data/adversarial/sources"):
         relock(twice, path)
-    assert failures_of(twice, "generate_source@clean-pgd")["made from models/clean.safetensors"].startswith("recorded ")
+    assert failures_of(twice, "generate_source@clean-pgd")[
+        "made from models/clean.safetensors"
+    ].startswith("recorded ")
     found = failures_of(twice, "finetune@again")
-    assert found.keys() == {f"made from {R_PGD}", f"{AGAIN}/clean-pgd made with {R_PGD}", f"{AGAIN}/clean-pgd validation rows"}
+    assert found.keys() == {
+        f"made from {R_PGD}",
+        f"{AGAIN}/clean-pgd made with {R_PGD}",
+        f"{AGAIN}/clean-pgd validation rows",
+    }
     assert found[f"made from {R_PGD}"].startswith("recorded ")
 
 
 def test_another_source_model_is_found(twice):
-    replace(twice / "models/clean.safetensors", lambda path: shutil.copy(twice / "models/refreshed.safetensors", path))
+    replace(
+        twice / "models/clean.safetensors",
+        lambda path: shutil.copy(twice / "models/refreshed.safetensors", path),
+    )
     relock(twice, "models/clean.safetensors")
     assert failures_of(twice, "finetune@again").keys() == {
         "made from models/clean.safetensors",
@@ -365,13 +497,21 @@ def test_two_sets_of_one_name_are_a_failure(twice):
     shutil.rmtree(twice / PGD)
     shutil.copytree(twice / FGSM, twice / PGD)
     relock(twice, PGD)
-    assert failures_of(twice, "finetune@refreshed")["models/refreshed.safetensors"] == f"{PGD}: made by fgsm, as {FGSM} is; run `dvc repro`"
+    assert (
+        failures_of(twice, "finetune@refreshed")["models/refreshed.safetensors"]
+        == f"{PGD}: made by fgsm, as {FGSM} is; run `dvc repro`"
+    )
 
 
 def test_a_threat_that_only_a_set_of_another_model_trained_on_is_compared(twice):
     change_params(twice, lambda params: params.update(mix={"clean": 0.5, "fgsm": 0.5}))
-    change_params(twice, lambda params: params["finetuned"]["again"].update(mix={"clean": 0.5, "clean-pgd": 0.5}))
-    assert "attacks.pgd" in {row.parameter for row in records.threat_models(project.Project(twice, CPU))}
+    change_params(
+        twice,
+        lambda params: params["finetuned"]["again"].update(mix={"clean": 0.5, "clean-pgd": 0.5}),
+    )
+    assert "attacks.pgd" in {
+        row.parameter for row in records.threat_models(project.Project(twice, CPU))
+    }
 
 
 FINETUNE = (
@@ -384,21 +524,44 @@ SOURCES = "data/adversarial/sources"
 @pytest.mark.parametrize(
     ("model", "own", "sources", "message"),
     [
-        ("models/clean.safetensors", "data/adversarial/robust", SOURCES, f"{OWN_PGD}: made with other params, .*: model.sha256: expected "),
-        ("models/nope.safetensors", "data/adversarial/robust", SOURCES, "models/nope.safetensors: no such model; `dvc repro` trains it"),
-        ("params.yaml", "data/adversarial/robust", SOURCES, "params.yaml: not a checkpoint of this pipeline"),
+        (
+            "models/clean.safetensors",
+            "data/adversarial/robust",
+            SOURCES,
+            f"{OWN_PGD}: made with other params, .*: model.sha256: expected ",
+        ),
+        (
+            "models/nope.safetensors",
+            "data/adversarial/robust",
+            SOURCES,
+            "models/nope.safetensors: no such model; `dvc repro` trains it",
+        ),
+        (
+            "params.yaml",
+            "data/adversarial/robust",
+            SOURCES,
+            "params.yaml: not a checkpoint of this pipeline",
+        ),
         (
             "models/robust.safetensors",
             "data/adversarial/robust",
             "data/adversarial",
             r"data/adversarial/nope/pgd: no such image set, which finetuned.again mixes \(found none\)",
         ),
-        ("models/robust.safetensors", AGAIN, SOURCES, f"{AGAIN}/pgd: .*: kind: expected adversarial, found refreshed"),
+        (
+            "models/robust.safetensors",
+            AGAIN,
+            SOURCES,
+            f"{AGAIN}/pgd: .*: kind: expected adversarial, found refreshed",
+        ),
     ],
 )
 def test_sets_that_the_mix_does_not_name_are_refused(twice, model, own, sources, message):
     if "nope/pgd" in message:
-        change_params(twice, lambda params: params["finetuned"]["again"].update(mix={"clean": 0.5, "nope-pgd": 0.5}))
+        change_params(
+            twice,
+            lambda params: params["finetuned"]["again"].update(mix={"clean": 0.5, "nope-pgd": 0.5}),
+        )
     with here(twice), pytest.raises(InputError, match=message) as caught:
         run_here(FINETUNE.format(model=model, own=own, sources=sources))
     assert "\n" not in str(caught.value)
@@ -408,7 +571,10 @@ def test_a_changed_attribute_is_found_also_with_a_new_fingerprint(folder):
     path = own(folder / PGD / manifest.NAME)
     whole = path.read_text()
     path.write_text(whole.replace('"attack.steps": 2', '"attack.steps": 40'))
-    assert "attributes do not match their fingerprint" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+    assert (
+        "attributes do not match their fingerprint"
+        in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+    )
     path.write_text(whole)
     plain = {**manifest.read(folder / PGD).attributes, "attack.steps": 40}
     for shard in ("00000.h5", "00001.h5", "00002.h5"):
@@ -416,7 +582,10 @@ def test_a_changed_attribute_is_found_also_with_a_new_fingerprint(folder):
             file.attrs["attack.steps"], file.attrs["fingerprint"] = 40, manifest.fingerprint(plain)
     renew_manifest(folder / PGD, **{"attack.steps": 40})
     relock(folder, PGD)
-    assert failures(folder, PGD)["generate@clean-pgd: attacks.pgd.steps"] == f"dvc.lock: 2; params.yaml: 2; {PGD}: 40"
+    assert (
+        failures(folder, PGD)["generate@clean-pgd: attacks.pgd.steps"]
+        == f"dvc.lock: 2; params.yaml: 2; {PGD}: 40"
+    )
 
 
 def test_a_changed_attribute_of_a_shard_is_found(folder):
@@ -424,29 +593,43 @@ def test_a_changed_attribute_of_a_shard_is_found(folder):
         file.attrs["attack.steps"] = 40
     assert f"00001.h5: {SPOILT}" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
     renew_manifest(folder / PGD)
-    assert "its attributes are not those of its set's manifest" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+    assert (
+        "its attributes are not those of its set's manifest"
+        in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+    )
 
 
 def test_a_swapped_and_a_missing_shard_are_found(folder):
     replace(folder / PGD / "00001.h5", lambda path: shutil.copy(folder / FGSM / "00001.h5", path))
     assert f"00001.h5: {SPOILT}" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
     renew_manifest(folder / PGD)
-    assert "its attributes are not those of its set's manifest" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+    assert (
+        "its attributes are not those of its set's manifest"
+        in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+    )
     (folder / PGD / "00001.h5").unlink()
-    assert "00000.h5, 00001.h5, … without gaps" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+    assert (
+        "00000.h5, 00001.h5, … without gaps" in failures(folder, PGD)[f"generate@clean-pgd: {PGD}"]
+    )
 
 
 def test_a_set_in_the_place_of_another_is_found(folder):
     shutil.rmtree(folder / PGD)
     shutil.copytree(folder / FGSM, folder / PGD)
     relock(folder, PGD)
-    assert failures(folder, PGD)["generate@clean-pgd: attacks.fgsm.attack"] == f"{PGD}: FGSM; dvc.lock: no such parameter"
+    assert (
+        failures(folder, PGD)["generate@clean-pgd: attacks.fgsm.attack"]
+        == f"{PGD}: FGSM; dvc.lock: no such parameter"
+    )
 
 
 def test_a_changed_param_is_found(folder):
     change_params(folder, lambda params: params["attacks"]["pgd"].update(eps="16/255"))
     found = failures(folder, PGD)
-    assert found["generate@clean-pgd: attacks.pgd.eps"] == f"dvc.lock: 32/255; params.yaml: 16/255; {PGD}: 0.12549019607843137"
+    assert (
+        found["generate@clean-pgd: attacks.pgd.eps"]
+        == f"dvc.lock: 32/255; params.yaml: 16/255; {PGD}: 0.12549019607843137"
+    )
     assert "eps allows 16/255" in found["generate@clean-pgd: distance"]
 
 
@@ -467,7 +650,10 @@ def test_a_changed_byte_of_a_checkpoint_is_found(folder):
 
 
 def test_a_swapped_model_is_found_by_all_that_was_made_with_it(folder):
-    replace(folder / "models/clean.safetensors", lambda path: shutil.copy(folder / "models/robust.safetensors", path))
+    replace(
+        folder / "models/clean.safetensors",
+        lambda path: shutil.copy(folder / "models/robust.safetensors", path),
+    )
     relock(folder, "models/clean.safetensors")
     found = failures(folder)
     for row in (
@@ -481,15 +667,28 @@ def test_a_swapped_model_is_found_by_all_that_was_made_with_it(folder):
 
 def test_changed_provenance_is_found(folder):
     path = folder / "models/robust.safetensors"
-    checkpoint = networks.load(path, architecture="resnet18", class_names=project.Project(folder, CPU).class_names)
-    checkpoint.provenance.update({"training.lr": 0.5, "pgd.digest": "0", "best.val_accuracy": 0.99, "versions.torch": "1.0"})
+    checkpoint = networks.load(
+        path, architecture="resnet18", class_names=project.Project(folder, CPU).class_names
+    )
+    checkpoint.provenance.update(
+        {"training.lr": 0.5, "pgd.digest": "0", "best.val_accuracy": 0.99, "versions.torch": "1.0"}
+    )
     replace(path, checkpoint.save)
     relock(folder, "models/robust.safetensors")
     found = failures(folder)
-    assert found["finetune@robust: training.lr"] == "dvc.lock: 0.01; params.yaml: 0.01; models/robust.safetensors: 0.5"
+    assert (
+        found["finetune@robust: training.lr"]
+        == "dvc.lock: 0.01; params.yaml: 0.01; models/robust.safetensors: 0.5"
+    )
     assert found[f"finetune@robust: made from {PGD}"].startswith("recorded 0, is ")
-    assert found["finetune@robust: best epoch"].startswith("recorded epoch 1 with 0.990000, history: epoch 1 with ")
-    (row,) = [row for row in audit.audit(folder, CPU) if row.parameter == "torch" and row.verdict == "warning"]
+    assert found["finetune@robust: best epoch"].startswith(
+        "recorded epoch 1 with 0.990000, history: epoch 1 with "
+    )
+    (row,) = [
+        row
+        for row in audit.audit(folder, CPU)
+        if row.parameter == "torch" and row.verdict == "warning"
+    ]
     assert row.value.startswith("1.0; installed here: ")
 
 
@@ -499,15 +698,26 @@ def test_a_changed_hash_in_the_lock_is_found(folder):
     replace(folder / "dvc.lock", lambda path: path.write_text(text.replace(md5, "f" * 32, 1)))
     found = failures(folder)
     remedy = f"run `python -m pipeline discard {folder}/models/clean.safetensors`, then `dvc repro`"
-    assert found["train_clean: output models/clean.safetensors"] == f"dvc.lock: MD5 ffffffffffff, on the disk: {md5[:12]}; {remedy}"
-    assert found["finetune@robust: input models/clean.safetensors"] == f"read with MD5 {md5[:12]}, but train_clean wrote ffffffffffff"
+    assert (
+        found["train_clean: output models/clean.safetensors"]
+        == f"dvc.lock: MD5 ffffffffffff, on the disk: {md5[:12]}; {remedy}"
+    )
+    assert (
+        found["finetune@robust: input models/clean.safetensors"]
+        == f"read with MD5 {md5[:12]}, but train_clean wrote ffffffffffff"
+    )
 
 
 def test_an_input_that_no_stage_wrote_so_is_found(folder):
     text = (folder / "dvc.lock").read_text()
     before, after = text.split("  finetune@robust:", 1)
     md5 = lineage.recorded(folder)["train_clean"].outs["models/clean.safetensors"]
-    replace(folder / "dvc.lock", lambda path: path.write_text(before + "  finetune@robust:" + after.replace(md5, "f" * 32, 1)))
+    replace(
+        folder / "dvc.lock",
+        lambda path: path.write_text(
+            before + "  finetune@robust:" + after.replace(md5, "f" * 32, 1)
+        ),
+    )
     assert "MD5 ffffffffffff" in failures(folder)["finetune@robust: input models/clean.safetensors"]
 
 
@@ -532,7 +742,10 @@ def test_bytecode_beside_the_code_changes_nothing(folder):
         (lambda metrics: metrics["clean"].update(accuracy=0.999), "accuracy on clean"),
         (lambda metrics: metrics["transfer"]["pgd"].update(accuracy=0.999), "accuracy on pgd"),
         (lambda metrics: metrics["transfer"]["mixed"].update(high95=1.0), "accuracy on mixed"),
-        (lambda metrics: metrics["transfer"]["pgd"].update(made_against_this_model=True), "kind of pgd"),
+        (
+            lambda metrics: metrics["transfer"]["pgd"].update(made_against_this_model=True),
+            "kind of pgd",
+        ),
         (lambda metrics: metrics["robust"]["pgd"].update(accuracy=0.999), "robust accuracy, pgd"),
         (lambda metrics: metrics["robust"]["pgd"].update(steps=100), "evaluate.threats.pgd.steps"),
         (lambda metrics: metrics.update(sha256="0"), "judges models/robust.safetensors"),
@@ -551,30 +764,48 @@ def test_a_command_and_a_stage_that_are_not_the_recorded_ones_are_found(folder):
     text = (folder / "dvc.yaml").read_text()
     replace(
         folder / "dvc.yaml",
-        lambda path: path.write_text(text.replace("finetune --clean data/clean --model", "finetune --model")),
+        lambda path: path.write_text(
+            text.replace("finetune --clean data/clean --model", "finetune --model")
+        ),
     )
-    change_params(folder, lambda params: params["attacks"].update(bim={"attack": "BIM", "eps": "8/255", "alpha": "4/255", "steps": 2}))
+    change_params(
+        folder,
+        lambda params: params["attacks"].update(
+            bim={"attack": "BIM", "eps": "8/255", "alpha": "4/255", "steps": 2}
+        ),
+    )
     found = failures(folder)
-    assert found["finetune@robust: command"].startswith("dvc.yaml: python -m pipeline.harden.finetune --model")
+    assert found["finetune@robust: command"].startswith(
+        "dvc.yaml: python -m pipeline.harden.finetune --model"
+    )
     assert found["generate@clean-bim: stage"] == "never run: not in dvc.lock"
 
 
 def test_a_stage_of_another_configuration_is_left_over(folder):
     text = (folder / "dvc.lock").read_text()
-    replace(folder / "dvc.lock", lambda path: path.write_text(text.replace("  export:\n", "  exported:\n")))
+    replace(
+        folder / "dvc.lock",
+        lambda path: path.write_text(text.replace("  export:\n", "  exported:\n")),
+    )
     rows = {row.stage: row for row in audit.audit(folder, CPU) if row.parameter == "stage"}
     assert (rows["exported"].verdict, rows["export"].verdict) == ("warning", "FAILED")
 
 
 def test_threat_models_that_differ_are_a_warning(folder):
     change_params(folder, lambda params: params["attacks"]["pgd"].update(eps=0.03))
-    alone, beside_fgsm = r"attacks\.pgd:\n", r"attacks:\n +fgsm:\n +attack: FGSM\n +eps: 32/255\n +pgd:\n"
+    alone, beside_fgsm = (
+        r"attacks\.pgd:\n",
+        r"attacks:\n +fgsm:\n +attack: FGSM\n +eps: 32/255\n +pgd:\n",
+    )
     pattern = rf"((?:{alone}|{beside_fgsm}) +attack: PGD\n +eps:) 32/255"
     text = re.sub(pattern, r"\1 0.03", (folder / "dvc.lock").read_text())
     replace(folder / "dvc.lock", lambda path: path.write_text(text))
     rows = {row.parameter: row for row in records.threat_models(project.Project(folder, CPU))}
     assert rows["attacks.pgd"].verdict == "warning"
-    assert rows["attacks.pgd"].value == "PGD eps 0.03 (7.65/255, stored as 7/255); judged by pgd PGD eps 32/255: another eps"
+    assert (
+        rows["attacks.pgd"].value
+        == "PGD eps 0.03 (7.65/255, stored as 7/255); judged by pgd PGD eps 32/255: another eps"
+    )
     assert records._mismatch({"eps": "51/255"}, [{"eps": 0.2}]) == ": written in other units"
 
 
@@ -586,7 +817,9 @@ def test_what_another_kind_of_device_made_is_not_compared(folder):
             return found
 
     elsewhere = Elsewhere(folder, CPU)
-    rows = {row.parameter: row for row in sets.adversarial_set(elsewhere, "generate@clean-pgd", PGD)}
+    rows = {
+        row.parameter: row for row in sets.adversarial_set(elsewhere, "generate@clean-pgd", PGD)
+    }
     assert rows["attacked again"].verdict == "not comparable"
     assert rows["attacked again"].value == "made on cuda, this is cpu"
 
@@ -597,14 +830,26 @@ def call(monkeypatch, *arguments):
 
 
 def test_the_command_prints_the_table_and_names_what_failed(folder, monkeypatch, capsys):
-    assert re.fullmatch(r"audit: \d+ ok, 0 warning, 0 not comparable, 0 FAILED", call(monkeypatch, "audit", str(folder)))
-    assert capsys.readouterr().out.splitlines()[0].split() == ["stage", "parameter", "value", "recorded", "in", "verdict"]
+    assert re.fullmatch(
+        r"audit: \d+ ok, 0 warning, 0 not comparable, 0 FAILED",
+        call(monkeypatch, "audit", str(folder)),
+    )
+    assert capsys.readouterr().out.splitlines()[0].split() == [
+        "stage",
+        "parameter",
+        "value",
+        "recorded",
+        "in",
+        "verdict",
+    ]
     assert "audit: " in call(monkeypatch, "audit", str(folder / PGD))
     shown = capsys.readouterr().out
     assert "generate@clean-pgd" in shown
     assert "prepare" not in shown
     own(folder / "plots/robust/confusion.csv").write_text("x")
-    with pytest.raises(InputError, match="1 FAILED: evaluate@robust: output plots/robust/confusion.csv"):
+    with pytest.raises(
+        InputError, match="1 FAILED: evaluate@robust: output plots/robust/confusion.csv"
+    ):
         call(monkeypatch, "audit", str(folder))
     assert capsys.readouterr().out.splitlines()[-1].endswith("FAILED")
 
@@ -623,9 +868,14 @@ def test_what_cannot_be_read_is_a_failure_that_says_why(folder):
     (folder / "models/submission.pt").unlink()
     found = failures(folder)
     assert found["evaluate@clean: metrics/clean.json"] == "cannot be checked: KeyError: 'sha256'"
-    assert "metrics/robust.json: cannot be read; `dvc repro` makes it" in found["evaluate@robust: parameters"]
+    assert (
+        "metrics/robust.json: cannot be read; `dvc repro` makes it"
+        in found["evaluate@robust: parameters"]
+    )
     assert found["export: output models/submission.pt"] == "no such file or folder"
-    assert found["export: models/submission.pt"].startswith("models/submission.pt: not a state_dict")
+    assert found["export: models/submission.pt"].startswith(
+        "models/submission.pt: not a state_dict"
+    )
 
 
 def test_pretrained_weights_are_held_to_their_file(folder):
@@ -646,12 +896,17 @@ def test_pretrained_weights_are_held_to_their_file(folder):
     (folder / own_weights).write_bytes(b"tensors")
     sha256 = files.sha256(folder / own_weights)
     assert row(weights=own_weights, **{"weights.sha256": sha256}) == ("ok", f"SHA-256 {sha256}")
-    assert row(weights=own_weights, **{"weights.sha256": "1"}) == ("FAILED", f"recorded 1, own.pth has {sha256}")
+    assert row(weights=own_weights, **{"weights.sha256": "1"}) == (
+        "FAILED",
+        f"recorded 1, own.pth has {sha256}",
+    )
 
 
 def test_an_image_on_both_sides_of_the_split_is_a_warning(folder):
     spoil(folder, f"{CLEAN}/00000.h5", "images", lambda array: array.fill(7), rehash=True)
-    (row,) = [row for row in audit.audit(folder / CLEAN, CPU) if row.parameter == "images in both splits"]
+    (row,) = [
+        row for row in audit.audit(folder / CLEAN, CPU) if row.parameter == "images in both splits"
+    ]
     assert (row.verdict, row.value) == ("warning", "1 different images")
 
 
@@ -664,7 +919,9 @@ def test_a_folder_that_is_no_project_is_refused(tmp_path):
     with pytest.raises(InputError, match="not a lock file of DVC 3"):
         lineage.recorded(tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages: {a: {cmd: '${b.c}'}}")
-    with pytest.raises(InputError, match=r"dvc.yaml: a stage cannot be read: \$\{b.c\} is not in params.yaml"):
+    with pytest.raises(
+        InputError, match=r"dvc.yaml: a stage cannot be read: \$\{b.c\} is not in params.yaml"
+    ):
         lineage.declared(tmp_path, {})
     (tmp_path / "dvc.yaml").write_text("stages: [")
     with pytest.raises(InputError, match=r"dvc.yaml: not YAML"):

@@ -18,7 +18,9 @@ def test_a_users_mistake_is_one_line_and_exit_code_1(capsys):
 
     with pytest.raises(SystemExit) as caught:
         console.run(fail)
-    assert caught.value.code == "error: x: expected 1, found 2"  # Python prints a string to standard error and exits with 1
+    assert (
+        caught.value.code == "error: x: expected 1, found 2"
+    )  # Python prints a string to standard error and exits with 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -58,7 +60,10 @@ def test_an_interruption_that_was_brought_to_an_end_says_what_was_done(capsys):
     with pytest.raises(SystemExit) as caught:
         console.run(interrupt)
     assert caught.value.code == 130
-    assert capsys.readouterr().err == "interrupted (train: batch 3 of epoch 2 is done); the same command goes on from here\n"
+    assert (
+        capsys.readouterr().err
+        == "interrupted (train: batch 3 of epoch 2 is done); the same command goes on from here\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +73,10 @@ def test_an_interruption_that_was_brought_to_an_end_says_what_was_done(capsys):
             OSError(28, "No space left on device"),
             "error: the disk is full ([Errno 28] No space left on device); free some space and run it",
         ),
-        (PermissionError(13, "Permission denied", "models/clean.safetensors"), "error: models/clean.safetensors: Permission denied"),
+        (
+            PermissionError(13, "Permission denied", "models/clean.safetensors"),
+            "error: models/clean.safetensors: Permission denied",
+        ),
     ],
 )
 def test_what_the_system_says_of_a_file_or_a_full_disk_is_one_line(error, line):
@@ -83,8 +91,12 @@ def fail(error):
 
 def test_a_full_gpu_is_one_line_and_other_failures_keep_their_traceback():
     with pytest.raises(SystemExit) as caught:
-        console.run(lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")))
-    assert str(caught.value.code).startswith("error: the GPU's memory is full; lower this stage's batch_size")
+        console.run(
+            lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+        )
+    assert str(caught.value.code).startswith(
+        "error: the GPU's memory is full; lower this stage's batch_size"
+    )
     with pytest.raises(RuntimeError, match="shapes do not agree"):
         console.run(lambda: fail(RuntimeError("shapes do not agree")))
     with pytest.raises(OSError, match="Input/output"):

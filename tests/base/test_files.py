@@ -30,7 +30,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_json_and_csv_are_plain(tmp_path):
     files.write_json(tmp_path / "x.json", {"a": 0.5, "b": ["é", None]})
-    assert (tmp_path / "x.json").read_text() == '{\n  "a": 0.5,\n  "b": [\n    "é",\n    null\n  ]\n}\n'
+    assert (
+        tmp_path / "x.json"
+    ).read_text() == '{\n  "a": 0.5,\n  "b": [\n    "é",\n    null\n  ]\n}\n'
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(tmp_path / "y.json", {"a": float("nan")})
     assert not (tmp_path / "y.json").exists()
@@ -42,7 +44,10 @@ def test_json_and_csv_are_plain(tmp_path):
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path):
     files.require_space(tmp_path / "not/yet/there", 1, "the set")
-    with pytest.raises(InputError, match=r"the set needs 1,073,741,824 MiB, and the disk has [\d,]+ MiB left; free some space"):
+    with pytest.raises(
+        InputError,
+        match=r"the set needs 1,073,741,824 MiB, and the disk has [\d,]+ MiB left; free some space",
+    ):
         files.require_space(tmp_path / "not/yet/there", 2**50, "the set")
     assert not list(tmp_path.iterdir())
 
@@ -51,7 +56,12 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path):
     ("error", "full"),
     [
         (OSError(28, "No space left on device"), True),
-        (OSError("Can't write data (file write failed: errno = 28, error message = 'No space left on device')"), True),
+        (
+            OSError(
+                "Can't write data (file write failed: errno = 28, error message = 'No space left on device')"
+            ),
+            True,
+        ),
         (OSError(5, "Input/output error"), False),
     ],
 )

@@ -53,7 +53,9 @@ def edit_manifest(clean, change):
 @pytest.mark.parametrize("key", ["kind", "rows", "class_names"])
 def test_a_changed_attribute_is_found(clean, key):
     edit_manifest(clean, lambda content: content["attributes"].update({key: "other"}))
-    with pytest.raises(InputError, match=r"manifest.json: its attributes do not match their fingerprint"):
+    with pytest.raises(
+        InputError, match=r"manifest.json: its attributes do not match their fingerprint"
+    ):
         store.ImageSet(clean.path)
 
 
@@ -63,11 +65,26 @@ def test_a_changed_attribute_is_found(clean, key):
         (lambda content: content.update(schema=1), "not the manifest of an image set of schema 2"),
         (lambda content: content.pop("shards"), "not the manifest of an image set of schema 2"),
         (lambda content: content.update(shards=[]), "expected attributes and shards by name"),
-        (lambda content: content["shards"].update({"00000.h5": 7}), "00000.h5: expected rows and a SHA-256"),
-        (lambda content: content["shards"]["00000.h5"].update(rows=[0]), "00000.h5: expected rows and a SHA-256"),
-        (lambda content: content["shards"]["00000.h5"].update(sha256="x"), "00000.h5: expected rows and a SHA-256"),
-        (lambda content: content["shards"]["00002.h5"].update(rows=[32, 41]), "expected 40 rows, found 41"),
-        (lambda content: content["shards"]["00001.h5"].update(rows=[17, 32]), "whose rows follow each other, found"),
+        (
+            lambda content: content["shards"].update({"00000.h5": 7}),
+            "00000.h5: expected rows and a SHA-256",
+        ),
+        (
+            lambda content: content["shards"]["00000.h5"].update(rows=[0]),
+            "00000.h5: expected rows and a SHA-256",
+        ),
+        (
+            lambda content: content["shards"]["00000.h5"].update(sha256="x"),
+            "00000.h5: expected rows and a SHA-256",
+        ),
+        (
+            lambda content: content["shards"]["00002.h5"].update(rows=[32, 41]),
+            "expected 40 rows, found 41",
+        ),
+        (
+            lambda content: content["shards"]["00001.h5"].update(rows=[17, 32]),
+            "whose rows follow each other, found",
+        ),
         (lambda content: content["shards"].pop("00000.h5"), "without gaps, found 3 shards"),
     ],
 )
@@ -75,13 +92,17 @@ def test_a_manifest_that_was_changed_is_refused(clean, change, message):
     edit_manifest(clean, change)
     with pytest.raises(InputError, match=message) as caught:
         store.ImageSet(clean.path)
-    assert str(caught.value).endswith(f"run `python -m pipeline discard {clean.path}`, then `dvc repro`")
+    assert str(caught.value).endswith(
+        f"run `python -m pipeline discard {clean.path}`, then `dvc repro`"
+    )
 
 
 @pytest.mark.parametrize("content", ["", "{", "[" * 100_000, '{"schema": ' + "9" * 5000])
 def test_a_manifest_that_is_no_json_is_refused(clean, content):
     (clean.path / manifest.NAME).write_text(content)
-    with pytest.raises(InputError, match=r"manifest.json: not readable JSON, perhaps cut short; run"):
+    with pytest.raises(
+        InputError, match=r"manifest.json: not readable JSON, perhaps cut short; run"
+    ):
         store.ImageSet(clean.path)
 
 
@@ -90,7 +111,9 @@ def test_a_missing_and_an_oversized_manifest_are_refused(clean, monkeypatch):
     with pytest.raises(InputError, match=r"manifest.json: expected at most 10 bytes, found more"):
         store.ImageSet(clean.path)
     (clean.path / manifest.NAME).unlink()
-    with pytest.raises(InputError, match=r"manifest.json: no such file; run `python -m pipeline discard"):
+    with pytest.raises(
+        InputError, match=r"manifest.json: no such file; run `python -m pipeline discard"
+    ):
         store.ImageSet(clean.path)
 
 
@@ -112,7 +135,9 @@ def test_truncated_foreign_and_missing_shards(clean, tmp_path, block):
 def test_a_shard_of_another_set_is_found_by_its_attributes(clean, tmp_path, block):
     shutil.copy(write_set(tmp_path / "other", block, seed=3).path / "00002.h5", clean.path)
     renew_manifest(clean.path)
-    with pytest.raises(InputError, match=r"00002.h5: its attributes are not those of its set's manifest"):
+    with pytest.raises(
+        InputError, match=r"00002.h5: its attributes are not those of its set's manifest"
+    ):
         store.ImageSet(clean.path).load("val")
 
 
@@ -124,7 +149,11 @@ def test_shards_in_another_order_are_found(clean, renewed):
     (clean.path / "x").rename(second)
     if renewed:
         renew_manifest(clean.path)
-    message = "its attributes are not those of its set's manifest" if renewed else "its content does not match its SHA-256"
+    message = (
+        "its attributes are not those of its set's manifest"
+        if renewed
+        else "its content does not match its SHA-256"
+    )
     with pytest.raises(InputError, match=f"00000.h5: {message}"):
         store.ImageSet(clean.path).load("val")
 
@@ -133,7 +162,13 @@ def test_no_shard_is_opened_before_its_hash_is_checked(clean, monkeypatch):
     (clean.path / "00000.h5").write_bytes(b"damaged")
     monkeypatch.setattr(h5py, "File", None)
     found = store.ImageSet(clean.path)
-    for read in (found.verify, lambda: found.load("val"), lambda: found.column("ids"), found.map_images, lambda: found.image_shape):
+    for read in (
+        found.verify,
+        lambda: found.load("val"),
+        lambda: found.column("ids"),
+        found.map_images,
+        lambda: found.image_shape,
+    ):
         with pytest.raises(InputError, match=r"00000.h5: its content does not match its SHA-256"):
             read()
 
@@ -152,7 +187,10 @@ def test_a_missing_dataset_is_found(clean):
 
 def test_expectations_name_reason_key_and_both_values(clean):
     clean.expect({"kind": "clean"}, "never seen")
-    with pytest.raises(InputError, match="made from another model: kind: expected adversarial, found clean; `dvc repro`"):
+    with pytest.raises(
+        InputError,
+        match="made from another model: kind: expected adversarial, found clean; `dvc repro`",
+    ):
         clean.expect({"kind": "adversarial"}, "made from another model")
 
 
@@ -195,7 +233,9 @@ def test_a_new_set_replaces_the_old_one(clean, tmp_path):
     assert {path.name for path in clean.path.iterdir()} == {"00000.h5", "manifest.json"}
 
 
-@pytest.mark.parametrize("options", [{"chunks": (8, 3, 32, 32)}, {"compression": "gzip", "chunks": (8, 3, 32, 32)}])
+@pytest.mark.parametrize(
+    "options", [{"chunks": (8, 3, 32, 32)}, {"compression": "gzip", "chunks": (8, 3, 32, 32)}]
+)
 def test_shards_with_chunks_or_compression_are_refused(clean, block, options):
     with h5py.File(clean.path / "00000.h5", "r+") as file:
         del file["images"]
@@ -213,7 +253,9 @@ def test_a_shard_of_a_compact_layout_is_refused(clean, block):
         plan.set_layout(h5py.h5d.COMPACT)
         h5py.h5d.create(file.id, b"split", h5py.h5t.NATIVE_UINT8, space, plan)
     renew_manifest(clean.path)
-    with pytest.raises(InputError, match="split: expected one contiguous array, found another layout"):
+    with pytest.raises(
+        InputError, match="split: expected one contiguous array, found another layout"
+    ):
         store.ImageSet(clean.path).load("val")
 
 
@@ -237,14 +279,18 @@ def test_verifying_finds_a_changed_image(tmp_path):
 
 def test_shards_written_behind_are_those_written_at_once(tmp_path, block, clean):
     bounds = store.shard_bounds(40, 16)
-    with store.Writer(tmp_path / "set", {"kind": "clean", "class_names": '["a", "b", "c"]'}, bounds=bounds) as writer:
+    with store.Writer(
+        tmp_path / "set", {"kind": "clean", "class_names": '["a", "b", "c"]'}, bounds=bounds
+    ) as writer:
         for start, stop in bounds:
             writer.write_behind(start, part(block, start, stop))
     assert store.ImageSet(tmp_path / "set").digest == clean.digest
 
 
 def test_optional_datasets_and_joining(tmp_path, block):
-    attacked = store.Block(**block.datasets, eps=np.full(40, 0.1, np.float32), fooled=np.arange(40) % 2 == 0)
+    attacked = store.Block(
+        **block.datasets, eps=np.full(40, 0.1, np.float32), fooled=np.arange(40) % 2 == 0
+    )
     read = write_set(tmp_path / "adv", attacked).load("val")
     assert read.fooled.dtype == bool
     assert (read.fooled == attacked.fooled[attacked.split == 1]).all()

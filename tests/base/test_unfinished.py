@@ -7,7 +7,9 @@ from pipeline.base import unfinished
 
 def test_a_name_depends_on_everything_that_decides_the_content(monkeypatch):
     out = Path("models/robust.safetensors")
-    names = {unfinished.path_for(out, decides) for decides in ({"lr": 1}, {"lr": 2}, {"lr": 1, "x": ""})}
+    names = {
+        unfinished.path_for(out, decides) for decides in ({"lr": 1}, {"lr": 2}, {"lr": 1, "x": ""})
+    }
     assert len(names) == 3
     assert unfinished.path_for(out, {"a": 1, "b": 2}) == unfinished.path_for(out, {"b": 2, "a": 1})
     before = unfinished.path_for(out, {})
@@ -28,4 +30,6 @@ def test_what_was_left_behind_is_found_and_cleared(tmp_path, nothing):
     found = unfinished.left_behind(tmp_path / folder for folder in unfinished.FOLDERS)
     assert len(found) == (0 if nothing else 2)
     unfinished.clear(found)
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == ["data/clean/00000.h5"]
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == [
+        "data/clean/00000.h5"
+    ]

@@ -41,7 +41,9 @@ class Bench:
 
     def judge(self, network, sha256="another", **changes):
         settings = self.settings.model_copy(update=changes)
-        torch.manual_seed(0)  # networks that draw random numbers draw the same ones in every run of the tests
+        torch.manual_seed(
+            0
+        )  # networks that draw random numbers draw the same ones in every run of the tests
         return judgement.judge(network, self.clean, self.stored, sha256, settings).metrics
 
     def diagnose(self, network, sha256="another", **changes):
@@ -51,7 +53,10 @@ class Bench:
 
 def threats(eps):
     pgd = {**PGD, "eps": eps, "alpha": eps / 4, "steps": 20}
-    return {name: Threat.model_validate({**entry, "eps": eps, "restarts": 1}) for name, entry in (("fgsm", FGSM), ("pgd", pgd))}
+    return {
+        name: Threat.model_validate({**entry, "eps": eps, "restarts": 1})
+        for name, entry in (("fgsm", FGSM), ("pgd", pgd))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +71,27 @@ def bench(tmp_path_factory):
         spec = Attack.model_validate(entry)
         made.stored.append(
             generation.generate(
-                clean, made.undefended, "undefended", spec, generate, name=name, out=folder / name, device=torch.device("cpu")
+                clean,
+                made.undefended,
+                "undefended",
+                spec,
+                generate,
+                name=name,
+                out=folder / name,
+                device=torch.device("cpu"),
             )
         )
-    curves = Curves(threat="pgd", n_eval=100, eps=[EPS / 4, EPS, 1.0], steps=[1, 5, 10, 50], restarts=3, queries=200)
-    made.settings = made.settings.model_copy(update={"threats": threats(EPS), "grid": None, "curves": curves})
+    curves = Curves(
+        threat="pgd",
+        n_eval=100,
+        eps=[EPS / 4, EPS, 1.0],
+        steps=[1, 5, 10, 50],
+        restarts=3,
+        queries=200,
+    )
+    made.settings = made.settings.model_copy(
+        update={"threats": threats(EPS), "grid": None, "curves": curves}
+    )
     return made
 
 
@@ -79,8 +100,12 @@ def test_undefended_is_measured_soundly(bench):
     assert metrics["diagnostics"]["verdict"] == "strong"
     assert metrics["robust"]["worst"]["accuracy"] < 0.4 < 0.9 < metrics["clean"]["accuracy"]
     assert metrics["diagnostics"]["checks"]["transfer_far_above_robust"]["verdict"] == "not run"
-    assert metrics == bench.judge(bench.undefended, "undefended"), "a second judgement gives the same numbers"
-    assert metrics["robust"]["worst"]["accuracy"] <= min(metrics["robust"][name]["accuracy"] for name in ("fgsm", "pgd", "apgd"))
+    assert metrics == bench.judge(bench.undefended, "undefended"), (
+        "a second judgement gives the same numbers"
+    )
+    assert metrics["robust"]["worst"]["accuracy"] <= min(
+        metrics["robust"][name]["accuracy"] for name in ("fgsm", "pgd", "apgd")
+    )
 
 
 def test_honest_adversarial_training_needs_apgd_to_be_strong(bench):
@@ -100,25 +125,38 @@ def test_more_steps_are_compared_with_what_all_attacks_found(bench):
     assert (verdict, checks["more_steps_find_more"]["verdict"]) == ("suspect", "failed")
     assert checks["more_steps_find_more"]["value"] > 0.3
     verdict, _, checks = bench.diagnose(bench.undefended, "undefended", **few)
-    assert checks["more_steps_find_more"] == {"value": 0.0, "limit": 0.01, "verdict": "passed"}, "APGD has found them before"
+    assert checks["more_steps_find_more"] == {"value": 0.0, "limit": 0.01, "verdict": "passed"}, (
+        "APGD has found them before"
+    )
 
 
 def test_a_loss_of_five_points_is_seen_on_enough_images():
     loss = np.arange(diagnostics.ENOUGH) < round(0.05 * diagnostics.ENOUGH)
     assert not diagnostics.share(loss, diagnostics.CONVERGED).passed
-    assert diagnostics.share(np.arange(60) < 3, diagnostics.CONVERGED).passed, "on 60 images it could be chance"
-    fails_at = next(k for k in range(99) if not diagnostics.share(np.arange(diagnostics.ENOUGH) < k, diagnostics.CONVERGED).passed)
+    assert diagnostics.share(np.arange(60) < 3, diagnostics.CONVERGED).passed, (
+        "on 60 images it could be chance"
+    )
+    fails_at = next(
+        k
+        for k in range(99)
+        if not diagnostics.share(np.arange(diagnostics.ENOUGH) < k, diagnostics.CONVERGED).passed
+    )
     assert scipy.stats.binom.sf(fails_at - 1, diagnostics.ENOUGH, 0.05) > 0.9
 
 
 def test_fine_tuning_on_stored_images_is_static_only(bench):
     clean, labels = bench.training()
     stored = [torch.from_numpy(images.load("train").images) / 255 for images in bench.stored]
-    tuned = small.train(copy.deepcopy(bench.undefended), torch.cat([clean, clean, *stored]), labels.repeat(4), 8)
+    tuned = small.train(
+        copy.deepcopy(bench.undefended), torch.cat([clean, clean, *stored]), labels.repeat(4), 8
+    )
     metrics = bench.judge(tuned)
     assert metrics["transfer"]["pgd"]["accuracy"] > 0.9
     assert metrics["robust"]["pgd"]["accuracy"] < 0.3
-    assert (metrics["diagnostics"]["verdict"], metrics["diagnostics"]["failed"]) == ("static only", ["transfer_far_above_robust"])
+    assert (metrics["diagnostics"]["verdict"], metrics["diagnostics"]["failed"]) == (
+        "static only",
+        ["transfer_far_above_robust"],
+    )
 
 
 def test_collapse_by_single_step_training_is_suspect(bench):
@@ -178,19 +216,25 @@ def test_images_that_were_trained_on_are_found(bench):
     threat = bench.settings.threats["pgd"]
     curves = sweeps.curves(target, block, threat, bench.settings.curves)
     checks = diagnostics.diagnose(target, block, curves, threat, 5, {})
-    assert checks["judged_images_not_held_out"] == diagnostics.Check(value=20.0, limit=0.0, passed=False)
+    assert checks["judged_images_not_held_out"] == diagnostics.Check(
+        value=20.0, limit=0.0, passed=False
+    )
     assert checks["transfer_finds_more"] == diagnostics.NOT_RUN
 
 
 def test_eps_in_other_units_are_found():
     assert diagnostics.units([8 / 255, 1 / 255]).passed
-    assert diagnostics.units([8 / 255 / 255]) == diagnostics.Check(value=1.0, limit=0.0, passed=False)
+    assert diagnostics.units([8 / 255 / 255]) == diagnostics.Check(
+        value=1.0, limit=0.0, passed=False
+    )
     assert not diagnostics.units([0.6]).passed
 
 
 def test_a_judge_that_loses_or_finds_is_compared_on_the_same_images():
     standing, before = np.array([True] * 40 + [False] * 60), np.array([True] * 30 + [False] * 70)
-    assert diagnostics.gain(standing, before) == diagnostics.Check(value=0.1, limit=0.02, passed=False)
+    assert diagnostics.gain(standing, before) == diagnostics.Check(
+        value=0.1, limit=0.02, passed=False
+    )
     assert diagnostics.gain(before, standing).passed
     assert diagnostics.gain(before, before).value == 0
     few = np.arange(100) < 4
@@ -217,7 +261,12 @@ def test_the_verdict_names_what_failed():
         verdict, failed = diagnostics.verdict({"a": other, diagnostics.FAR_ABOVE: bad}, True)
         assert verdict == "static only", "whatever else failed"
         assert diagnostics.FAR_ABOVE in failed
-    words = {diagnostics.STRONG, diagnostics.UPPER_BOUND, diagnostics.STATIC_ONLY, diagnostics.SUSPECT}
+    words = {
+        diagnostics.STRONG,
+        diagnostics.UPPER_BOUND,
+        diagnostics.STATIC_ONLY,
+        diagnostics.SUSPECT,
+    }
     assert set(table.WORTH) == words
 
 
@@ -235,14 +284,26 @@ def result(accuracy, **more):
         (result(0.9, eps=8 / 255, made_against_this_model=True), None),
         (result(0.9, eps=2 / 255, made_against_this_model=False), None),
     ],
-    ids=["far above", "0.03 is stored as 7/255", "half within chance", "below half", "no transfer", "another eps"],
+    ids=[
+        "far above",
+        "0.03 is stored as 7/255",
+        "half within chance",
+        "below half",
+        "no transfer",
+        "another eps",
+    ],
 )
 def test_transfer_far_above_robust(transfer, passed):
-    assert diagnostics.far_above(result(0.2), 8 / 255, {"pgd": transfer, "mixed": result(0.9)}).passed is passed
+    assert (
+        diagnostics.far_above(result(0.2), 8 / 255, {"pgd": transfer, "mixed": result(0.9)}).passed
+        is passed
+    )
 
 
 def test_static_training_at_14_of_40_percent_is_static_only():
     accuracy = lambda percent: scores.interval(np.arange(300) < 3 * percent)  # noqa: E731
     transfer = {"pgd": {**accuracy(40), "eps": 8 / 255, "made_against_this_model": False}}
     assert diagnostics.far_above(accuracy(14), 8 / 255, transfer).passed is False
-    assert diagnostics.far_above(accuracy(19), 8 / 255, transfer).passed is True, "19 of 40 on 300 images may be chance"
+    assert diagnostics.far_above(accuracy(19), 8 / 255, transfer).passed is True, (
+        "19 of 40 on 300 images may be chance"
+    )

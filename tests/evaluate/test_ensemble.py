@@ -24,19 +24,30 @@ def test_it_finds_at_least_what_pgd_100_with_10_restarts_finds():
     network = small.train(small.network(), images, labels, 4, small.pgd)
     block = digits.select(np.arange(len(digits)) < 40)
     target = whitebox.Target.of(network, 10, batch_size=256, seed=0)
-    pgd = whitebox.withstands(target, block, sweeps.pgd(EPS, EPS / 4, 100, restarts=10), "t").standing
+    pgd = whitebox.withstands(
+        target, block, sweeps.pgd(EPS, EPS / 4, 100, restarts=10), "t"
+    ).standing
     standing, about = ensemble.withstands(target, block, settings(), EPS)
-    assert 0.2 < pgd.mean() < 0.9, "a network that is neither lost nor safe, or the comparison says nothing"
+    assert 0.2 < pgd.mean() < 0.9, (
+        "a network that is neither lost nor safe, or the comparison says nothing"
+    )
     assert standing.sum() <= pgd.sum()
     after = [about[f"after_{name}"] for name in ("apgd_ce", "apgd_t", "fab_t", "square")]
     assert after == sorted(after, reverse=True)
     assert after[-1] == pytest.approx(standing.mean(), abs=1e-6)
     assert about["forward_passes"] > 5000 * standing.sum()
-    assert about["attack"] == "APGD-CE, APGD-T, FAB-T, Square at AutoAttack's standard settings, through torchattacks"
+    assert (
+        about["attack"]
+        == "APGD-CE, APGD-T, FAB-T, Square at AutoAttack's standard settings, through torchattacks"
+    )
     few = settings(members="first_two", iterations=10, targets=3)
     first_two, about = ensemble.withstands(target, block, few, EPS)
-    assert standing.sum() <= first_two.sum() <= standing.sum() + 2, "the first two members find nearly all, also with few iterations"
-    assert about["attack"] == "APGD-CE, APGD-T, 10 iterations, 3 target classes, through torchattacks"
+    assert standing.sum() <= first_two.sum() <= standing.sum() + 2, (
+        "the first two members find nearly all, also with few iterations"
+    )
+    assert (
+        about["attack"] == "APGD-CE, APGD-T, 10 iterations, 3 target classes, through torchattacks"
+    )
 
 
 def test_the_settings_are_the_published_ones():
@@ -44,17 +55,41 @@ def test_the_settings_are_the_published_ones():
     assert list(members) == ["apgd_ce", "apgd_t", "fab_t", "square"]
     assert list(ensemble.threats(settings(members="first_two"), 8 / 255)) == ["apgd_ce", "apgd_t"]
     assert {name: threat.parameters for name, threat in members.items()} == {
-        "apgd_ce": {"eps": 8 / 255, "steps": 100, "n_restarts": 1, "loss": "ce", "eot_iter": 1, "rho": 0.75},
+        "apgd_ce": {
+            "eps": 8 / 255,
+            "steps": 100,
+            "n_restarts": 1,
+            "loss": "ce",
+            "eot_iter": 1,
+            "rho": 0.75,
+        },
         "apgd_t": {"eps": 8 / 255, "steps": 100, "n_restarts": 1, "eot_iter": 1, "rho": 0.75},
-        "fab_t": {"eps": 8 / 255, "steps": 100, "n_restarts": 1, "alpha_max": 0.1, "eta": 1.05, "beta": 0.9, "multi_targeted": True},
-        "square": {"eps": 8 / 255, "n_queries": 5000, "n_restarts": 1, "p_init": 0.8, "loss": "margin", "resc_schedule": False},
+        "fab_t": {
+            "eps": 8 / 255,
+            "steps": 100,
+            "n_restarts": 1,
+            "alpha_max": 0.1,
+            "eta": 1.05,
+            "beta": 0.9,
+            "multi_targeted": True,
+        },
+        "square": {
+            "eps": 8 / 255,
+            "n_queries": 5000,
+            "n_restarts": 1,
+            "p_init": 0.8,
+            "loss": "margin",
+            "resc_schedule": False,
+        },
     }
 
 
 class Linear(nn.Module):
     def __init__(self, n_classes):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(n_classes, 3 * 8 * 8, generator=torch.Generator().manual_seed(0)))
+        self.weight = nn.Parameter(
+            torch.randn(n_classes, 3 * 8 * 8, generator=torch.Generator().manual_seed(0))
+        )
 
     def forward(self, images):
         return images.flatten(1) @ self.weight.T
@@ -64,17 +99,25 @@ class Linear(nn.Module):
 def test_any_number_of_classes_will_do(n_classes, monkeypatch):
     monkeypatch.setattr(ensemble, "QUERIES", 3)
     target = whitebox.Target.of(Linear(n_classes), n_classes, batch_size=8, seed=0)
-    standing, about = ensemble.withstands(target, make_block(16, size=8, n_classes=n_classes), settings(iterations=3), 1 / 255)
+    standing, about = ensemble.withstands(
+        target, make_block(16, size=8, n_classes=n_classes), settings(iterations=3), 1 / 255
+    )
     assert len(standing) == 16
     assert ("left_out" in about) == ("after_apgd_t" not in about) == (n_classes < 4)
     if n_classes < 4:
         assert about["left_out"] == f"apgd_t: its loss compares four classes, there are {n_classes}"
 
 
-@pytest.mark.parametrize(("n_classes", "targets", "expected"), [(100, 9, 10), (100, 3, 4), (5, 9, 5)])
+@pytest.mark.parametrize(
+    ("n_classes", "targets", "expected"), [(100, 9, 10), (100, 3, 4), (5, 9, 5)]
+)
 def test_the_likeliest_wrong_classes_are_aimed_at(monkeypatch, n_classes, targets, expected):
     aimed = []
-    monkeypatch.setattr(whitebox, "withstands", lambda target, block, *_: aimed.append(target.n_classes) or Nothing(block))
+    monkeypatch.setattr(
+        whitebox,
+        "withstands",
+        lambda target, block, *_: aimed.append(target.n_classes) or Nothing(block),
+    )
     target = whitebox.Target.of(Linear(n_classes), n_classes, batch_size=8, seed=0)
     ensemble.withstands(target, make_block(4, size=8), settings(targets=targets), 0.1)
     assert set(aimed) == {expected}

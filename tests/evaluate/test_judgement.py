@@ -15,11 +15,20 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_a_found_keeps_its_words_apart(tmp_path, network, settings):
     block = make_block(40)
     clean = write_set(tmp_path / "clean", block)
-    threats = {name: Threat.model_validate({**entry, "restarts": 1}) for name, entry in (("fgsm", FGSM), ("pgd", PGD))}
+    threats = {
+        name: Threat.model_validate({**entry, "restarts": 1})
+        for name, entry in (("fgsm", FGSM), ("pgd", PGD))
+    }
     curves = Curves(threat="pgd", n_eval=4, eps=[8 / 255, 1.0], steps=[1, 4], restarts=2, queries=3)
     grid = Grid(n_eval=5, eps=[4 / 255, 8 / 255], alphas=["eps/2", 2 / 255], steps=[1, 2])
     ensemble = Ensemble(members="all", eps=8 / 255, n_eval=5, iterations=2, targets=3)
-    changes = {"n_eval": 6, "threats": threats, "curves": curves, "grid": grid, "ensemble": ensemble}
+    changes = {
+        "n_eval": 6,
+        "threats": threats,
+        "curves": curves,
+        "grid": grid,
+        "ensemble": ensemble,
+    }
     settings = settings.evaluate.model_copy(update=changes)
     spec = Attack.model_validate(FGSM)
     stored, foreign = (
@@ -50,16 +59,24 @@ def test_a_found_keeps_its_words_apart(tmp_path, network, settings):
     assert metrics["transfer"]["fgsm"]["accuracy"] == pytest.approx(1 - fooled.mean())
     hits = sum(line["actual"] == line["predicted"] for line in confusion)
     assert metrics["clean"]["accuracy"] == hits / 10
-    assert not judgement.judge(network, clean, [stored], "another", settings).metrics["transfer"]["fgsm"]["made_against_this_model"]
+    assert not judgement.judge(network, clean, [stored], "another", settings).metrics["transfer"][
+        "fgsm"
+    ]["made_against_this_model"]
     with pytest.raises(InputError, match=r"made from another clean set: clean.digest"):
-        judgement.judge(network, write_set(tmp_path / "other", make_block(40, seed=2)), [stored], "me", settings)
-    with pytest.raises(InputError, match=r"another: made from another model than .*me: model.sha256"):
+        judgement.judge(
+            network, write_set(tmp_path / "other", make_block(40, seed=2)), [stored], "me", settings
+        )
+    with pytest.raises(
+        InputError, match=r"another: made from another model than .*me: model.sha256"
+    ):
         judgement.judge(network, clean, [stored, foreign], "me", settings)
 
 
 def test_the_worst_case_is_over_the_images_on_which_everything_was_tried():
     large, small = np.array([1, 3, 4, 8]), np.array([3, 8])
     tried = [(large, np.array([True, True, True, True])), (small, np.array([True, False]))]
-    rows, standing = judgement._worst([judgement.Tried(eps=0.1, rows=rows, standing=standing) for rows, standing in tried])
+    rows, standing = judgement._worst(
+        [judgement.Tried(eps=0.1, rows=rows, standing=standing) for rows, standing in tried]
+    )
     assert rows.tolist() == [3, 8]
     assert standing.tolist() == [True, False]

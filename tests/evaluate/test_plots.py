@@ -32,4 +32,9 @@ def test_a_grid_that_is_off_is_an_empty_picture_and_another_accuracy_another_one
 
 
 def test_levels_are_written_as_people_write_them():
-    assert [plots._level(eps) for eps in (8 / 255, 0.031373, 0.03, 1.0)] == ["8/255", "8/255", "0.03", "255/255"]
+    assert [plots._level(eps) for eps in (8 / 255, 0.031373, 0.03, 1.0)] == [
+        "8/255",
+        "8/255",
+        "0.03",
+        "255/255",
+    ]

@@ -8,8 +8,12 @@ from tests.conftest import make_block
 from tests.evaluate.test_whitebox import LEVELS, Brightness, grey_block
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-GRID = Grid(n_eval=9, eps=[2 / 255, 8 / 255, 0.05], alphas=["eps/2", "eps/steps", 1 / 255], steps=[2, 16])
-CURVES = Curves(threat="pgd", n_eval=9, eps=[2 / 255, 8 / 255, 1.0], steps=[1, 2, 40], restarts=3, queries=5)
+GRID = Grid(
+    n_eval=9, eps=[2 / 255, 8 / 255, 0.05], alphas=["eps/2", "eps/steps", 1 / 255], steps=[2, 16]
+)
+CURVES = Curves(
+    threat="pgd", n_eval=9, eps=[2 / 255, 8 / 255, 1.0], steps=[1, 2, 40], restarts=3, queries=5
+)
 
 
 @pytest.fixture
@@ -26,10 +30,16 @@ def test_every_guess_of_a_grader_has_its_score(target):
     assert [tuple(row) for row in rows] == [sweeps.GRID_COLUMNS] * len(rows)
     assert metrics["guesses"] == 3 * (1 + 3 * 2) == len(rows) - 3
     for row in rows:
-        assert row["accuracy"] >= round(float(exact(row["eps"])), 6), "no guess beats the best attack"
+        assert row["accuracy"] >= round(float(exact(row["eps"])), 6), (
+            "no guess beats the best attack"
+        )
         if not row["steps"] or row["alpha"] * row["steps"] >= 2 * row["eps"]:
             assert row["accuracy"] == round(float(exact(row["eps"])), 6), row
-    assert metrics["worst"]["accuracy"] == metrics["lowest"]["accuracy"] == round(float(exact(0.05)), 6)
+    assert (
+        metrics["worst"]["accuracy"]
+        == metrics["lowest"]["accuracy"]
+        == round(float(exact(0.05)), 6)
+    )
     assert {row["guess"] for row in rows if row["eps"] == 0.05 and row["alpha"] == 0.025} == {
         "PGD, alpha eps/2, 2 steps",
         "PGD, alpha eps/2, 16 steps",
@@ -55,5 +65,7 @@ def test_curves_are_exact_where_they_are_known(target):
 
 def test_a_step_of_more_than_the_whole_range_is_the_whole_range(network):
     target = whitebox.Target.of(network, 3, batch_size=8, seed=0)
-    rows, _ = sweeps.grid(target, make_block(8), Grid(n_eval=8, eps=[0.9], alphas=["eps/0.5"], steps=[1]))
+    rows, _ = sweeps.grid(
+        target, make_block(8), Grid(n_eval=8, eps=[0.9], alphas=["eps/0.5"], steps=[1])
+    )
     assert rows[1]["alpha"] == 1

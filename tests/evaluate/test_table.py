@@ -10,21 +10,36 @@ def result(accuracy, **more):
 
 
 def diagnosed(verdict="strong", **failed):
-    checks = {name: {"value": value, "limit": 0.02, "verdict": "failed"} for name, value in failed.items()}
+    checks = {
+        name: {"value": value, "limit": 0.02, "verdict": "failed"} for name, value in failed.items()
+    }
     checks["not_asked"] = {"value": None, "limit": 0.0, "verdict": "not run"}
     return {"verdict": verdict, "failed": list(failed), "threat": "pgd", "n": 48, "checks": checks}
 
 
 def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
     files.write_json(
-        tmp_path / "older.json", {"attack_passes": 0, "clean": result(0.5), "transfer": {}, "robust": {}, "diagnostics": diagnosed()}
+        tmp_path / "older.json",
+        {
+            "attack_passes": 0,
+            "clean": result(0.5),
+            "transfer": {},
+            "robust": {},
+            "diagnostics": diagnosed(),
+        },
     )
     own = {"made_against_this_model": True}
     trained = {"attack_passes": 1_234_567}
     suspect = diagnosed("suspect", black_box_finds_more=0.125)
     files.write_json(
         tmp_path / "robust.json",
-        {**trained, "clean": result(0.9), "transfer": {"pgd": result(0.7)}, "robust": {"pgd": result(0.05)}, "diagnostics": suspect},
+        {
+            **trained,
+            "clean": result(0.9),
+            "transfer": {"pgd": result(0.7)},
+            "robust": {"pgd": result(0.05)},
+            "diagnostics": suspect,
+        },
     )
     files.write_json(
         tmp_path / "clean.json",
@@ -36,20 +51,49 @@ def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
             "diagnostics": diagnosed(),
         },
     )
-    head, names, clean, robust, *note = table.results(tmp_path, ["clean", "robust", "not yet"]).splitlines()
+    head, names, clean, robust, *note = table.results(
+        tmp_path, ["clean", "robust", "not yet"]
+    ).splitlines()
     assert head.split() == ["transfer", "robust"]
     assert names.split() == ["model", "attacks", "clean", "pgd", "pgd", "other", "evidence"]
-    assert clean.split() == ["clean", "0.00M", "97.0", "±2.0", "10.0*", "±2.0", "10.0", "±2.0", "20.0", "±2.0", "strong"]
-    assert robust.split() == ["robust", "1.23M", "90.0", "±2.0", "70.0", "±2.0", "5.0", "±2.0", "-", "suspect"]
+    assert clean.split() == [
+        "clean",
+        "0.00M",
+        "97.0",
+        "±2.0",
+        "10.0*",
+        "±2.0",
+        "10.0",
+        "±2.0",
+        "20.0",
+        "±2.0",
+        "strong",
+    ]
+    assert robust.split() == [
+        "robust",
+        "1.23M",
+        "90.0",
+        "±2.0",
+        "70.0",
+        "±2.0",
+        "5.0",
+        "±2.0",
+        "-",
+        "suspect",
+    ]
     assert "says nothing about an attacker" in note[1]
     assert note[-2] == "robust: suspect: black_box_finds_more (0.125, limit 0.02)"
-    assert note[-1].startswith("What the numbers are worth: worst of clean was found with APGD-CE and targeted APGD, and ")
+    assert note[-1].startswith(
+        "What the numbers are worth: worst of clean was found with APGD-CE and targeted APGD, and "
+    )
     assert note[-1].endswith("; a check of robust failed, so worst may be far too high.")
     assert names.index("pgd") + len("pgd") == robust.index("70.0") + len("70.0 ±2.0")
 
 
 def test_checks_are_a_line_each():
-    head, found, none, last = table.checks(diagnosed("suspect", black_box_finds_more=0.125)).splitlines()
+    head, found, none, last = table.checks(
+        diagnosed("suspect", black_box_finds_more=0.125)
+    ).splitlines()
     assert head == "checks of what pgd measured, on 48 images:"
     assert found.split() == ["black_box_finds_more", "0.125", "(limit", "0.02)", "failed"]
     assert none.split() == ["not_asked", "-", "(limit", "0)", "not", "run"]

@@ -17,7 +17,14 @@ from tests.conftest import FGSM, PGD, make_block
 pytestmark = pytest.mark.usefixtures("one_thread")
 SELF_SEEDED = [
     {"attack": "APGD", "steps": 2, "n_restarts": 1, "loss": "ce", "eot_iter": 1, "rho": 0.75},
-    {"attack": "Square", "n_queries": 50, "n_restarts": 1, "p_init": 0.8, "loss": "margin", "resc_schedule": True},
+    {
+        "attack": "Square",
+        "n_queries": 50,
+        "n_restarts": 1,
+        "p_init": 0.8,
+        "loss": "margin",
+        "resc_schedule": True,
+    },
 ]
 
 
@@ -51,7 +58,12 @@ class Brightness(nn.Module):
 def grey_block(levels):
     images = np.stack([np.full((3, 32, 32), level, np.uint8) for level in levels])
     block = make_block(len(levels))
-    return type(block)(images=images, labels=(np.array(levels) > 127).astype(np.int64), ids=block.ids, split=np.ones(len(levels), np.uint8))
+    return type(block)(
+        images=images,
+        labels=(np.array(levels) > 127).astype(np.int64),
+        ids=block.ids,
+        split=np.ones(len(levels), np.uint8),
+    )
 
 
 LEVELS = [60, 119, 121, 126, 129, 134, 136, 137, 200]  # 255 / 2 = 127.5; eps is 8 levels
@@ -81,7 +93,9 @@ def test_restarts_differ_for_attacks_that_seed_themselves(judged, entry):
     block, passes = block_of(8), whitebox.Passes(judged.network)
     images, labels = judged.tensors(block, np.arange(8))
     attack = attacks.build(threat, judged.network, 10)
-    first, second, again = (whitebox.perturb(attack, images, labels, threat.eps, passes, seed) for seed in (1, 2, 1))
+    first, second, again = (
+        whitebox.perturb(attack, images, labels, threat.eps, passes, seed) for seed in (1, 2, 1)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
     assert (first - images).abs().max() <= threat.eps + 1e-7
@@ -93,7 +107,14 @@ def test_attacked_images_are_held_to_the_ball(judged):
             return images + 1
 
     images, eps = torch.rand(2, 3, 8, 8), 8 / 255
-    far = whitebox.perturb(TooFar("TooFar", judged.network), images, torch.tensor([0, 1]), eps, whitebox.Passes(judged.network), 0)
+    far = whitebox.perturb(
+        TooFar("TooFar", judged.network),
+        images,
+        torch.tensor([0, 1]),
+        eps,
+        whitebox.Passes(judged.network),
+        0,
+    )
     assert (far - images).abs().max() <= eps + 1e-7
     assert far.max() <= 1
 
@@ -102,7 +123,10 @@ def test_passes_count_every_image_forward_and_backward(judged):
     threat = Threat.model_validate({**PGD, "eps": 1e-6, "alpha": 1e-7, "restarts": 2})
     outcome = whitebox.withstands(judged, block_of(12), threat, "t")
     assert outcome.standing.all(), "so small an eps changes nothing"
-    assert outcome.passes.as_metrics() == {"forward_passes": 2 * 3 * 12, "backward_passes": 2 * 3 * 12}
+    assert outcome.passes.as_metrics() == {
+        "forward_passes": 2 * 3 * 12,
+        "backward_passes": 2 * 3 * 12,
+    }
 
 
 def test_a_run_of_many_steps_holds_the_runs_of_fewer(judged):
@@ -111,7 +135,9 @@ def test_a_run_of_many_steps_holds_the_runs_of_fewer(judged):
     together = whitebox.by_steps(judged, block, threat, [1, 2, 4], "t")
     assert len({int(standing.sum()) for standing in together.values()}) > 1
     for steps, standing in together.items():
-        alone = whitebox.withstands(judged, block, Threat.model_validate({**threat.model_dump(), "steps": steps}), "t").standing
+        alone = whitebox.withstands(
+            judged, block, Threat.model_validate({**threat.model_dump(), "steps": steps}), "t"
+        ).standing
         assert (standing == alone).all(), steps
 
 

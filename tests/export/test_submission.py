@@ -13,7 +13,12 @@ from tests.conftest import make_block
 
 @pytest.fixture
 def checkpoint(network):
-    return networks.Checkpoint(architecture="resnet18", class_names=["a", "b", "c"], state_dict=dict(network.state_dict()), provenance={})
+    return networks.Checkpoint(
+        architecture="resnet18",
+        class_names=["a", "b", "c"],
+        state_dict=dict(network.state_dict()),
+        provenance={},
+    )
 
 
 @pytest.fixture
@@ -31,7 +36,9 @@ def test_the_exported_file_is_what_a_grader_loads(checkpoint, val, network, tmp_
     graded = models.resnet18(weights=None)
     graded.fc = torch.nn.Linear(graded.fc.in_features, 3)
     content = torch.load(out, map_location="cpu", weights_only=True)
-    assert all(type(tensor) is torch.Tensor and tensor.is_contiguous() for tensor in content.values())
+    assert all(
+        type(tensor) is torch.Tensor and tensor.is_contiguous() for tensor in content.values()
+    )
     graded.load_state_dict(content, strict=True)
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(graded.eval()(images), network.eval()(images))
@@ -39,7 +46,10 @@ def test_the_exported_file_is_what_a_grader_loads(checkpoint, val, network, tmp_
 
 def with_tensors(checkpoint, **tensors):
     return networks.Checkpoint(
-        architecture="resnet18", class_names=["a", "b", "c"], state_dict={**checkpoint.state_dict, **tensors}, provenance={}
+        architecture="resnet18",
+        class_names=["a", "b", "c"],
+        state_dict={**checkpoint.state_dict, **tensors},
+        provenance={},
     )
 
 
@@ -47,7 +57,10 @@ def test_models_that_a_grader_would_refuse_are_not_written(checkpoint, val, tmp_
     out = tmp_path / "submission.pt"
     for broken, message in [
         (with_tensors(checkpoint, mean=torch.zeros(3)), "differs from a stock resnet18 in mean"),
-        (with_tensors(checkpoint, **{"fc.bias": torch.full((3,), torch.nan)}), "fc.bias holds numbers that are not finite"),
+        (
+            with_tensors(checkpoint, **{"fc.bias": torch.full((3,), torch.nan)}),
+            "fc.bias holds numbers that are not finite",
+        ),
     ]:
         with pytest.raises(InputError, match=message):
             submission.export(broken, val, out)
@@ -64,7 +77,12 @@ def test_the_expectation_is_robust_and_never_transfer(tmp_path):
         return {"accuracy": accuracy, "low95": accuracy - 0.01, "high95": accuracy + 0.01, "n": 500}
 
     sha256 = hashlib.sha256(b"model").hexdigest()
-    metrics = {"sha256": sha256, "clean": result(0.9), "transfer": {"pgd": result(0.7)}, "robust": {"pgd": result(0.05)}}
+    metrics = {
+        "sha256": sha256,
+        "clean": result(0.9),
+        "transfer": {"pgd": result(0.7)},
+        "robust": {"pgd": result(0.05)},
+    }
     files.write_json(tmp_path / "m.json", metrics)
     clean, robust = submission.expectation(tmp_path / "m.json", sha256)
     assert clean.strip() == "clean:  90.0 %  (95 %: 89.0 to 91.0, n = 500)"

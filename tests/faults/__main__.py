@@ -11,7 +11,9 @@ from tests.faults import harness
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="how many, at least")
-    parser.add_argument("--seed", type=int, default=0, help="of the kinds and moments of all faults")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the kinds and moments of all faults"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tally = harness.soak(Path(folder), args.kills, args.seed)

@@ -93,7 +93,13 @@ class Pipeline:
             self.seconds[name] = time.perf_counter() - started
         return self.contents()
 
-    def disturbed(self, faults_per_stage: int, kinds: dict[str, "Fault"], tally: Tally, seconds: dict[str, float]) -> None:
+    def disturbed(
+        self,
+        faults_per_stage: int,
+        kinds: dict[str, "Fault"],
+        tally: Tally,
+        seconds: dict[str, float],
+    ) -> None:
         """Run every stage with so many faults in it, and to its end."""
         for name in self.stages:
             earlier = self.contents()
@@ -105,17 +111,26 @@ class Pipeline:
                     status = kinds[kind](self, name, self._random, seconds[name])
                     tally.faults[kind] = tally.faults.get(kind, 0) + 1
                     tally.kills += kind in KILLS and status != 0
-                tally.lost += [path for path, content in earlier.items() if self._read(path) != content]
+                tally.lost += [
+                    path for path, content in earlier.items() if self._read(path) != content
+                ]
                 if status == 0 and kind is None:
                     break
             else:
-                raise AssertionError(f"{name} never came to its end: {(self.folder / 'log').read_text()[-2000:]}")
+                raise AssertionError(
+                    f"{name} never came to its end: {(self.folder / 'log').read_text()[-2000:]}"
+                )
 
     def _drawn(self, kinds: dict[str, "Fault"]) -> str:
         names = sorted(kinds)
         return self._random.choices(names, [WEIGHTS.get(name, 1) for name in names])[0]
 
-    def attempt(self, name: str, before: Callable[[], None] = lambda: None, stop: tuple[int, float] | None = None) -> int:
+    def attempt(
+        self,
+        name: str,
+        before: Callable[[], None] = lambda: None,
+        stop: tuple[int, float] | None = None,
+    ) -> int:
         """Run a stage as DVC does; `before` runs in the child, `stop` sends it a signal after so many seconds. Gives its exit status."""
         for path in self.stages[name].outs:
             target = self.folder / path
@@ -163,9 +178,15 @@ class Pipeline:
 
     def contents(self) -> dict[str, bytes]:
         """Every finished file by its path."""
-        paths = [path for name in OUTPUTS for path in (self.folder / name).rglob("*") if path.is_file()]
+        paths = [
+            path for name in OUTPUTS for path in (self.folder / name).rglob("*") if path.is_file()
+        ]
         relative = [(path, path.relative_to(self.folder)) for path in paths]
-        return {str(name): path.read_bytes() for path, name in relative if not any(part.startswith(".") for part in name.parts)}
+        return {
+            str(name): path.read_bytes()
+            for path, name in relative
+            if not any(part.startswith(".") for part in name.parts)
+        }
 
     def unfinished(self) -> list[Path]:
         """The files of unfinished work."""
@@ -236,7 +257,12 @@ def full(pipeline: Pipeline, name: str, chance: random.Random, seconds: float) -
 ROOMY = 2**30
 KILLS = ("killed", "cut short")
 WEIGHTS = {"killed": 3}  # against 1 for every other kind
-ALWAYS: dict[str, Fault] = {"killed": killed, "cut short": cut_short, "unwritable": unwritable, "too large": too_large}
+ALWAYS: dict[str, Fault] = {
+    "killed": killed,
+    "cut short": cut_short,
+    "unwritable": unwritable,
+    "too large": too_large,
+}
 
 
 @contextmanager
@@ -244,7 +270,12 @@ def small_disk(folder: Path) -> Iterator[bool]:
     """A file system of its own at `folder`, if this user may make one; says whether."""
     folder.mkdir(parents=True, exist_ok=True)
     made = (
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOMY}", "tmpfs", folder], capture_output=True, check=False).returncode == 0
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={ROOMY}", "tmpfs", folder],
+            capture_output=True,
+            check=False,
+        ).returncode
+        == 0
     )
     try:
         yield made
@@ -273,7 +304,11 @@ def soak(folder: Path, n_kills: int, seed: int) -> Tally:
             faults_per_stage = min(6, -(-2 * (n_kills - tally.kills) // len(storm.stages)))
             storm.disturbed(faults_per_stage, kinds, tally, calm.seconds)
             found = storm.contents()
-            tally.different += [path for path in sorted(expected.keys() | found.keys()) if expected.get(path) != found.get(path)]
+            tally.different += [
+                path
+                for path in sorted(expected.keys() | found.keys())
+                if expected.get(path) != found.get(path)
+            ]
             tally.needed, tally.done = tally.needed + calm.work, tally.done + storm.work
             shutil.rmtree(place)
             round_number += 1
@@ -293,13 +328,28 @@ def tiny(content: dict) -> None:
     content["selection"].update(n_images=16, steps=2)
     content["evaluate"].update(n_eval=8)
     content["evaluate"]["threats"]["pgd"].update(steps=2)
-    content["evaluate"]["curves"].update(n_eval=4, eps=[0.1, 1], steps=[1, 4], restarts=2, queries=4)
+    content["evaluate"]["curves"].update(
+        n_eval=4, eps=[0.1, 1], steps=[1, 4], restarts=2, queries=4
+    )
     content["evaluate"]["grid"].update(n_eval=4, eps=[0.1], steps=[2])
     refresh = {"every": 1, "steps": 1, "alpha": "eps/2", "warm_start": True}
-    adversary = {"eps": "8/255", "eps_per": "image", "alpha": "eps/2", "steps": 2, "random_start": True, "loss": "cross_entropy"}
+    adversary = {
+        "eps": "8/255",
+        "eps_per": "image",
+        "alpha": "eps/2",
+        "steps": 2,
+        "random_start": True,
+        "loss": "cross_entropy",
+    }
     weights = {"start": "clean", "clean_weight": 0.5, "adv_weight": 0.5, "best_on": "robust"}
     content["finetuned"]["refreshed"] = {"of": "clean", "refresh": refresh, "best_on": "robust"}
-    content["online"] = {"online": {"epochs": 3, **weights, "adversary": {**adversary, "target": "none", "against": "self"}}}
+    content["online"] = {
+        "online": {
+            "epochs": 3,
+            **weights,
+            "adversary": {**adversary, "target": "none", "against": "self"},
+        }
+    }
     content["evaluate"]["models"].append("online")
 
 

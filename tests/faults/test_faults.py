@@ -10,7 +10,17 @@ KILLS = 8
 
 
 def test_disturbed_runs_end_with_the_bytes_of_undisturbed_ones():
-    command = [sys.executable, "-W", "ignore", "-m", "tests.faults", "--kills", str(KILLS), "--seed", "1"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.faults",
+        "--kills",
+        str(KILLS),
+        "--seed",
+        "1",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert int(re.search(r"(\d+) of them ended a stage", done.stdout)[1]) >= KILLS

@@ -26,12 +26,17 @@ def main():
     from tests.fuzz.readers import READERS
 
     parser = argparse.ArgumentParser(description="Read changed files by the thousand.")
-    parser.add_argument("readers", nargs="*", default=list(READERS), metavar="READER", help=", ".join(READERS))
+    parser.add_argument(
+        "readers", nargs="*", default=list(READERS), metavar="READER", help=", ".join(READERS)
+    )
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     print(TITLE, flush=True)
-    failures = [fuzz(name, READERS[name], arguments.inputs, arguments.seed) for name in arguments.readers or READERS]
+    failures = [
+        fuzz(name, READERS[name], arguments.inputs, arguments.seed)
+        for name in arguments.readers or READERS
+    ]
     sys.exit(1 if sum(failures) else 0)
 
 
@@ -51,24 +56,46 @@ def fuzz(name, reader, inputs, seed):
     outcomes = [outcome for *_, outcome in rows]
     n_read, n_refused = outcomes.count("read"), outcomes.count("refused")
     failures = len(rows) - n_read - n_refused
-    slowest, peak, minutes = max(row[1] for row in rows), max(row[2] for row in rows), (time.monotonic() - started) / 60
-    print(f"{name:<14}{len(rows):>8}{n_read:>8}{n_refused:>9}{failures:>10}{slowest:>11.2f}{peak:>10}{minutes:>9.1f}", flush=True)
+    slowest, peak, minutes = (
+        max(row[1] for row in rows),
+        max(row[2] for row in rows),
+        (time.monotonic() - started) / 60,
+    )
+    print(
+        f"{name:<14}{len(rows):>8}{n_read:>8}{n_refused:>9}{failures:>10}{slowest:>11.2f}{peak:>10}{minutes:>9.1f}",
+        flush=True,
+    )
     return failures
 
 
 def run_worker(name, seed, first, last, folder):
     """Read from the input `first` on, to the last one or to one that ends the process; that one gets its answer here."""
-    command = [sys.executable, "-m", "tests.fuzz.worker", name, str(seed + first), str(first), str(last), str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.fuzz.worker",
+        name,
+        str(seed + first),
+        str(first),
+        str(last),
+        str(folder),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     log = folder / "log"
     with log.open("w") as output:
-        status = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False).returncode
+        status = subprocess.run(
+            command, env=environment, stdout=output, stderr=output, check=False
+        ).returncode
     number = len(answers(folder))
     if status == 0 or number >= last:
         return
     if status == BROKEN or not (folder / "input").exists():
         raise SystemExit(log.read_text()[-3000:])
-    ended = "took more than 5 s" if status == -signal.SIGALRM else f"ended the process with status {status}"
+    ended = (
+        "took more than 5 s"
+        if status == -signal.SIGALRM
+        else f"ended the process with status {status}"
+    )
     shutil.copyfile(folder / "input", folder / f"failed-{number}")
     with (folder / "answers").open("a") as file:
         file.write(f"{number}\t0\t0\t{ended!a}\n")
@@ -77,7 +104,10 @@ def run_worker(name, seed, first, last, folder):
 def answers(folder):
     path = folder / "answers"
     rows = [line.split("\t") for line in path.read_text().splitlines()] if path.exists() else []
-    return [(int(number), float(seconds), int(peak), ast.literal_eval(outcome)) for number, seconds, peak, outcome in rows]
+    return [
+        (int(number), float(seconds), int(peak), ast.literal_eval(outcome))
+        for number, seconds, peak, outcome in rows
+    ]
 
 
 def keep(name, reader, content, outcome):

@@ -8,8 +8,42 @@ import struct
 import zipfile
 import zlib
 
-NUMBERS = [0, 1, 2, 7, 8, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1]
-DESCRIPTIONS = ["|O", "<U1", "<U1000000", "|V8", "<f8", ">i8", "|S5", "<M8[D]", "|b1", "<c16", "<U0", "", "|u1"]
+NUMBERS = [
+    0,
+    1,
+    2,
+    7,
+    8,
+    127,
+    128,
+    255,
+    256,
+    2**15,
+    2**16 - 1,
+    2**20,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**40,
+    2**62,
+    2**63,
+    2**64 - 1,
+]
+DESCRIPTIONS = [
+    "|O",
+    "<U1",
+    "<U1000000",
+    "|V8",
+    "<f8",
+    ">i8",
+    "|S5",
+    "<M8[D]",
+    "|b1",
+    "<c16",
+    "<U0",
+    "",
+    "|u1",
+]
 SHAPES = [
     "()",
     "(0,)",
@@ -24,7 +58,16 @@ SHAPES = [
     "(9" + "9" * 30 + ",)",
 ]
 VALUES = [
-    *("1e999999999", "1e-999999999", "9/1e-9999999", "1/0", "*a", "&a [*a]", "!!python/object/apply:os.system [touch harmed]", "9" * 5000),
+    *(
+        "1e999999999",
+        "1e-999999999",
+        "9/1e-9999999",
+        "1/0",
+        "*a",
+        "&a [*a]",
+        "!!python/object/apply:os.system [touch harmed]",
+        "9" * 5000,
+    ),
     *(
         "0x" + "F" * 900,
         "2001-99-99",
@@ -69,14 +112,37 @@ VALUES = [
 
 # In the header of a safetensors file, and in the JSON inside it: numbers, dtypes, names.
 HEADER_EDITS = [
-    (rb"\d+", [*(str(number).encode() for number in NUMBERS), b"-1", b"1.0", b"1e999", b"true", b"[]", b"9" * 5000]),
+    (
+        rb"\d+",
+        [
+            *(str(number).encode() for number in NUMBERS),
+            b"-1",
+            b"1.0",
+            b"1e999",
+            b"true",
+            b"[]",
+            b"9" * 5000,
+        ],
+    ),
     (rb"F32|I64", [b"F64", b"F16", b"BF16", b"I32", b"U8", b"BOOL", b"F4", b"X"]),
-    (rb'\\?"[^"\\]*\\?"', [b'""', b"null", b"{}", b'"\\ud800"', b'"__metadata__"', b"[" * 5000, b'\\"\\"', b"NaN"]),
+    (
+        rb'\\?"[^"\\]*\\?"',
+        [b'""', b"null", b"{}", b'"\\ud800"', b'"__metadata__"', b"[" * 5000, b'\\"\\"', b"NaN"],
+    ),
     (rb"[\[\]{}:,]", [b"", b"[", b"}", b",,"]),
 ]
 
 # What reading a file raises that was changed so much before that its structure cannot be followed.
-UNFIT = (ValueError, LookupError, EOFError, RuntimeError, OSError, zipfile.BadZipFile, zlib.error, struct.error)
+UNFIT = (
+    ValueError,
+    LookupError,
+    EOFError,
+    RuntimeError,
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
 
 
 def mutate(content, others, kind, rng):
@@ -119,7 +185,10 @@ def edit_number(changed, place, rng):
     width, order = rng.choice([1, 2, 4, 8]), rng.choice(["little", "little", "little", "big"])
     place -= place % width
     old = int.from_bytes(changed[place : place + width], order)
-    new = rng.choice([rng.choice(NUMBERS), old + rng.choice([-1, 1, 8, 256]), old * 2, -old]) % 256**width
+    new = (
+        rng.choice([rng.choice(NUMBERS), old + rng.choice([-1, 1, 8, 256]), old * 2, -old])
+        % 256**width
+    )
     changed[place : place + width] = new.to_bytes(width, order)
 
 
@@ -130,7 +199,9 @@ def yaml_text(content, others, rng):
         place = rng.randrange(len(lines))
         match rng.randrange(7):
             case 0 | 1 | 2:
-                lines[place] = re.sub(r"(: *).*", lambda found: found[1] + rng.choice(VALUES), lines[place], count=1)
+                lines[place] = re.sub(
+                    r"(: *).*", lambda found: found[1] + rng.choice(VALUES), lines[place], count=1
+                )
             case 3:
                 lines.insert(rng.randrange(len(lines)), lines[place])
             case 4:
@@ -150,7 +221,9 @@ def archive(content, others, rng, inner):
     name = rng.choice([*members, *[name for name in members if name.endswith(".pkl")] * 3])
     match rng.randrange(8):
         case 0:
-            members[name] = rng.choice([b"", b"\0" * 10_000_000, members[rng.choice(list(members))]])
+            members[name] = rng.choice(
+                [b"", b"\0" * 10_000_000, members[rng.choice(list(members))]]
+            )
         case 1:
             members["../" * 3 + "escaped" + name] = members.pop(name)
         case _:
@@ -169,10 +242,17 @@ def npy(content, others, rng):
         return any_bytes(content, others, rng)
     length = struct.unpack("<H", content[8:10])[0]
     header = content[10 : 10 + length].decode("latin1")
-    for pattern, choices in ((r"'descr': '[^']*'", [f"'descr': '{text}'" for text in DESCRIPTIONS]), (r"'shape': \([^)]*\)", SHAPES)):
+    for pattern, choices in (
+        (r"'descr': '[^']*'", [f"'descr': '{text}'" for text in DESCRIPTIONS]),
+        (r"'shape': \([^)]*\)", SHAPES),
+    ):
         if rng.random() < 0.6:
             choice = rng.choice(choices)
-            header = re.sub(pattern, lambda _, text=choice: text if "descr" in text else f"'shape': {text}", header)
+            header = re.sub(
+                pattern,
+                lambda _, text=choice: text if "descr" in text else f"'shape': {text}",
+                header,
+            )
     raw = header.encode("latin1")
     return (
         b"\x93NUMPY"
@@ -199,23 +279,36 @@ def pickled(content, others, rng):
             case 1:
                 changed[first:first] = bytes(changed[first:last]) * rng.choice([1, 1, 50])
             case 2:
-                changed[first:first] = step + rng.choice([b"", b"\0", b"\xff" * 4, b"\xff" * 8, b"posix\nsystem\n", b"\5\0\0\0hello"])
+                changed[first:first] = step + rng.choice(
+                    [b"", b"\0", b"\xff" * 4, b"\xff" * 8, b"posix\nsystem\n", b"\5\0\0\0hello"]
+                )
             case 3:
                 edit_number(changed, min(first + 1, len(changed) - 1), rng)
             case 4:
                 changed[first : first + 1] = step
             case _:
                 start = rng.randrange(len(places) - 1)
-                changed[first:first] = content[places[start] : places[min(start + rng.choice([1, 5, 20]), len(places) - 1)]]
+                changed[first:first] = content[
+                    places[start] : places[min(start + rng.choice([1, 5, 20]), len(places) - 1)]
+                ]
     return bytes(changed)
 
 
 def hdf5(content, others, rng):
     """Edited numbers where HDF5 keeps its structures, checksums made right again."""
     changed = bytearray(content)
-    found = [m.start() for m in re.finditer(rb"OHDR|SNOD|TREE|HEAP|GCOL|\x89HDF|FRHP|BTHD|BTLF|FAHD|FADB|FHDB|EAHD", content)]
+    found = [
+        m.start()
+        for m in re.finditer(
+            rb"OHDR|SNOD|TREE|HEAP|GCOL|\x89HDF|FRHP|BTHD|BTLF|FAHD|FADB|FHDB|EAHD", content
+        )
+    ]
     for _ in range(rng.choice([1, 1, 2, 4])):
-        place = rng.choice(found) + rng.randrange(4, 200) if rng.random() < 0.8 else rng.randrange(len(changed))
+        place = (
+            rng.choice(found) + rng.randrange(4, 200)
+            if rng.random() < 0.8
+            else rng.randrange(len(changed))
+        )
         place = min(place, len(changed) - 8)
         if rng.random() < 0.5:
             changed[place] = rng.choice([*range(32), 255])
@@ -233,7 +326,12 @@ def mend(changed, place):
     elif changed[place : place + 4] == b"OHDR":
         flags = changed[place + 5]
         width, before = 1 << (flags & 3), 6 + 16 * bool(flags & 32) + 4 * bool(flags & 16)
-        end = place + before + width + int.from_bytes(changed[place + before : place + before + width], "little")
+        end = (
+            place
+            + before
+            + width
+            + int.from_bytes(changed[place + before : place + before + width], "little")
+        )
     else:
         return
     if end + 4 <= len(changed):
@@ -278,7 +376,11 @@ def lookup3(key):
 
 def torch_file(content, others, rng):
     """A torch.save file with another pickle in it, in an archive or, as older ones are, one after the other."""
-    return archive(content, others, rng, pickled) if content.startswith(b"PK") else pickled(content, others, rng)
+    return (
+        archive(content, others, rng, pickled)
+        if content.startswith(b"PK")
+        else pickled(content, others, rng)
+    )
 
 
 def safetensors(content, others, rng):

@@ -38,7 +38,12 @@ class Reader:
 
 def read_source(source, path):
     settings = document.load(ROOT / "params.yaml").data.model_copy(
-        update={"source": source, "path": str(path), "image_size": SIZE, "hdf5": Hdf5(images="x/images", labels="y")}
+        update={
+            "source": source,
+            "path": str(path),
+            "image_size": SIZE,
+            "hdf5": Hdf5(images="x/images", labels="y"),
+        }
     )
     opened = sources.open_source(settings)
     images = opened.read(np.arange(len(opened.labels)))
@@ -52,7 +57,9 @@ def read_image_folder(path):
 
 
 def tiny(*_):
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Linear(2, 3))
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Linear(2, 3)
+    )
 
 
 def read_checkpoint(path):
@@ -76,7 +83,12 @@ def npz_files():
     return [
         written(lambda file: np.savez(file, images=PIXELS, labels=LABELS)),
         written(
-            lambda file: np.savez_compressed(file, images=PIXELS.transpose(0, 2, 3, 1), labels=LABELS, class_names=np.array(list("abc")))
+            lambda file: np.savez_compressed(
+                file,
+                images=PIXELS.transpose(0, 2, 3, 1),
+                labels=LABELS,
+                class_names=np.array(list("abc")),
+            )
         ),
     ]
 
@@ -93,7 +105,9 @@ def train_files():
     main.TaskDataset = kind
     dataset = kind()
     dataset.ids, dataset.labels = list(range(6)), LABELS.tolist()
-    dataset.imgs = [Image.fromarray(image.transpose(1, 2, 0)) for image in PIXELS[:5]] + [Image.fromarray(PIXELS[5, 0])]
+    dataset.imgs = [Image.fromarray(image.transpose(1, 2, 0)) for image in PIXELS[:5]] + [
+        Image.fromarray(PIXELS[5, 0])
+    ]
     try:
         return [written(lambda file: torch.save(dataset, file))]
     finally:
@@ -114,16 +128,25 @@ def hdf5_file(libver, **options):
 
 def hdf5_files():
     packed = {"chunks": (2, 3, 8, 8), "compression": "gzip", "shuffle": True}
-    return [hdf5_file("earliest"), hdf5_file("earliest", **packed), hdf5_file("v110", **packed, fletcher32=True), hdf5_file("latest")]
+    return [
+        hdf5_file("earliest"),
+        hdf5_file("earliest", **packed),
+        hdf5_file("v110", **packed, fletcher32=True),
+        hdf5_file("latest"),
+    ]
 
 
 def manifests():
     import tempfile
 
-    block = store.Block(images=PIXELS, labels=LABELS, ids=np.arange(6), split=np.array([0, 1] * 3, dtype=np.uint8))
+    block = store.Block(
+        images=PIXELS, labels=LABELS, ids=np.arange(6), split=np.array([0, 1] * 3, dtype=np.uint8)
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "set"
-        with store.Writer(path, {"kind": "clean", "class_names": '["a", "b", "c"]'}, bounds=[(0, 6)]) as writer:
+        with store.Writer(
+            path, {"kind": "clean", "class_names": '["a", "b", "c"]'}, bounds=[(0, 6)]
+        ) as writer:
             writer.write(0, block)
         return [(path / manifest.NAME).read_bytes()]
 
@@ -131,18 +154,37 @@ def manifests():
 def images():
     picture = Image.fromarray(RNG.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     formats = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "AVIF")
-    modes = [written(lambda file, mode=mode: picture.convert(mode).save(file, "PNG")) for mode in ("P", "L", "1", "RGBA", "LA")]
-    tiffs = [written(lambda file, kind=kind: picture.save(file, "TIFF", compression=kind)) for kind in ("tiff_lzw", "jpeg", "packbits")]
-    return [*(written(lambda file, kind=kind: picture.save(file, kind)) for kind in formats), *modes, *tiffs, *deep_images(picture)]
+    modes = [
+        written(lambda file, mode=mode: picture.convert(mode).save(file, "PNG"))
+        for mode in ("P", "L", "1", "RGBA", "LA")
+    ]
+    tiffs = [
+        written(lambda file, kind=kind: picture.save(file, "TIFF", compression=kind))
+        for kind in ("tiff_lzw", "jpeg", "packbits")
+    ]
+    return [
+        *(written(lambda file, kind=kind: picture.save(file, kind)) for kind in formats),
+        *modes,
+        *tiffs,
+        *deep_images(picture),
+    ]
 
 
 def deep_images(picture):
     """More than 8 bits, a transparent level and EXIF, each of which is looked at before the pixels."""
     exif, ramp = Image.Exif(), np.linspace(0, 1, 192).reshape(12, 16)
     exif[0x0112] = 6
-    levels, floats = Image.fromarray((ramp * 65535).astype("u2")), Image.fromarray(ramp.astype("f4"))
-    deep = [written(lambda file, kind=kind: levels.save(file, kind)) for kind in ("PNG", "TIFF", "PPM")]
-    turned = [written(lambda file, kind=kind: picture.save(file, kind, exif=exif)) for kind in ("JPEG", "PNG", "TIFF")]
+    levels, floats = (
+        Image.fromarray((ramp * 65535).astype("u2")),
+        Image.fromarray(ramp.astype("f4")),
+    )
+    deep = [
+        written(lambda file, kind=kind: levels.save(file, kind)) for kind in ("PNG", "TIFF", "PPM")
+    ]
+    turned = [
+        written(lambda file, kind=kind: picture.save(file, kind, exif=exif))
+        for kind in ("JPEG", "PNG", "TIFF")
+    ]
     keyed = written(lambda file: picture.convert("L").save(file, "PNG", transparency=9))
     stated = written(lambda file: levels.save(file, "TIFF", tiffinfo={281: 65535}))
     return [*deep, *turned, keyed, stated, written(lambda file: floats.save(file, "TIFF"))]
@@ -151,7 +193,10 @@ def deep_images(picture):
 def checkpoint_files():
     torch.manual_seed(0)
     content = networks.Checkpoint(
-        architecture="resnet18", class_names=["a", "b", "c"], state_dict=tiny().state_dict(), provenance={"seed": 1}
+        architecture="resnet18",
+        class_names=["a", "b", "c"],
+        state_dict=tiny().state_dict(),
+        provenance={"seed": 1},
     )
     with tempfile.TemporaryDirectory() as folder:
         content.save(Path(folder) / "model.safetensors")
@@ -170,7 +215,9 @@ def weight_files():
 READERS = {
     "params": Reader("params.yaml", "yaml", presets, document.load),
     "npz": Reader("x.npz", "npz", npz_files, lambda path: read_source("npz", path)),
-    "task_dataset": Reader("Train.pt", "torch", train_files, lambda path: read_source("task_dataset", path)),
+    "task_dataset": Reader(
+        "Train.pt", "torch", train_files, lambda path: read_source("task_dataset", path)
+    ),
     "hdf5": Reader("x.h5", "hdf5", hdf5_files, lambda path: read_source("hdf5", path)),
     "manifest": Reader("manifest.json", "yaml", manifests, lambda path: manifest.read(path.parent)),
     "image_folder": Reader("a.png", "image", images, read_image_folder),

@@ -11,7 +11,18 @@ from pipeline.base.errors import InputError
 from pipeline.base.untrusted import hdf5_inspector
 from tests.fuzz.mutations import mutate
 
-TOUCHES = ("os.", "shutil.", "socket.", "subprocess.", "pickle.find_class", "ctypes.", "tempfile.", "webbrowser.", "ftplib.", "urllib.")
+TOUCHES = (
+    "os.",
+    "shutil.",
+    "socket.",
+    "subprocess.",
+    "pickle.find_class",
+    "ctypes.",
+    "tempfile.",
+    "webbrowser.",
+    "ftplib.",
+    "urllib.",
+)
 HARMLESS = ("os.listdir", "os.scandir", "os.walk", "os.fwalk", "os.add_dll_directory", "os.putenv")
 
 
@@ -60,13 +71,18 @@ class Sandbox:
         if event == "open":
             path, mode, flags = arguments
             written = (
-                flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) if isinstance(flags, int) else set(mode or "") & set("wax+")
+                flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+                if isinstance(flags, int)
+                else set(mode or "") & set("wax+")
             )
             if written and isinstance(path, str | bytes | os.PathLike) and path != os.devnull:
                 self._touched.append(f"open {path} {mode} {flags}")
         elif (
             event.startswith(TOUCHES)
             and event not in HARMLESS
-            and not (event.startswith(("subprocess.", "os.posix_spawn")) and hdf5_inspector.__file__ in arguments[1])
+            and not (
+                event.startswith(("subprocess.", "os.posix_spawn"))
+                and hdf5_inspector.__file__ in arguments[1]
+            )
         ):
             self._touched.append(f"{event} {str(arguments)[:200]}")

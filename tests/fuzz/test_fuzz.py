@@ -19,7 +19,9 @@ def sandbox(request, tmp_path_factory):
 
 
 def test_unchanged_files_are_read(sandbox):
-    assert [sandbox.read(example) for example in sandbox.examples] == ["read"] * len(sandbox.examples)
+    assert [sandbox.read(example) for example in sandbox.examples] == ["read"] * len(
+        sandbox.examples
+    )
 
 
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
@@ -30,4 +32,7 @@ def test_changed_files_are_read_or_refused(sandbox, number):
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_what_once_broke_something_is_read_or_refused(path, tmp_path):
-    assert Sandbox(READERS[path.parent.name], tmp_path).read(path.read_bytes()) in ("read", "refused")
+    assert Sandbox(READERS[path.parent.name], tmp_path).read(path.read_bytes()) in (
+        "read",
+        "refused",
+    )

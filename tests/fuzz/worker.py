@@ -17,7 +17,13 @@ BROKEN = 70  # exit status for a mistake of the fuzzer itself
 
 
 def main():
-    name, seed, first, last, folder = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5])
+    name, seed, first, last, folder = (
+        sys.argv[1],
+        sys.argv[2],
+        int(sys.argv[3]),
+        int(sys.argv[4]),
+        Path(sys.argv[5]),
+    )
     atheris = guide(name)
     from tests.fuzz.readers import READERS
     from tests.fuzz.sandbox import Sandbox
@@ -37,7 +43,9 @@ def main():
         if number >= last:
             return
         (folder / "input").write_bytes(content)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)  # nobody handles SIGALRM: it ends the process, in C code too
+        signal.setitimer(
+            signal.ITIMER_REAL, SECONDS
+        )  # nobody handles SIGALRM: it ends the process, in C code too
         started = time.perf_counter()
         outcome = sandbox.read(content)
         seconds = time.perf_counter() - started
@@ -100,12 +108,19 @@ def guide(name):
 
 
 FILES = ("zipfile", "pickle", "pipeline.base.untrusted.limits", "pipeline.base.untrusted.pickles")
-PLUGINS = tuple(f"PIL.{kind}ImagePlugin" for kind in ("Avif", "Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP"))
+PLUGINS = tuple(
+    f"PIL.{kind}ImagePlugin"
+    for kind in ("Avif", "Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP")
+)
 GUIDED = {
     "params": ("ruamel.yaml", "pipeline.params"),
     "npz": (*FILES, "ast", "numpy.lib._format_impl", "pipeline.prepare.sources.arrays"),
     "task_dataset": (*FILES, "pipeline.prepare.sources.task_dataset"),
-    "hdf5": ("pipeline.base.untrusted.limits", "pipeline.base.untrusted.hdf5", "pipeline.prepare.sources.arrays"),
+    "hdf5": (
+        "pipeline.base.untrusted.limits",
+        "pipeline.base.untrusted.hdf5",
+        "pipeline.prepare.sources.arrays",
+    ),
     "manifest": ("json", "pipeline.base.store.manifest"),
     "image_folder": (
         "PIL.Image",

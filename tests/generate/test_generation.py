@@ -21,7 +21,9 @@ SETTINGS = Generate(batch_size=8, precision="fp32", seed=7)
 
 
 def generate(clean, network, out, spec=PGD, settings=SETTINGS):
-    return generation.generate(clean, network, "model-hash", attack_spec(**spec), settings, name="pgd", out=out, device=CPU)
+    return generation.generate(
+        clean, network, "model-hash", attack_spec(**spec), settings, name="pgd", out=out, device=CPU
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +57,19 @@ def test_stored_images_equal_torchattacks_own_after_rounding(sets, network):
         rows = slice(start, start + 8)
         images, labels = torch.from_numpy(clean.images[rows]), torch.from_numpy(clean.labels[rows])
         torch.manual_seed(seeds.batch_seed(SETTINGS.seed, start))
-        theirs = torchattacks.PGD(networks.frozen_copy(network), eps=8 / 255, alpha=2 / 255, steps=3)(images / 255, labels)
+        theirs = torchattacks.PGD(
+            networks.frozen_copy(network), eps=8 / 255, alpha=2 / 255, steps=3
+        )(images / 255, labels)
         assert (attacked.images[rows] == (theirs * 255).round().numpy()).all()
 
 
 def test_fooled_tells_what_the_source_model_gets_wrong(sets, network):
     attacked = store.join(list(sets[1].blocks()))
     with torch.inference_mode():
-        wrong = network.eval()(torch.from_numpy(attacked.images) / 255).argmax(1).numpy() != attacked.labels
+        wrong = (
+            network.eval()(torch.from_numpy(attacked.images) / 255).argmax(1).numpy()
+            != attacked.labels
+        )
     assert (wrong == attacked.fooled).all()
 
 
@@ -111,7 +118,11 @@ def test_a_resumed_set_is_the_uninterrupted_one(sets, network, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         generate(clean, network, tmp_path / "pgd")
     assert not (tmp_path / "pgd").exists()
-    monkeypatch.setattr(store.Writer, "write", lambda self, start, block: (written.append(start), write(self, start, block)))
+    monkeypatch.setattr(
+        store.Writer,
+        "write",
+        lambda self, start, block: (written.append(start), write(self, start, block)),
+    )
     resumed = generate(clean, network, tmp_path / "pgd")
     assert written == [0, 16, 32], "no shard is made twice"
     for shard in sorted(whole.path.iterdir()):
@@ -136,10 +147,14 @@ def stop_in_batch(n, number, monkeypatch):
     ("stop_after", "images_done", "again"), [(1, 0, 1), (2, 16, 0), (3, 16, 1), (5, 40, 0)]
 )  # shards hold 16 rows, batches 8
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_set_stopped_at_any_batch_is_the_uninterrupted_one(sets, network, tmp_path, monkeypatch, stop_after, images_done, again, number):
+def test_a_set_stopped_at_any_batch_is_the_uninterrupted_one(
+    sets, network, tmp_path, monkeypatch, stop_after, images_done, again, number
+):
     clean, whole = sets
     attacked = stop_in_batch(stop_after, number, monkeypatch)
-    with pytest.raises(console.Interrupted, match=f"^attack with pgd: {images_done} of 40 images are done$"):
+    with pytest.raises(
+        console.Interrupted, match=f"^attack with pgd: {images_done} of 40 images are done$"
+    ):
         generate(clean, network, tmp_path / "pgd")
     assert not (tmp_path / "pgd").exists()
     resumed = generate(clean, network, tmp_path / "pgd")
@@ -149,7 +164,9 @@ def test_a_set_stopped_at_any_batch_is_the_uninterrupted_one(sets, network, tmp_
     }
 
 
-def test_an_error_of_the_writing_thread_surfaces_and_leaves_no_set(sets, network, tmp_path, monkeypatch):
+def test_an_error_of_the_writing_thread_surfaces_and_leaves_no_set(
+    sets, network, tmp_path, monkeypatch
+):
     def full(self, start, block):
         raise OSError(28, "No space left on device")
 
@@ -159,7 +176,9 @@ def test_an_error_of_the_writing_thread_surfaces_and_leaves_no_set(sets, network
     assert not (tmp_path / "pgd").exists()
 
 
-def test_batches_too_large_for_the_device_give_the_same_set(sets, network, tmp_path, monkeypatch, capsys):
+def test_batches_too_large_for_the_device_give_the_same_set(
+    sets, network, tmp_path, monkeypatch, capsys
+):
     forward = type(network).forward
 
     def narrow(self, images):
@@ -171,8 +190,13 @@ def test_batches_too_large_for_the_device_give_the_same_set(sets, network, tmp_p
     clean, whole = sets
     parts = generate(clean, network, tmp_path / "pgd")
     assert "8 images at once do not fit into the memory of cpu" in capsys.readouterr().out
-    distance = store.join(list(parts.blocks())).images.astype(int) - store.join(list(whole.blocks())).images
-    assert (distance != 0).mean() < 1e-3, "up to rounding: products of other sizes may add in another order"
+    distance = (
+        store.join(list(parts.blocks())).images.astype(int)
+        - store.join(list(whole.blocks())).images
+    )
+    assert (distance != 0).mean() < 1e-3, (
+        "up to rounding: products of other sizes may add in another order"
+    )
 
 
 def test_a_set_of_another_origin_is_refused(sets):
@@ -183,8 +207,18 @@ def test_a_set_of_another_origin_is_refused(sets):
     for identity, key in [
         (attacks.identity(clean, "other-model", "pgd", spec, SETTINGS), "model.sha256"),
         (attacks.identity(other_clean, "model-hash", "pgd", spec, SETTINGS), "clean.digest"),
-        (attacks.identity(clean, "model-hash", "pgd", attack_spec(**{**PGD, "steps": 4}), SETTINGS), "attack.steps"),
-        (attacks.identity(clean, "model-hash", "pgd", spec, Generate(batch_size=8, precision="fp32", seed=8)), "seed"),
+        (
+            attacks.identity(
+                clean, "model-hash", "pgd", attack_spec(**{**PGD, "steps": 4}), SETTINGS
+            ),
+            "attack.steps",
+        ),
+        (
+            attacks.identity(
+                clean, "model-hash", "pgd", spec, Generate(batch_size=8, precision="fp32", seed=8)
+            ),
+            "seed",
+        ),
     ]:
         with pytest.raises(InputError, match=f"another origin: {key}: expected"):
             attacked.expect(identity, "another origin")
@@ -202,14 +236,20 @@ def test_bf16_attacks_keep_the_bound_and_are_recorded(sets, network, tmp_path):
     images, originals = (store.join(list(each.blocks())) for each in (fast, clean))
     assert np.abs(images.images.astype(int) - originals.images.astype(int)).max() == 8
     with torch.inference_mode():
-        wrong = network.eval()(torch.from_numpy(images.images) / 255).argmax(1).numpy() != images.labels
+        wrong = (
+            network.eval()(torch.from_numpy(images.images) / 255).argmax(1).numpy() != images.labels
+        )
     assert (wrong == images.fooled).all(), "fooled is told by the exact network"
 
 
 @pytest.mark.parametrize("multiplies", [True, False])
-def test_auto_takes_bf16_only_where_the_device_multiplies_it(sets, network, monkeypatch, multiplies):
+def test_auto_takes_bf16_only_where_the_device_multiplies_it(
+    sets, network, monkeypatch, multiplies
+):
     monkeypatch.setattr(generation, "multiplies_bfloat16", lambda _: multiplies)
-    precision, _ = generation.choose_target(network.eval(), sets[0], attack_spec(**PGD), in_precision("auto"), CPU)
+    precision, _ = generation.choose_target(
+        network.eval(), sets[0], attack_spec(**PGD), in_precision("auto"), CPU
+    )
     assert precision == ("bf16" if multiplies else "fp32")
 
 
@@ -222,9 +262,14 @@ def test_auto_drops_bf16_where_its_attacks_fool_less(sets, network, monkeypatch,
     monkeypatch.setattr(generation.matrix_products, "Frozen", Useless)
     clean = sets[0]
     labels = networks.predict(network, store.join(list(clean.blocks())).images, 40)
-    right = write_set(clean.path.parent / "right", store.Block(**{**store.join(list(clean.blocks())).datasets, "labels": labels}))
+    right = write_set(
+        clean.path.parent / "right",
+        store.Block(**{**store.join(list(clean.blocks())).datasets, "labels": labels}),
+    )
     strong = attack_spec(**{**PGD, "eps": 0.3, "alpha": 0.1, "random_start": False})
-    precision, target = generation.choose_target(network.eval(), right, strong, in_precision("auto"), CPU)
+    precision, target = generation.choose_target(
+        network.eval(), right, strong, in_precision("auto"), CPU
+    )
     assert precision == "fp32"
     assert target is network
     assert "going on with fp32" in capsys.readouterr().out
@@ -241,33 +286,50 @@ def test_each_image_may_have_its_own_eps(sets, network, tmp_path):
     assert levels.min() >= 2
     assert levels.max() <= 16
     again = generation.attacked_again(
-        attacked, clean.block(1).select(np.arange(16) >= 8), 24, network, attack_spec(**{**PGD, **own}), SETTINGS, device=CPU
+        attacked,
+        clean.block(1).select(np.arange(16) >= 8),
+        24,
+        network,
+        attack_spec(**{**PGD, **own}),
+        SETTINGS,
+        device=CPU,
     )
     assert (again.images == attacked.block(1).images[8:]).all()
     distance = np.abs(after.images.astype(int) - before.images.astype(int)).max((1, 2, 3))
     assert (distance == levels).mean() > 0.9, "three steps of half an eps reach it"
     assert (distance <= levels).all()
-    assert json.loads(str(attacked.attributes["attack.eps"])) == {"normal": [8 / 255, 4 / 255], "within": [2 / 255, 16 / 255]}
+    assert json.loads(str(attacked.attributes["attack.eps"])) == {
+        "normal": [8 / 255, 4 / 255],
+        "within": [2 / 255, 16 / 255],
+    }
     assert attacked.attributes["eps.stored"] == 16 / 255
     assert attacked.attributes["attack.alpha"] == "eps/2"
     again = generate(clean, network, tmp_path / "y", spec={**PGD, **own})
     assert again.digest == attacked.digest
 
 
-def test_refreshed_sets_are_stored_with_their_origin_and_keep_the_validation_rows(sets, network, tmp_path):
+def test_refreshed_sets_are_stored_with_their_origin_and_keep_the_validation_rows(
+    sets, network, tmp_path
+):
     cached = sets[1]
     block = store.join(list(cached.blocks()))
     trained = block.split == 0
     new = torch.from_numpy(255 - block.images[trained])
     refresh = Refresh(every=1, steps=2, alpha="eps/2", warm_start=True)
-    refreshed = refreshed_sets.store_refreshed(cached, new, network, "new-model", refresh, tmp_path / "r")
+    refreshed = refreshed_sets.store_refreshed(
+        cached, new, network, "new-model", refresh, tmp_path / "r"
+    )
     after = store.join(list(refreshed.blocks()))
     assert (after.images[trained] == new.numpy()).all()
     for name in ("images", "labels", "ids", "eps"):
         assert (after.datasets[name][~trained] == block.datasets[name][~trained]).all()
     assert (after.fooled == (networks.predict(network, after.images, 64) != after.labels)).all()
     attributes = refreshed.attributes
-    assert (attributes["kind"], attributes["model.sha256"], attributes["cached.digest"]) == ("refreshed", "new-model", cached.digest)
+    assert (attributes["kind"], attributes["model.sha256"], attributes["cached.digest"]) == (
+        "refreshed",
+        "new-model",
+        cached.digest,
+    )
     assert (attributes["refresh.steps"], attributes["refresh.alpha"]) == (2, "eps/2")
 
 
@@ -277,6 +339,8 @@ def test_a_stored_set_is_attacked_again_to_the_same_bytes(tmp_path, network, pre
     settings = SETTINGS.model_copy(update={"precision": precision})
     stored = generate(clean, network, tmp_path / "pgd", settings=settings)
     part = clean.block(1).select(np.arange(16) >= 8)
-    again = generation.attacked_again(stored, part, 24, network, attack_spec(**PGD), settings, device=CPU)
+    again = generation.attacked_again(
+        stored, part, 24, network, attack_spec(**PGD), settings, device=CPU
+    )
     assert (again.images == stored.block(1).images[8:]).all()
     assert (again.fooled == stored.block(1).fooled[8:]).all()

@@ -22,12 +22,26 @@ EPS = 8 / 255
 
 
 def adversary(**changes):
-    entry = {"eps": "8/255", "eps_per": "image", "alpha": "eps/4", "steps": 2, "random_start": True, "loss": "cross_entropy"}
+    entry = {
+        "eps": "8/255",
+        "eps_per": "image",
+        "alpha": "eps/4",
+        "steps": 2,
+        "random_start": True,
+        "loss": "cross_entropy",
+    }
     return {**entry, "target": "none", "against": "self", **changes}
 
 
 def online(settings, changes=None, **attack):
-    entry = {**settings.clean.model_dump(), "batch_size": 16, "start": "clean", "clean_weight": 0.5, "adv_weight": 0.5, "best_on": "robust"}
+    entry = {
+        **settings.clean.model_dump(),
+        "batch_size": 16,
+        "start": "clean",
+        "clean_weight": 0.5,
+        "adv_weight": 0.5,
+        "best_on": "robust",
+    }
     return Online.model_validate({**entry, "adversary": adversary(**attack), **(changes or {})})
 
 
@@ -36,7 +50,9 @@ def clean_batches():
 
 
 def made(recipe, network, *, fixed=False, number=0):
-    batches = online_batches.OnlineBatches(clean_batches(), recipe, moving_target.Target(network, 32, torch.float32), fixed=fixed)
+    batches = online_batches.OnlineBatches(
+        clean_batches(), recipe, moving_target.Target(network, 32, torch.float32), fixed=fixed
+    )
     return batches, list(batches.epoch(number))
 
 
@@ -44,7 +60,9 @@ def test_online_batches_hold_clean_images_and_attacks_on_them_within_eps(setting
     batches, epoch = made(online(settings), Tiny())
     assert len(batches) == len(epoch) == 4
     assert batches.passes == 64 * 2
-    for (images, labels, shares), (clean, clean_labels) in zip(epoch, clean_batches().epoch(0), strict=True):
+    for (images, labels, shares), (clean, clean_labels) in zip(
+        epoch, clean_batches().epoch(0), strict=True
+    ):
         assert torch.equal(images[:16], clean)
         assert 0 < (images[16:] - clean).abs().max() <= EPS + 1e-6
         assert labels.tolist() == clean_labels.tolist() * 2
@@ -53,15 +71,22 @@ def test_online_batches_hold_clean_images_and_attacks_on_them_within_eps(setting
 
 
 def test_the_shares_of_the_loss_are_the_recipes_weights(settings):
-    images, _, shares = made(online(settings, {"clean_weight": 0.0, "adv_weight": 0.3}), Tiny())[1][0]
+    images, _, shares = made(online(settings, {"clean_weight": 0.0, "adv_weight": 0.3}), Tiny())[1][
+        0
+    ]
     assert len(images) == 16, "adversarial images alone"
     assert shares.sum().item() == pytest.approx(0.3)
-    images, _, shares = made(online(settings, {"clean_weight": 1.0, "adv_weight": 0.25}), Tiny())[1][0]
+    images, _, shares = made(online(settings, {"clean_weight": 1.0, "adv_weight": 0.25}), Tiny())[
+        1
+    ][0]
     assert shares.view(2, 16).sum(1).tolist() == pytest.approx([1.0, 0.25])
 
 
 def test_a_batch_is_the_same_whether_or_not_the_epoch_is_begun_in_its_middle(settings):
-    recipe, target = online(settings, {"augment": "flip+crop"}), moving_target.Target(Tiny(), 32, torch.float32)
+    recipe, target = (
+        online(settings, {"augment": "flip+crop"}),
+        moving_target.Target(Tiny(), 32, torch.float32),
+    )
     batches = online_batches.OnlineBatches(clean_batches(), recipe, target, fixed=False)
     assert torch.equal(list(batches.epoch(3))[2][0], next(batches.epoch(3, 2))[0])
 
@@ -70,8 +95,16 @@ def test_a_batch_is_the_same_whether_or_not_the_epoch_is_begun_in_its_middle(set
     ("attack", "theirs"),
     [
         ({"steps": 1, "alpha": "8/255"}, lambda network: torchattacks.FGSM(network, eps=EPS)),
-        ({"steps": 3}, lambda network: torchattacks.PGD(network, eps=EPS, alpha=EPS / 4, steps=3, random_start=False)),
-        ({"steps": 2, "alpha": "eps/steps"}, lambda network: torchattacks.BIM(network, eps=EPS, alpha=EPS / 2, steps=2)),
+        (
+            {"steps": 3},
+            lambda network: torchattacks.PGD(
+                network, eps=EPS, alpha=EPS / 4, steps=3, random_start=False
+            ),
+        ),
+        (
+            {"steps": 2, "alpha": "eps/steps"},
+            lambda network: torchattacks.BIM(network, eps=EPS, alpha=EPS / 2, steps=2),
+        ),
     ],
 )
 def test_the_adversary_without_a_random_start_is_torchattacks_own(settings, attack, theirs):
@@ -90,29 +123,45 @@ def test_a_random_start_with_one_step_is_not_the_image_itself(settings):
 def test_least_likely_targets_raise_that_class_and_the_margin_loss_is_another_attack(settings):
     network = Tiny()
     logits = {}
-    for name, attack in {"least": {"target": "least_likely"}, "away": {}, "margin": {"loss": "margin"}}.items():
+    for name, attack in {
+        "least": {"target": "least_likely"},
+        "away": {},
+        "margin": {"loss": "margin"},
+    }.items():
         images, _, _ = made(online(settings, steps=5, random_start=False, **attack), network)[1][0]
         logits[name] = network.eval()(images)
     least = logits["least"][:16].argmin(1)
-    assert (logits["least"][16:].gather(1, least[:, None]) > logits["least"][:16].gather(1, least[:, None])).float().mean() > 0.9
+    assert (
+        logits["least"][16:].gather(1, least[:, None])
+        > logits["least"][:16].gather(1, least[:, None])
+    ).float().mean() > 0.9
     assert not torch.equal(logits["away"][16:], logits["margin"][16:])
 
 
 def sizes_of(recipe, number=0):
     """The largest change of each adversarial image, batch by batch; one big step reaches its eps, or a pixel's end of the range."""
-    return [(images[16:] - images[:16]).abs().amax((1, 2, 3)) for images, _, _ in made(recipe, Tiny(), number=number)[1]]
+    return [
+        (images[16:] - images[:16]).abs().amax((1, 2, 3))
+        for images, _, _ in made(recipe, Tiny(), number=number)[1]
+    ]
 
 
 @pytest.mark.parametrize("per", ["image", "batch", "epoch"])
 def test_eps_is_drawn_per_image_batch_or_epoch(settings, per):
     spread = {"normal": ["8/255", "4/255"], "within": ["1/255", "16/255"]}
-    sizes = sizes_of(online(settings, eps=spread, eps_per=per, steps=1, alpha="eps/1", random_start=False))
+    sizes = sizes_of(
+        online(settings, eps=spread, eps_per=per, steps=1, alpha="eps/1", random_start=False)
+    )
     drawn = [len(torch.unique(batch.mul(1e4).round())) for batch in sizes]
-    assert all((batch >= 1 / 255 - 1e-6).all() and (batch <= 16 / 255 + 1e-6).all() for batch in sizes)
+    assert all(
+        (batch >= 1 / 255 - 1e-6).all() and (batch <= 16 / 255 + 1e-6).all() for batch in sizes
+    )
     assert (min(drawn) > 8) == (per == "image")
     assert (len({round(float(batch.max()), 5) for batch in sizes}) == 1) == (per == "epoch")
     if per == "epoch":
-        recipe = online(settings, eps=spread, eps_per=per, steps=1, alpha="eps/1", random_start=False)
+        recipe = online(
+            settings, eps=spread, eps_per=per, steps=1, alpha="eps/1", random_start=False
+        )
         assert sizes_of(recipe, 1)[0].max() != sizes[0].max()
 
 
@@ -121,7 +170,9 @@ def test_attacks_follow_the_network_as_it_trains_unless_another_one_is_named(set
         torch.manual_seed(0)
         network = models.resnet18(num_classes=3)
         recipe = online(settings, random_start=False)
-        batches = online_batches.OnlineBatches(clean_batches(), recipe, moving_target.Target(network, 32, torch.float32), fixed=fixed)
+        batches = online_batches.OnlineBatches(
+            clean_batches(), recipe, moving_target.Target(network, 32, torch.float32), fixed=fixed
+        )
         before = next(batches.epoch(0))[0]
         with torch.no_grad():
             network.fc.weight.neg_()
@@ -150,7 +201,9 @@ def test_a_target_is_the_network_in_evaluation_mode_and_leaves_it_alone():
         ("bf16", False, torch.bfloat16),
     ],
 )
-def test_attacks_in_training_use_the_precision_asked_for(monkeypatch, precision, multiplies, expected):
+def test_attacks_in_training_use_the_precision_asked_for(
+    monkeypatch, precision, multiplies, expected
+):
     monkeypatch.setattr("pipeline.networks.precision.multiplies_bfloat16", lambda _: multiplies)
     assert dtype_for(precision, CPU) == expected
 
@@ -161,7 +214,11 @@ def streams(eps=EPS):
     for name in ("fgsm", "pgd"):
         noise = np.random.default_rng(len(name)).integers(-4, 5, clean.images.shape)
         moved = np.clip(clean.images + noise, 0, 255).astype(np.uint8)
-        stored[name] = type(clean)(**{**clean.datasets, "images": moved}, eps=np.full(64, eps, np.float32), fooled=np.zeros(64, bool))
+        stored[name] = type(clean)(
+            **{**clean.datasets, "images": moved},
+            eps=np.full(64, eps, np.float32),
+            fooled=np.zeros(64, bool),
+        )
     return stored
 
 
@@ -178,9 +235,16 @@ def refreshed(settings, tmp_path):
     def make(network, *, augment="none", eps=EPS, **changes):
         sets = {name: write_set(tmp_path / name, block) for name, block in streams(eps).items()}
         refresh = {"every": 1, "steps": 2, "alpha": "eps/4", "warm_start": True, **changes}
-        update = {**settings.finetuned["robust"].model_dump(), "batch_size": 16, "augment": augment, "refresh": refresh}
+        update = {
+            **settings.finetuned["robust"].model_dump(),
+            "batch_size": 16,
+            "augment": augment,
+            "refresh": refresh,
+        }
         target = moving_target.Target(network, 32, torch.float32)
-        return refreshed_batches.RefreshedBatches(sets, Finetune.model_validate(update), target, CPU, tmp_path)
+        return refreshed_batches.RefreshedBatches(
+            sets, Finetune.model_validate(update), target, CPU, tmp_path
+        )
 
     return make
 
@@ -204,7 +268,9 @@ def test_refreshing_goes_on_from_the_stored_image_and_stores_the_result(refreshe
     for images, labels, shares in batches.epoch(0):
         assert shares.sum().item() == pytest.approx(1)
         assert len(images) == len(labels) == 16
-    assert torch.equal(batches.working_copy("clean"), torch.from_numpy(before["clean"].images)), "clean images stay"
+    assert torch.equal(batches.working_copy("clean"), torch.from_numpy(before["clean"].images)), (
+        "clean images stay"
+    )
     for name in ("fgsm", "pgd"):
         old, clean = before[name].images.astype(int), before["clean"].images.astype(int)
         new = batches.working_copy(name).numpy().astype(int)
@@ -214,7 +280,9 @@ def test_refreshing_goes_on_from_the_stored_image_and_stores_the_result(refreshe
         down = before[name].labels[drawn] == 0
         # Class 0 loses by brighter pixels, the others by darker ones: two steps of 2 levels each, from where the stored pixel was.
         sign = np.where(down, 1, -1).reshape(-1, 1, 1, 1)
-        expected = np.clip(np.clip(old[drawn] + 4 * sign, clean[drawn] - 8, clean[drawn] + 8), 0, 255)
+        expected = np.clip(
+            np.clip(old[drawn] + 4 * sign, clean[drawn] - 8, clean[drawn] + 8), 0, 255
+        )
         assert np.abs(new[drawn] - expected).max() <= 1
     batches.epoch(1)
     assert batches.state["images"] is batches._images.images
@@ -235,7 +303,10 @@ def test_a_cold_start_forgets_the_stored_image_and_every_second_epoch_may_rest(r
 
 
 def test_moved_images_are_refreshed_where_the_crop_shows_them_and_never_leave_the_ball(refreshed):
-    batches, clean = refreshed(Tiny(), augment="flip+crop", alpha="eps/1"), training()["clean"].images.astype(int)
+    batches, clean = (
+        refreshed(Tiny(), augment="flip+crop", alpha="eps/1"),
+        training()["clean"].images.astype(int),
+    )
     for number in range(4):
         for images, _, _ in batches.epoch(number):
             assert images.min() >= 0
@@ -246,7 +317,9 @@ def test_moved_images_are_refreshed_where_the_crop_shows_them_and_never_leave_th
 
 def test_rows_that_do_not_belong_together_are_refused(settings, tmp_path):
     stored = streams()
-    stored["pgd"] = type(stored["pgd"])(**{**stored["pgd"].datasets, "ids": stored["pgd"].ids[::-1].copy()})
+    stored["pgd"] = type(stored["pgd"])(
+        **{**stored["pgd"].datasets, "ids": stored["pgd"].ids[::-1].copy()}
+    )
     sets = {name: write_set(tmp_path / name, block) for name, block in stored.items()}
     recipe = Finetune.model_validate(
         {
@@ -256,16 +329,30 @@ def test_rows_that_do_not_belong_together_are_refused(settings, tmp_path):
         }
     )
     with pytest.raises(InputError, match="pgd: its training rows are not those of the clean set"):
-        refreshed_batches.RefreshedBatches(sets, recipe, moving_target.Target(Tiny(), 32, torch.float32), CPU, tmp_path)
+        refreshed_batches.RefreshedBatches(
+            sets, recipe, moving_target.Target(Tiny(), 32, torch.float32), CPU, tmp_path
+        )
 
 
-def test_a_refreshed_training_that_was_stopped_resumes_to_the_same_bytes(refreshed, settings, tmp_path, monkeypatch):
-    recipe = settings.finetuned["robust"].model_copy(update={"epochs": 2, "batch_size": 16, "warmup_epochs": 0.0})
+def test_a_refreshed_training_that_was_stopped_resumes_to_the_same_bytes(
+    refreshed, settings, tmp_path, monkeypatch
+):
+    recipe = settings.finetuned["robust"].model_copy(
+        update={"epochs": 2, "batch_size": 16, "warmup_epochs": 0.0}
+    )
 
     def fit(part=None):
         network = Tiny()
         batches = refreshed(network, augment="flip")
-        fitted = loop.fit(network, batches, lambda _: {"val_accuracy": 0.5}, recipe, text="t", device=CPU, part=part)
+        fitted = loop.fit(
+            network,
+            batches,
+            lambda _: {"val_accuracy": 0.5},
+            recipe,
+            text="t",
+            device=CPU,
+            part=part,
+        )
         return fitted.history, batches.working_copy("pgd").clone()
 
     history, images = fit()

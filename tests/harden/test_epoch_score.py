@@ -35,9 +35,13 @@ def test_models_are_chosen_by_other_images_than_they_are_judged_by_while_there_a
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_robust_selection_attacks_the_network_of_the_moment_and_leaves_it_alone(settings, network, dtype):
+def test_robust_selection_attacks_the_network_of_the_moment_and_leaves_it_alone(
+    settings, network, dtype
+):
     val = make_block(12, size=16)
-    settings = settings.model_copy(update={"selection": settings.selection.model_copy(update={"steps": 2})})
+    settings = settings.model_copy(
+        update={"selection": settings.selection.model_copy(update={"steps": 2})}
+    )
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     scores = epoch_score.robust_accuracy_on(val, settings, dtype)(network)
     assert list(scores) == ["val_accuracy", "val_clean", "val_fgsm", "val_pgd"]
@@ -52,18 +56,28 @@ def test_the_recipe_decides_how_its_epochs_are_compared(settings, network):
     val = make_block(12)
     mixed = epoch_score.validation(settings.finetuned["robust"], val, settings, CPU)(network)
     assert mixed == {"val_accuracy": networks.accuracy(network, val.images, val.labels, 12)}
-    robust = Finetune.model_validate({**settings.finetuned["robust"].model_dump(), "best_on": "robust", "precision": "fp32"})
+    robust = Finetune.model_validate(
+        {**settings.finetuned["robust"].model_dump(), "best_on": "robust", "precision": "fp32"}
+    )
     assert "val_pgd" in epoch_score.validation(robust, val, settings, CPU)(network)
-    assert np.isfinite(list(epoch_score.validation(robust, val, settings, CPU)(network).values())).all()
+    assert np.isfinite(
+        list(epoch_score.validation(robust, val, settings, CPU)(network).values())
+    ).all()
 
 
 def test_collapse_is_said_once_when_pgd_accuracy_falls_and_fgsm_accuracy_does_not():
-    history = [{"epoch": number, "val_pgd": pgd, "val_fgsm": fgsm} for number, pgd, fgsm in ((1, 0.3, 0.4), (2, 0.05, 0.9), (3, 0.0, 0.95))]
+    history = [
+        {"epoch": number, "val_pgd": pgd, "val_fgsm": fgsm}
+        for number, pgd, fgsm in ((1, 0.3, 0.4), (2, 0.05, 0.9), (3, 0.0, 0.95))
+    ]
     assert epoch_score.collapse(history[:1]) == ""
     assert epoch_score.collapse(history[:2]).startswith(
         "collapse in epoch 2: held-out PGD accuracy fell from 0.300 to 0.050, FGSM accuracy is 0.900; epoch 1 is kept"
     )
     assert epoch_score.collapse(history) == ""
     assert epoch_score.collapse([{"epoch": 1, "val_accuracy": 0.1}]) == ""
-    both_fall = [{"epoch": 1, "val_pgd": 0.3, "val_fgsm": 0.4}, {"epoch": 2, "val_pgd": 0.1, "val_fgsm": 0.2}]
+    both_fall = [
+        {"epoch": 1, "val_pgd": 0.3, "val_fgsm": 0.4},
+        {"epoch": 2, "val_pgd": 0.1, "val_fgsm": 0.2},
+    ]
     assert epoch_score.collapse(both_fall) == ""

@@ -16,7 +16,12 @@ from tests import samples
 from tests.conftest import ROOT
 
 NAMES = ("a", "b", "c")
-ABOUT = {"format": checkpoints.FORMAT, "architecture": "resnet18", "class_names": [*NAMES], "provenance": {"seed": 1}}
+ABOUT = {
+    "format": checkpoints.FORMAT,
+    "architecture": "resnet18",
+    "class_names": [*NAMES],
+    "provenance": {"seed": 1},
+}
 
 
 def tiny(*_):
@@ -33,7 +38,12 @@ def path(tmp_path, monkeypatch):
 
 
 def save(path, **changes):
-    content = {"architecture": "resnet18", "class_names": [*NAMES], "state_dict": tiny().state_dict(), "provenance": {"seed": 1}}
+    content = {
+        "architecture": "resnet18",
+        "class_names": [*NAMES],
+        "state_dict": tiny().state_dict(),
+        "provenance": {"seed": 1},
+    }
     networks.Checkpoint(**content | changes).save(path)
 
 
@@ -64,7 +74,10 @@ def test_a_checkpoint_comes_back_as_it_was(network, tmp_path):
     loaded = load(tmp_path / "sub/model.safetensors")
     assert (loaded.provenance, loaded.class_names) == (provenance, [*NAMES])
     assert loaded.state_dict.keys() == network.state_dict().keys()
-    assert all(torch.equal(loaded.state_dict[name], tensor) for name, tensor in network.state_dict().items())
+    assert all(
+        torch.equal(loaded.state_dict[name], tensor)
+        for name, tensor in network.state_dict().items()
+    )
     assert not loaded.network().training
 
 
@@ -74,9 +87,13 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
     for number in range(8):
         state_dict = tiny().to(memory_format=layouts[number % 2]).state_dict()
         save(tmp_path / f"{number}.safetensors", state_dict=state_dict, provenance=provenance)
-    program = "import sys; from pathlib import Path; from tests.networks import test_checkpoint as test; "
+    program = (
+        "import sys; from pathlib import Path; from tests.networks import test_checkpoint as test; "
+    )
     program += "test.save(Path(sys.argv[1]), provenance={f'training.{number}': number for number in range(50)})"
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "other.safetensors")], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "other.safetensors")], cwd=ROOT, check=True
+    )
     assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
 
 
@@ -93,7 +110,10 @@ def test_files_of_torch_save_are_refused_and_never_run(path, tmp_path, monkeypat
     buffer = io.BytesIO()
     torch.save(content, buffer)
     path.write_bytes(buffer.getvalue())
-    with pytest.raises(InputError, match=r"not a checkpoint of this pipeline \(its header claims [\d,]+ bytes, the file holds "):
+    with pytest.raises(
+        InputError,
+        match=r"not a checkpoint of this pipeline \(its header claims [\d,]+ bytes, the file holds ",
+    ):
         load(path)
     assert not Path("harmed").exists()
 
@@ -101,7 +121,12 @@ def test_files_of_torch_save_are_refused_and_never_run(path, tmp_path, monkeypat
 def test_a_header_is_no_larger_than_the_file_or_the_limit(path, monkeypatch):
     whole = path.read_bytes()
     length = int.from_bytes(whole[:8], "little")
-    for content, claimed in ((b"", 0), (b"\1", 1), (whole[: 8 + length - 1], length), (b"\xff" * 8 + whole[8:], 2**64 - 1)):
+    for content, claimed in (
+        (b"", 0),
+        (b"\1", 1),
+        (whole[: 8 + length - 1], length),
+        (b"\xff" * 8 + whole[8:], 2**64 - 1),
+    ):
         path.write_bytes(content)
         refused(path, f"its header claims {claimed:,} bytes, the file holds {len(content):,}")
     path.write_bytes(whole)
@@ -109,7 +134,20 @@ def test_a_header_is_no_larger_than_the_file_or_the_limit(path, monkeypatch):
     refused(path, f"its header claims {length:,} bytes, the file holds {len(whole):,}")
 
 
-@pytest.mark.parametrize("raw", [b"", b"[1]", b"7", b"{", b"\xff\xfe", b"[" * 100_000, b"9" * 5000, b'{"a": 1}', b'{"__metadata__": 1}'])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"[1]",
+        b"7",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"9" * 5000,
+        b'{"a": 1}',
+        b'{"__metadata__": 1}',
+    ],
+)
 def test_a_header_that_is_no_sound_json_is_refused(path, raw):
     change_header(path, lambda _: raw)
     refused(path, "is it whole?")
@@ -156,13 +194,19 @@ def test_metadata_that_is_no_sound_json_is_refused(path, text):
 )
 def test_tensors_of_another_architecture_are_refused(path, change):
     change_header(path, lambda header: header | change)
-    with pytest.raises(InputError, match=r"its tensors are not those of a resnet18; run `python -m pipeline discard"):
+    with pytest.raises(
+        InputError,
+        match=r"its tensors are not those of a resnet18; run `python -m pipeline discard",
+    ):
         load(path)
 
 
 @pytest.mark.parametrize("offsets", [[0, 4], [4, 12], [8, 0], [-8, 0], [0, 2**63], [0], "x", None])
 def test_tensors_that_are_not_where_the_file_has_them_are_refused(path, offsets):
-    change_header(path, lambda header: header | {"0.bias": {"dtype": "F32", "shape": [2], "data_offsets": offsets}})
+    change_header(
+        path,
+        lambda header: header | {"0.bias": {"dtype": "F32", "shape": [2], "data_offsets": offsets}},
+    )
     refused(path, "is it whole?")
 
 
@@ -178,16 +222,25 @@ def test_a_machine_without_memory_is_told_apart_from_damage(path, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(checkpoints.safetensors, "load", full)
-    with pytest.raises(InputError, match=r"not enough memory to read it; free some memory and run this again$"):
+    with pytest.raises(
+        InputError, match=r"not enough memory to read it; free some memory and run this again$"
+    ):
         load(path)
 
 
 def test_models_that_do_not_fit_are_refused(path, tmp_path):
-    with pytest.raises(InputError, match=r"expected a resnet50, as model.architecture says, found a resnet18"):
+    with pytest.raises(
+        InputError, match=r"expected a resnet50, as model.architecture says, found a resnet18"
+    ):
         networks.load(path, architecture="resnet50", class_names=NAMES)
-    with pytest.raises(InputError, match=r"expected the 2 classes of the data, found a model for 3 other ones"):
+    with pytest.raises(
+        InputError, match=r"expected the 2 classes of the data, found a model for 3 other ones"
+    ):
         networks.load(path, architecture="resnet18", class_names=("a", "b"))
     with pytest.raises(InputError, match=r"no such model; `dvc repro` trains it"):
         load(tmp_path / "none.safetensors")
-    with pytest.raises(InputError, match=r"expected a plain file, found a folder, pipe or device; `dvc repro` makes it again"):
+    with pytest.raises(
+        InputError,
+        match=r"expected a plain file, found a folder, pipe or device; `dvc repro` makes it again",
+    ):
         load(tmp_path)

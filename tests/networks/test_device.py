@@ -36,6 +36,9 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, name, message):
 
 def test_the_processor_is_named_by_what_decides_its_bits(monkeypatch):
     monkeypatch.setattr(device, "multiplies_bfloat16", lambda _: True)
-    assert device.processor(torch.device("cpu")) == f"cpu ({torch.backends.cpu.get_cpu_capability()}, bf16)"
+    assert (
+        device.processor(torch.device("cpu"))
+        == f"cpu ({torch.backends.cpu.get_cpu_capability()}, bf16)"
+    )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
     assert device.processor(torch.device("cuda")) == "cuda (NVIDIA H100)"

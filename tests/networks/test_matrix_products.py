@@ -27,7 +27,10 @@ def images(size, dtype=torch.float64):
     return torch.rand(6, 3, size, size, dtype=dtype, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("architecture", "size"), [("resnet18", 32), ("resnet18", 33), ("resnet18", 64), ("resnet50", 32)])
+@pytest.mark.parametrize(
+    ("architecture", "size"),
+    [("resnet18", 32), ("resnet18", 33), ("resnet18", 64), ("resnet50", 32)],
+)
 def test_frozen_logits_and_image_gradients_are_torchvisions(architecture, size):
     network = trained_looking(architecture).eval()
     frozen = matrix_products.Frozen(network, size, torch.float64)
@@ -35,7 +38,9 @@ def test_frozen_logits_and_image_gradients_are_torchvisions(architecture, size):
     for forward in (network, frozen):
         x = images(size).requires_grad_()
         logits = forward(x)
-        results.append((logits.detach(), torch.autograd.grad(functional.cross_entropy(logits, LABELS), x)[0]))
+        results.append(
+            (logits.detach(), torch.autograd.grad(functional.cross_entropy(logits, LABELS), x)[0])
+        )
     for theirs, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
@@ -47,11 +52,17 @@ def test_training_loss_gradients_and_statistics_are_torchvisions(architecture):
     x = images(32)
     loss = functional.cross_entropy(theirs(x), LABELS)
     loss.backward()
-    our_loss = functional.cross_entropy(matrix_products.training_logits(ours, x, torch.float64), LABELS)
+    our_loss = functional.cross_entropy(
+        matrix_products.training_logits(ours, x, torch.float64), LABELS
+    )
     our_loss.backward()
     assert abs(loss.item() - our_loss.item()) < 1e-12
-    for (name, parameter), (_, own) in zip(theirs.named_parameters(), ours.named_parameters(), strict=True):
-        assert (parameter.grad - own.grad).abs().max() < 1e-10 * max(1, parameter.grad.abs().max()), name
+    for (name, parameter), (_, own) in zip(
+        theirs.named_parameters(), ours.named_parameters(), strict=True
+    ):
+        assert (parameter.grad - own.grad).abs().max() < 1e-10 * max(
+            1, parameter.grad.abs().max()
+        ), name
     for (name, buffer), (_, own) in zip(theirs.named_buffers(), ours.named_buffers(), strict=True):
         torch.testing.assert_close(own, buffer, rtol=1e-12, atol=1e-12, msg=name)
 
@@ -62,7 +73,9 @@ def test_the_original_is_not_touched():
     frozen = matrix_products.Frozen(network, 32, torch.float64)
     frozen(images(32).requires_grad_()).sum().backward()
     assert network.training
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+    assert all(
+        parameter.requires_grad and parameter.grad is None for parameter in network.parameters()
+    )
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     assert all((before[name] == tensor).all() for name, tensor in network.state_dict().items())
 

@@ -29,7 +29,11 @@ class Narrow(nn.Module):
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.taken.append(len(images))
         logits = self.network(images)
-        return small.FullInBackward.apply(logits) if len(images) > self.most and logits.requires_grad else logits
+        return (
+            small.FullInBackward.apply(logits)
+            if len(images) > self.most and logits.requires_grad
+            else logits
+        )
 
 
 @pytest.fixture
@@ -48,8 +52,25 @@ def labels(images):
 
 
 OTHERS = [
-    {"attack": "APGD", "eps": "8/255", "steps": 3, "n_restarts": 1, "loss": "ce", "eot_iter": 1, "rho": 0.75},
-    {"attack": "FAB", "eps": "8/255", "steps": 3, "n_restarts": 1, "alpha_max": 0.1, "eta": 1.05, "beta": 0.9, "multi_targeted": False},
+    {
+        "attack": "APGD",
+        "eps": "8/255",
+        "steps": 3,
+        "n_restarts": 1,
+        "loss": "ce",
+        "eot_iter": 1,
+        "rho": 0.75,
+    },
+    {
+        "attack": "FAB",
+        "eps": "8/255",
+        "steps": 3,
+        "n_restarts": 1,
+        "alpha_max": 0.1,
+        "eta": 1.05,
+        "beta": 0.9,
+        "multi_targeted": False,
+    },
     {"attack": "MIFGSM", "eps": "8/255", "alpha": "2/255", "steps": 3, "decay": 1.0},
 ]
 
@@ -58,22 +79,33 @@ OTHERS = [
 @pytest.mark.parametrize("entry", [FGSM, PGD, *OTHERS], ids=lambda entry: entry["attack"])
 def test_an_attack_on_parts_is_the_attack_on_the_batch(entry, where, images, labels, capsys):
     def attacked(network):
-        return attacks.perturb(attacks.build(attack_spec(**entry), network, 10), images, labels, seed=3)
+        return attacks.perturb(
+            attacks.build(attack_spec(**entry), network, 10), images, labels, seed=3
+        )
 
     narrow = Narrow(3, where)
-    assert torch.allclose(attacked(InParts(narrow)), attacked(networks.frozen_copy(small.network())), atol=1e-6)
+    assert torch.allclose(
+        attacked(InParts(narrow)), attacked(networks.frozen_copy(small.network())), atol=1e-6
+    )
     assert max(narrow.taken[-4:]) == 2, "8 do not fit, nor do 4"
     said = capsys.readouterr().out.splitlines()
-    assert [line.split(" fit into")[0] for line in said] == ["8 images at once do not", "4 images at once do not"]
+    assert [line.split(" fit into")[0] for line in said] == [
+        "8 images at once do not",
+        "4 images at once do not",
+    ]
     assert said[0].endswith("going on with 4, in the same batches")
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_steps_from_a_stored_perturbation_are_the_same(where, images, labels):
     def attacked(network):
-        return attacks.ascend(network, images, images + 0.01, labels, eps=8 / 255, alpha=2 / 255, steps=3)
+        return attacks.ascend(
+            network, images, images + 0.01, labels, eps=8 / 255, alpha=2 / 255, steps=3
+        )
 
-    assert torch.allclose(attacked(InParts(Narrow(3, where))), attacked(small.network().eval()), atol=1e-6)
+    assert torch.allclose(
+        attacked(InParts(Narrow(3, where))), attacked(small.network().eval()), atol=1e-6
+    )
 
 
 def test_judging_takes_parts_too(images, labels):
@@ -86,7 +118,9 @@ def test_iterates_of_a_run_that_began_again_are_counted_from_its_beginning(where
 
     def judged(network):
         target = whitebox.Target.of(network, 10, batch_size=N, seed=0)
-        return whitebox.by_steps(target, block, Threat.model_validate({**PGD, "restarts": 1}), [1, 2, 5], "t")
+        return whitebox.by_steps(
+            target, block, Threat.model_validate({**PGD, "restarts": 1}), [1, 2, 5], "t"
+        )
 
     parts, whole = judged(Narrow(3, where)), judged(small.network())
     assert all((parts[count] == whole[count]).all() for count in (1, 2, 5))
@@ -100,7 +134,10 @@ def test_a_batch_that_fits_goes_through_whole_and_nothing_is_said(images, labels
 
 
 def test_where_not_even_one_image_fits_the_user_is_told(images, labels):
-    with pytest.raises(InputError, match=r"not even one image fits into the memory of cpu .*; see what else uses it"):
+    with pytest.raises(
+        InputError,
+        match=r"not even one image fits into the memory of cpu .*; see what else uses it",
+    ):
         networks.is_right(InParts(Narrow(0, "forward")), images, labels)
 
 

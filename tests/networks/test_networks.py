@@ -51,7 +51,13 @@ def hub(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), served)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    served.file = samples.replace_weights(monkeypatch, tmp_path / "home", "resnet18", served.content, f"127.0.0.1:{server.server_port}")
+    served.file = samples.replace_weights(
+        monkeypatch,
+        tmp_path / "home",
+        "resnet18",
+        served.content,
+        f"127.0.0.1:{server.server_port}",
+    )
     yield served
     server.shutdown()
     thread.join()
@@ -78,11 +84,17 @@ def test_a_cached_file_needs_no_network_but_its_hash(hub):
     networks.pretrained_weights(IMAGENET)
     assert hub.requests == 0
     hub.file.write_bytes(hub.content[:-1] + b"x")
-    with pytest.raises(InputError, match=r"expected a SHA-256 that begins with \w{8}, found \w{8}; delete the file"):
+    with pytest.raises(
+        InputError, match=r"expected a SHA-256 that begins with \w{8}, found \w{8}; delete the file"
+    ):
         networks.pretrained_weights(IMAGENET)
 
 
-@pytest.mark.parametrize("damage", [{"content": b""}, {"content": b"another file"}, {"cut": True}], ids=["absent", "wrong hash", "cut off"])
+@pytest.mark.parametrize(
+    "damage",
+    [{"content": b""}, {"content": b"another file"}, {"cut": True}],
+    ids=["absent", "wrong hash", "cut off"],
+)
 def test_a_failed_download_names_file_hash_and_folder_and_leaves_nothing(hub, monkeypatch, damage):
     for name, value in damage.items():
         monkeypatch.setattr(hub, name, value)
@@ -116,7 +128,9 @@ def refused(own, content, message, architecture="resnet18"):
 
 
 def test_weights_from_a_file(own, network):
-    with pytest.raises(InputError, match=r"^model.weights: models/pretrained/own.pth: no such file; put it there$"):
+    with pytest.raises(
+        InputError, match=r"^model.weights: models/pretrained/own.pth: no such file; put it there$"
+    ):
         started()
     torch.save(network.state_dict(), own)
     assert (started().conv1.weight == network.conv1.weight).all()
@@ -124,7 +138,9 @@ def test_weights_from_a_file(own, network):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "old", "new"), [("resnet18", 102, 122), ("resnet34", 182, 218), ("resnet50", 267, 320)], ids=lambda value: str(value)
+    ("architecture", "old", "new"),
+    [("resnet18", 102, 122), ("resnet34", 182, 218), ("resnet50", 267, 320)],
+    ids=lambda value: str(value),
 )
 @pytest.mark.parametrize("legacy", [False, True])
 def test_official_files_fill_all_but_the_last_layer(own, architecture, old, new, legacy):
@@ -165,14 +181,30 @@ def test_other_networks_weights_are_refused_with_the_first_ones(own):
     )
     wrapped = {f"module.{name}": tensor for name, tensor in official.items()}
     refused(
-        own, wrapped, r".* 202 differ, first conv1.weight \(.* found none\), .*, module.conv1.weight \(expected none, found 64x3x7x7 in fl"
+        own,
+        wrapped,
+        r".* 202 differ, first conv1.weight \(.* found none\), .*, module.conv1.weight \(expected none, found 64x3x7x7 in fl",
     )
     refused(
-        own, {**official, "conv1.weight": torch.zeros(64, 3, 3, 3)}, r".*: 1 differ, first conv1.weight .* found 64x3x3x3 in float32\)$"
+        own,
+        {**official, "conv1.weight": torch.zeros(64, 3, 3, 3)},
+        r".*: 1 differ, first conv1.weight .* found 64x3x3x3 in float32\)$",
     )
-    refused(own, {**official, "bn1.bias": torch.zeros(64, dtype=torch.int8)}, r".* bn1.bias \(expected 64 in float32, found 64 in int8\)$")
-    refused(own, {**official, "extra.num_batches_tracked": torch.tensor(1)}, r".* extra.* \(expected none, found one number in int64\)$")
-    refused(own, {**official, "a\nb" * 99: torch.zeros(1)}, r".*: 1 differ, first a\\nba.* \(expected none, found 1 in float32\)$")
+    refused(
+        own,
+        {**official, "bn1.bias": torch.zeros(64, dtype=torch.int8)},
+        r".* bn1.bias \(expected 64 in float32, found 64 in int8\)$",
+    )
+    refused(
+        own,
+        {**official, "extra.num_batches_tracked": torch.tensor(1)},
+        r".* extra.* \(expected none, found one number in int64\)$",
+    )
+    refused(
+        own,
+        {**official, "a\nb" * 99: torch.zeros(1)},
+        r".*: 1 differ, first a\\nba.* \(expected none, found 1 in float32\)$",
+    )
     refused(own, {}, ".*: 100 differ, first conv1.weight")
 
 
@@ -188,13 +220,17 @@ def test_other_precisions_are_converted_and_said_once(own, capsys, dtype):
     assert capsys.readouterr().out == line
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), torch.tensor(1e300, dtype=torch.float64)])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), torch.tensor(1e300, dtype=torch.float64)]
+)
 def test_weights_that_are_not_finite_are_refused_by_name(own, value):
     official = samples.state_dict("resnet18")
     damaged = official["layer2.0.conv1.weight"].clone().to(getattr(value, "dtype", torch.float32))
     damaged[3, 2, 1, 0] = value
     refused(
-        own, {**official, "layer2.0.conv1.weight": damaged}, r"layer2.0.conv1.weight: expected finite numbers in float32, found NaN or inf"
+        own,
+        {**official, "layer2.0.conv1.weight": damaged},
+        r"layer2.0.conv1.weight: expected finite numbers in float32, found NaN or inf",
     )
     torch.save({**official, "fc.bias": torch.full((1000,), torch.nan)}, own)
     assert started().fc.bias.isfinite().all(), "the last layer is new"
@@ -203,7 +239,11 @@ def test_weights_that_are_not_finite_are_refused_by_name(own, value):
 def test_other_contents_are_named_with_what_to_save(own):
     tensors = samples.state_dict("resnet18")
     remedy = "save the inner state_dict by itself$"
-    refused(own, {"state_dict": tensors, "epoch": 3}, f"expected a state_dict, .* found other values under 'state_dict', 'epoch'; {remedy}")
+    refused(
+        own,
+        {"state_dict": tensors, "epoch": 3},
+        f"expected a state_dict, .* found other values under 'state_dict', 'epoch'; {remedy}",
+    )
     refused(own, {**tensors, "epoch": 3}, f".* other values under 'epoch'; {remedy}")
     many = {f"key {number}": number for number in range(9)}
     refused(own, many, f".* under 'key 0', 'key 1', 'key 2', 'key 3', 'key 4' and 4 more; {remedy}")
@@ -213,21 +253,32 @@ def test_other_contents_are_named_with_what_to_save(own):
 
 def test_starting_weights_are_checked_before_anything_runs(own, hub, capsys):
     model = Model(architecture="resnet18", weights=OWN)
-    with pytest.raises(InputError, match=r"^params.yaml: online.x.start.weights: models/pretrained/own.pth: no such file; put it there$"):
+    with pytest.raises(
+        InputError,
+        match=r"^params.yaml: online.x.start.weights: models/pretrained/own.pth: no such file; put it there$",
+    ):
         networks.expect_weights(model, "params.yaml: online.x.start")
     torch.save({}, own)
-    with pytest.raises(InputError, match="^params.yaml: model.weights: models/pretrained/own.pth: its tensors are not those"):
+    with pytest.raises(
+        InputError,
+        match="^params.yaml: model.weights: models/pretrained/own.pth: its tensors are not those",
+    ):
         networks.expect_weights(model, "params.yaml: model")
     networks.expect_weights(Model(architecture="resnet18", weights=None), "params.yaml: model")
     assert capsys.readouterr().out == ""
     networks.expect_weights(IMAGENET, "params.yaml: model")
     prefix = hub.file.stem.removeprefix("resnet18-")
     place = f"IMAGENET1K_V1: {hub.file.name} (its SHA-256 begins with {prefix}) is not in {hub.file.parent}"
-    assert capsys.readouterr().out == f"params.yaml: model.weights: {place}; the training downloads it, or put it there\n"
+    assert (
+        capsys.readouterr().out
+        == f"params.yaml: model.weights: {place}; the training downloads it, or put it there\n"
+    )
     assert hub.requests == 0
     hub.file.parent.mkdir(parents=True)
     hub.file.write_bytes(b"another file")
-    with pytest.raises(InputError, match=r"^params.yaml: model.weights: .* expected a SHA-256 that begins with"):
+    with pytest.raises(
+        InputError, match=r"^params.yaml: model.weights: .* expected a SHA-256 that begins with"
+    ):
         networks.expect_weights(IMAGENET, "params.yaml: model")
 
 

@@ -20,7 +20,9 @@ DATA = document.load(ROOT / "params.yaml").data
 STORED = Store(shard_rows=64)
 
 
-@given(st.lists(st.integers(10, 60), min_size=2, max_size=5), st.integers(1, 100), st.integers(0, 5))
+@given(
+    st.lists(st.integers(10, 60), min_size=2, max_size=5), st.integers(1, 100), st.integers(0, 5)
+)
 def test_the_split_is_exact_and_stratified(counts, n_val, seed):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     assume(len(counts) * 2 <= n_val <= len(labels) // 2)
@@ -31,7 +33,9 @@ def test_the_split_is_exact_and_stratified(counts, n_val, seed):
         assert "too few" in str(error)
         return
     assert split.sum() == n_val
-    share = np.bincount(labels[split == 1], minlength=len(counts)) - np.array(counts) * n_val / len(labels)
+    share = np.bincount(labels[split == 1], minlength=len(counts)) - np.array(counts) * n_val / len(
+        labels
+    )
     assert np.abs(share).max() <= 1
     assert (preparation.split_rows(labels, data) == split).all()
 
@@ -46,7 +50,11 @@ def test_a_subset_keeps_the_order_and_the_shares():
 @pytest.mark.parametrize(
     ("change", "counts", "message"),
     [
-        ({"n_images": 100}, [30, 30], "data.n_images: expected at most 60, all that the source holds, found 100"),
+        (
+            {"n_images": 100},
+            [30, 30],
+            "data.n_images: expected at most 60, all that the source holds, found 100",
+        ),
         ({"n_val": 59}, [30, 30], "data.n_val: expected from 2 to 58 of 60 images, found 59"),
         ({"n_val": 5}, [59, 1], "class 1 with 1 images, too few"),
         ({"n_val": 3}, [57, 3], "class 1 with 3 images, too few for 3 of 60"),
@@ -76,7 +84,9 @@ def test_what_was_done_to_images_is_said_and_recorded(tmp_path, monkeypatch, cap
     for name in ("10", "9"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(4):
-            Image.new("L", (16, 16), 200 + number).save(tmp_path / "images" / name / f"{number}.png")
+            Image.new("L", (16, 16), 200 + number).save(
+                tmp_path / "images" / name / f"{number}.png"
+            )
     (tmp_path / "images" / "9" / "a.heic").write_bytes(b"x")
     raw_params["data"].update(source="image_folder", path="images", image_size=16, n_val=2)
     YAML().dump(raw_params, tmp_path / "params.yaml")
@@ -98,7 +108,11 @@ def test_what_was_done_to_images_is_said_and_recorded(tmp_path, monkeypatch, cap
 
 def test_many_class_names_are_shortened():
     source = sources.Source(
-        labels=np.arange(300), ids=np.arange(300), read=lambda rows: rows, class_names=tuple(f"n{n}" * 90 for n in range(300)), sha256=""
+        labels=np.arange(300),
+        ids=np.arange(300),
+        read=lambda rows: rows,
+        class_names=tuple(f"n{n}" * 90 for n in range(300)),
+        sha256="",
     )
     (line,) = prepare.told(source)
     assert line.startswith("classes 0 = n0n0")

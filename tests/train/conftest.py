@@ -14,7 +14,13 @@ class Tiny(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8 * 8, 3))
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 3, stride=4),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(4 * 8 * 8, 3),
+        )
 
     def forward(self, images):
         return self.layers(images)
@@ -22,7 +28,9 @@ class Tiny(nn.Module):
 
 @pytest.fixture
 def batches():
-    return augmentation.AugmentedBatches(held_batches({"clean": make_block(64)}, {"clean": 16}), "flip+crop", seed=0)
+    return augmentation.AugmentedBatches(
+        held_batches({"clean": make_block(64)}, {"clean": 16}), "flip+crop", seed=0
+    )
 
 
 @pytest.fixture

@@ -20,7 +20,12 @@ def test_augmentation_moves_whole_images_and_nothing_else():
     padded = nn.functional.pad(images, (augmentation.CROP_PADDING,) * 4)
     corners = set()
     for image, source in zip(cropped, padded, strict=True):
-        windows = {(y, x) for y in range(9) for x in range(9) if (image == source[:, y : y + 8, x : x + 8]).all()}
+        windows = {
+            (y, x)
+            for y in range(9)
+            for x in range(9)
+            if (image == source[:, y : y + 8, x : x + 8]).all()
+        }
         assert windows
         corners |= windows
     assert len(corners) > 30

@@ -32,7 +32,9 @@ def train(batches, recipe, tmp_path):
 def test_train_writes_the_best_epoch_and_its_history(train, tmp_path):
     also = []
     done = train(scores(0.1, 0.5, 0.3, 0.2)[0], also.append)
-    assert done.startswith(f"{tmp_path}/m.safetensors: epoch 2 of 4 kept, validation accuracy 0.5000")
+    assert done.startswith(
+        f"{tmp_path}/m.safetensors: epoch 2 of 4 kept, validation accuracy 0.5000"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["h.csv", "m.safetensors"]
     (checkpoint,) = also
     assert checkpoint.provenance["best.epoch"] == 2

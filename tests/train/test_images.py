@@ -39,8 +39,12 @@ def kinds(sets, tmp_path):
 
 @pytest.mark.parametrize("sampling", ["natural", "balanced"])
 def test_batches_are_the_same_bytes_wherever_images_are(sets, blocks, settings, tmp_path, sampling):
-    recipe = settings.finetuned["robust"].model_copy(update={"batch_size": 16, "sampling": sampling})
-    both = {name: mixing.mixed(kind, sets, recipe, CPU) for name, kind in kinds(sets, tmp_path).items()}
+    recipe = settings.finetuned["robust"].model_copy(
+        update={"batch_size": 16, "sampling": sampling}
+    )
+    both = {
+        name: mixing.mixed(kind, sets, recipe, CPU) for name, kind in kinds(sets, tmp_path).items()
+    }
     whole = torch.from_numpy(training_images(blocks))
     for epoch in range(3):
         batches = zip(both["mapped"].stored(epoch), both["held"].stored(epoch), strict=True)
@@ -70,11 +74,15 @@ def test_an_epoch_that_is_left_early_leaves_no_thread(sets, settings):
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize(("free", "kind"), [(92_160, images.HeldImages), (92_159, images.MappedImages)])
+@pytest.mark.parametrize(
+    ("free", "kind"), [(92_160, images.HeldImages), (92_159, images.MappedImages)]
+)
 def test_images_are_kept_on_a_gpu_where_half_of_it_is_enough(sets, monkeypatch, free, kind):
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
-    monkeypatch.setattr(images.torch, "empty", lambda shape, dtype, device: torch.zeros(shape, dtype=dtype))
+    monkeypatch.setattr(
+        images.torch, "empty", lambda shape, dtype, device: torch.zeros(shape, dtype=dtype)
+    )
     assert isinstance(images.stored([sets["clean"]], gpu), kind)
 
 
@@ -98,7 +106,9 @@ def test_a_working_copy_is_in_a_file_without_a_name_and_leaves_the_set(sets, blo
     assert (copy.images.numpy() == whole).all()
     copy.put(rows, 255 - copy.get(rows))
     assert (copy.get(rows).numpy() == 255 - whole[rows.numpy()]).all()
-    assert (images.stored(list(sets.values()), CPU).get(rows.numpy()).numpy() == whole[rows.numpy()]).all()
+    assert (
+        images.stored(list(sets.values()), CPU).get(rows.numpy()).numpy() == whole[rows.numpy()]
+    ).all()
     assert list((tmp_path / "models").iterdir()) == []
 
 

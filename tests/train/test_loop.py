@@ -33,29 +33,47 @@ def test_the_first_of_the_best_epochs_is_kept(batches, recipe):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_training_learns_what_can_be_learned_and_repeats_itself(batches, recipe, optimizer):
-    recipe = recipe.model_copy(update={"epochs": 30, "optimizer": optimizer, "lr": 0.02 if optimizer == "sgd" else 0.005})
+    recipe = recipe.model_copy(
+        update={"epochs": 30, "optimizer": optimizer, "lr": 0.02 if optimizer == "sgd" else 0.005}
+    )
     block = make_block(64)
-    fits = [loop.fit(Tiny(), plain(batches), accuracy_on(block), recipe, text="t", device=CPU) for _ in range(2)]
+    fits = [
+        loop.fit(Tiny(), plain(batches), accuracy_on(block), recipe, text="t", device=CPU)
+        for _ in range(2)
+    ]
     assert fits[0].history[-1]["train_accuracy"] > 0.95
     assert fits[0].history == fits[1].history
 
 
 def test_a_loss_that_is_no_number_stops_with_advice(batches, recipe):
     recipe = recipe.model_copy(update={"lr": 1e30, "warmup_epochs": 0.0})
-    with pytest.raises(InputError, match=r"the loss is nan after epoch \d; lower its lr in params.yaml \(now 1e\+30\)"):
+    with pytest.raises(
+        InputError,
+        match=r"the loss is nan after epoch \d; lower its lr in params.yaml \(now 1e\+30\)",
+    ):
         loop.fit(Tiny(), batches, lambda _: {"val_accuracy": 0.0}, recipe, text="t", device=CPU)
 
 
 def test_the_loss_is_the_mean_over_images(batches, recipe):
     network = Tiny()
     fitted = loop.fit(
-        network, batches, lambda _: {"val_accuracy": 0.0}, recipe.model_copy(update={"epochs": 1, "lr": 1e-12}), text="t", device=CPU
+        network,
+        batches,
+        lambda _: {"val_accuracy": 0.0},
+        recipe.model_copy(update={"epochs": 1, "lr": 1e-12}),
+        text="t",
+        device=CPU,
     )
     assert fitted.history[0]["train_loss"] == pytest.approx(math.log(3), abs=0.3)
 
 
-@pytest.mark.parametrize(("device", "multiplies", "expected"), [("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cuda", True, "fp32")])
-def test_auto_trains_in_bf16_only_where_it_was_measured_faster(monkeypatch, device, multiplies, expected):
+@pytest.mark.parametrize(
+    ("device", "multiplies", "expected"),
+    [("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cuda", True, "fp32")],
+)
+def test_auto_trains_in_bf16_only_where_it_was_measured_faster(
+    monkeypatch, device, multiplies, expected
+):
     monkeypatch.setattr("pipeline.networks.precision.multiplies_bfloat16", lambda _: multiplies)
     assert precision_for("auto", torch.device(device)) == expected
     assert precision_for("bf16", torch.device(device)) == "bf16"
@@ -63,14 +81,20 @@ def test_auto_trains_in_bf16_only_where_it_was_measured_faster(monkeypatch, devi
 
 def test_bf16_training_learns_like_fp32(recipe):
     block = make_block(64, size=16)
-    batches = augmentation.AugmentedBatches(held_batches({"clean": block}, {"clean": 16}), "none", seed=0)
+    batches = augmentation.AugmentedBatches(
+        held_batches({"clean": block}, {"clean": 16}), "none", seed=0
+    )
     histories = {}
     for precision in ("fp32", "bf16"):
         torch.manual_seed(0)
         network = models.resnet18(num_classes=3)
         settings = recipe.model_copy(update={"precision": precision, "lr": 0.01, "epochs": 3})
-        fitted = loop.fit(network, plain(batches), accuracy_on(block), settings, text="t", device=CPU)
-        assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in fitted.state_dict.values())
+        fitted = loop.fit(
+            network, plain(batches), accuracy_on(block), settings, text="t", device=CPU
+        )
+        assert all(
+            tensor.dtype in (torch.float32, torch.int64) for tensor in fitted.state_dict.values()
+        )
         histories[precision] = [epoch["train_loss"] for epoch in fitted.history]
     assert histories["bf16"][0] == pytest.approx(histories["fp32"][0], rel=0.15)
     assert all(losses[-1] < losses[0] / 2 for losses in histories.values())
@@ -78,7 +102,9 @@ def test_bf16_training_learns_like_fp32(recipe):
 
 def test_patience_ends_a_run_that_does_not_get_better(batches, recipe):
     validate, _ = scores(0.2, 0.9, 0.9, 0.5)
-    fitted = loop.fit(Tiny(), batches, validate, recipe.model_copy(update={"patience": 1}), text="t", device=CPU)
+    fitted = loop.fit(
+        Tiny(), batches, validate, recipe.model_copy(update={"patience": 1}), text="t", device=CPU
+    )
     assert [row["epoch"] for row in fitted.history] == [1, 2, 3]
     assert fitted.best["epoch"] == 2
 
@@ -111,9 +137,16 @@ def resnet():
 
 @pytest.mark.parametrize(
     ("make", "changes", "stop_after"),
-    [(Tiny, {}, 1), (Tiny, {"ema": 0.9}, 6), (Tiny, {"optimizer": "adamw", "lr": 0.001}, 8), (resnet, {"ema": 0.9}, 6)],
+    [
+        (Tiny, {}, 1),
+        (Tiny, {"ema": 0.9}, 6),
+        (Tiny, {"optimizer": "adamw", "lr": 0.001}, 8),
+        (resnet, {"ema": 0.9}, 6),
+    ],
 )
-def test_a_run_that_was_stopped_at_any_batch_gives_the_same_bytes(batches, recipe, tmp_path, monkeypatch, make, changes, stop_after):
+def test_a_run_that_was_stopped_at_any_batch_gives_the_same_bytes(
+    batches, recipe, tmp_path, monkeypatch, make, changes, stop_after
+):
     block, settings = make_block(64), recipe.model_copy(update={"epochs": 3, **changes})
     part, validate = tmp_path / ".x.part", accuracy_on(block)
     whole = loop.fit(make(), batches, validate, settings, text="t", device=CPU)
@@ -126,12 +159,17 @@ def test_a_run_that_was_stopped_at_any_batch_gives_the_same_bytes(batches, recip
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(loop._Run, "step", stopping_step)
-    with pytest.raises(console.Interrupted, match=f"t: batch {(stop_after - 1) % 4 + 1} of epoch {(stop_after - 1) // 4 + 1} is done"):
+    with pytest.raises(
+        console.Interrupted,
+        match=f"t: batch {(stop_after - 1) % 4 + 1} of epoch {(stop_after - 1) // 4 + 1} is done",
+    ):
         loop.fit(make(), batches, validate, settings, text="t", device=CPU, part=part)
     again = loop.fit(make(), batches, validate, settings, text="t", device=CPU, part=part)
     assert len(done) == 12, "no batch is trained on twice"
     assert again.history == whole.history
-    assert all(torch.equal(again.state_dict[name], tensor) for name, tensor in whole.state_dict.items())
+    assert all(
+        torch.equal(again.state_dict[name], tensor) for name, tensor in whole.state_dict.items()
+    )
 
 
 class Greedy(Tiny):
@@ -152,11 +190,17 @@ class Greedy(Tiny):
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_training_that_does_not_fit_goes_on_with_the_same_bytes(batches, recipe, where, monkeypatch, capsys):
+def test_training_that_does_not_fit_goes_on_with_the_same_bytes(
+    batches, recipe, where, monkeypatch, capsys
+):
     console.say_once.cache_clear()
     moved, validate = [], accuracy_on(make_block(64))
     # On a CPU, torch's own `save_on_cpu` has nothing to move.
-    saving = functools.partial(saved_tensors_hooks, lambda tensor: moved.append(tensor.shape) or tensor.clone(), lambda tensor: tensor)
+    saving = functools.partial(
+        saved_tensors_hooks,
+        lambda tensor: moved.append(tensor.shape) or tensor.clone(),
+        lambda tensor: tensor,
+    )
     monkeypatch.setattr(memory_fit, "save_on_cpu", saving)
     whole = loop.fit(Tiny(), batches, validate, recipe, text="t", device=CPU)
     assert not moved
@@ -164,7 +208,9 @@ def test_training_that_does_not_fit_goes_on_with_the_same_bytes(batches, recipe,
     fitted = loop.fit(network, batches, validate, recipe, text="t", device=CPU)
     assert network.passes == 4 * 4 + 1
     assert fitted.history == whole.history
-    assert all(torch.equal(fitted.state_dict[name], tensor) for name, tensor in whole.state_dict.items())
+    assert all(
+        torch.equal(fitted.state_dict[name], tensor) for name, tensor in whole.state_dict.items()
+    )
     assert len(moved) >= 3 * (4 * 4 - 2), "from then on every batch's activations are moved"
     said = capsys.readouterr().out
     assert said.count("training does not fit into the memory of cpu") == 1
@@ -173,13 +219,24 @@ def test_training_that_does_not_fit_goes_on_with_the_same_bytes(batches, recipe,
 
 def test_training_that_does_not_fit_in_any_way_says_so(batches, recipe):
     with pytest.raises(torch.OutOfMemoryError):
-        loop.fit(Greedy("backward", {1, 2}), batches, lambda _: {"val_accuracy": 0.0}, recipe, text="t", device=CPU)
+        loop.fit(
+            Greedy("backward", {1, 2}),
+            batches,
+            lambda _: {"val_accuracy": 0.0},
+            recipe,
+            text="t",
+            device=CPU,
+        )
 
 
-def test_unfinished_work_that_cannot_be_read_is_said_and_started_again(batches, recipe, tmp_path, capsys):
+def test_unfinished_work_that_cannot_be_read_is_said_and_started_again(
+    batches, recipe, tmp_path, capsys
+):
     part = tmp_path / ".x.part"
     part.write_bytes(b"damaged")
-    fitted = loop.fit(Tiny(), batches, scores(0.1, 0.2, 0.3, 0.4)[0], recipe, text="t", device=CPU, part=part)
+    fitted = loop.fit(
+        Tiny(), batches, scores(0.1, 0.2, 0.3, 0.4)[0], recipe, text="t", device=CPU, part=part
+    )
     assert len(fitted.history) == 4
     assert "cannot be read; starting from the beginning" in capsys.readouterr().out
 
@@ -188,5 +245,7 @@ def test_what_the_watcher_says_of_an_epoch_is_printed(batches, recipe, capsys):
     def watch(history):
         return f"{len(history)} epochs" if len(history) == 2 else ""
 
-    loop.fit(Tiny(), batches, scores(0.1, 0.2, 0.3, 0.4)[0], recipe, text="t", device=CPU, watch=watch)
+    loop.fit(
+        Tiny(), batches, scores(0.1, 0.2, 0.3, 0.4)[0], recipe, text="t", device=CPU, watch=watch
+    )
     assert capsys.readouterr().out == "t: 2 epochs\n"

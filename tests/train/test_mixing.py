@@ -16,25 +16,40 @@ def sampler(n_clean=1000, n_adv=700, counts=COUNTS, seed=0):
 
 
 def test_full_batches_have_the_exact_mix_and_the_last_one_its_proportion():
-    *full, last = [{name: len(rows) for name, rows in parts.items()} for parts in sampler().epoch(0)]
+    *full, last = [
+        {name: len(rows) for name, rows in parts.items()} for parts in sampler().epoch(0)
+    ]
     assert len(full) == 15
     assert all(parts == COUNTS for parts in full)
     assert last == {"clean": 40, "fgsm": 20, "pgd": 20}
 
 
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 64), st.integers(0, 64), st.integers(0, 3))
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.integers(1, 64),
+    st.integers(0, 64),
+    st.integers(0, 3),
+)
 def test_an_epoch_is_one_pass_over_the_clean_images(n_clean, n_adv, clean_count, adv_count, epoch):
     mix = sampler(n_clean, n_adv, {"clean": clean_count, "pgd": adv_count})
     batches = list(mix.epoch(epoch))
     assert len(batches) == len(mix)
     assert sorted(np.concatenate([parts["clean"] for parts in batches])) == list(range(n_clean))
     for parts in batches[:-1]:
-        assert {name: len(rows) for name, rows in parts.items()} == {"clean": clean_count, "pgd": adv_count}
-    assert len(batches) == 1 or clean_count == 1 or all(len(parts["clean"]) > 1 for parts in batches)
+        assert {name: len(rows) for name, rows in parts.items()} == {
+            "clean": clean_count,
+            "pgd": adv_count,
+        }
+    assert (
+        len(batches) == 1 or clean_count == 1 or all(len(parts["clean"]) > 1 for parts in batches)
+    )
 
 
 @given(st.integers(1, 200), st.integers(1, 200))
-def test_adversarial_streams_go_on_across_epochs_until_every_image_is_used_equally_often(n_clean, n_adv):
+def test_adversarial_streams_go_on_across_epochs_until_every_image_is_used_equally_often(
+    n_clean, n_adv
+):
     mix = sampler(n_clean, n_adv, {"clean": 8, "pgd": 4})
     drawn = np.concatenate([parts["pgd"] for epoch in range(6) for parts in mix.epoch(epoch)])
     times = np.bincount(drawn, minlength=n_adv)
@@ -57,7 +72,10 @@ def test_the_seed_decides_every_epoch_by_itself():
 
 
 def test_balanced_sampling_draws_every_class_and_within_it_every_image_equally_often():
-    labels = {"clean": np.repeat([0, 1, 2], [5, 40, 155]), "pgd": np.repeat([0, 1, 2], [10, 40, 50])}
+    labels = {
+        "clean": np.repeat([0, 1, 2], [5, 40, 155]),
+        "pgd": np.repeat([0, 1, 2], [10, 40, 50]),
+    }
     mix = mixing.MixSampler(labels, {"clean": 16, "pgd": 8}, seed=0, balanced=True)
     assert len(mix) == 13, "as many batches as without"
     epochs = [list(mix.epoch(epoch)) for epoch in range(9)]
@@ -81,25 +99,38 @@ def marked_block(n: int, mark: int) -> store.Block:
 
 
 def test_batches_hold_the_right_images_with_their_labels_in_shuffled_order():
-    streams = {"clean": marked_block(200, 0), "fgsm": marked_block(150, 1), "pgd": marked_block(150, 2)}
+    streams = {
+        "clean": marked_block(200, 0),
+        "fgsm": marked_block(150, 1),
+        "pgd": marked_block(150, 2),
+    }
     batches = held_batches(streams, {"clean": 32, "fgsm": 16, "pgd": 16})
     names = list(streams)
     for images, labels in batches.epoch(0):
         pixels = (images * 255).round().to(torch.uint8).numpy()
-        marks, ids = pixels[:, 0, 0, 0], pixels[:, 0, 0, 1].astype(int) + 256 * pixels[:, 0, 0, 2].astype(int)
+        marks, ids = (
+            pixels[:, 0, 0, 0],
+            pixels[:, 0, 0, 1].astype(int) + 256 * pixels[:, 0, 0, 2].astype(int),
+        )
         for mark, row, image, label in zip(marks, ids - 100, pixels, labels, strict=True):
             assert (image == streams[names[mark]].images[row]).all()
             assert label == streams[names[mark]].labels[row]
         assert images.dtype == torch.float32
         assert 0 <= images.min() <= images.max() <= 1
-        assert (np.diff(marks.astype(int)) != 0).sum() > len(marks) / 4, "kinds must not stand in blocks"
+        assert (np.diff(marks.astype(int)) != 0).sum() > len(marks) / 4, (
+            "kinds must not stand in blocks"
+        )
 
 
 def test_no_image_with_a_validation_original_enters_training(tmp_path, settings):
     blocks = {name: marked_block(80, mark) for mark, name in enumerate(("clean", "fgsm", "pgd"))}
     sets = {name: write_set(tmp_path / name, block) for name, block in blocks.items()}
     validation = set(sets["clean"].load("val").ids)
-    batches = mixing.training_batches(sets, settings.finetuned["robust"].model_copy(update={"batch_size": 16}), torch.device("cpu"))
+    batches = mixing.training_batches(
+        sets,
+        settings.finetuned["robust"].model_copy(update={"batch_size": 16}),
+        torch.device("cpu"),
+    )
     seen = set()
     for epoch in range(4):
         for images, _ in batches.epoch(epoch):

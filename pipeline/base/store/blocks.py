@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 SPLITS = {"train": 0, "val": 1}
-DTYPES = {"images": "uint8", "labels": "int64", "ids": "int64", "split": "uint8", "eps": "float32", "fooled": "bool"}
+DTYPES = {
+    "images": "uint8",
+    "labels": "int64",
+    "ids": "int64",
+    "split": "uint8",
+    "eps": "float32",
+    "fooled": "bool",
+}
 OPTIONAL = ("eps", "fooled")
 
 Split = Literal["train", "val"]
@@ -42,4 +49,6 @@ class Block:
 def join(blocks: Sequence[Block]) -> Block:
     """The rows of several blocks, with the datasets that all of them have."""
     shared = set.intersection(*(set(block.datasets) for block in blocks))
-    return Block(**{name: np.concatenate([block.datasets[name] for block in blocks]) for name in shared})
+    return Block(
+        **{name: np.concatenate([block.datasets[name] for block in blocks]) for name in shared}
+    )

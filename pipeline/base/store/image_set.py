@@ -33,7 +33,10 @@ class ImageSet:
         self.digest = found.digest
         self.bounds = [entry.rows for entry in found.shards.values()]
         self._check_shards(list(found.shards))
-        self._shards = [shards.Shard(path / name, found.attributes, entry) for name, entry in found.shards.items()]
+        self._shards = [
+            shards.Shard(path / name, found.attributes, entry)
+            for name, entry in found.shards.items()
+        ]
 
     def __len__(self) -> int:
         return self.bounds[-1][1]
@@ -45,7 +48,9 @@ class ImageSet:
         except (ValueError, RecursionError):
             names = None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{self.path}: class_names: expected a list of names; {discarding(self.path)}")
+            raise InputError(
+                f"{self.path}: class_names: expected a list of names; {discarding(self.path)}"
+            )
         return tuple(limits.plain_name(f"{self.path}: class_names", name) for name in names)
 
     def expect(self, expected: Mapping[str, Value], reason: str) -> None:
@@ -53,7 +58,9 @@ class ImageSet:
         for key, value in expected.items():
             found = self.attributes.get(key)
             if found != value:
-                raise InputError(f"{self.path}: {reason}: {key}: expected {value}, found {found}; `dvc repro` makes it anew")
+                raise InputError(
+                    f"{self.path}: {reason}: {key}: expected {value}, found {found}; `dvc repro` makes it anew"
+                )
 
     def blocks(self) -> Iterator[Block]:
         """The shards' contents in order, each checked against its SHA-256."""
@@ -105,12 +112,18 @@ class ImageSet:
             )
         edges = [0, *(stop for _, stop in self.bounds)]
         if [start for start, _ in self.bounds] != edges[:-1] or edges != sorted(set(edges)):
-            raise InputError(f"{self.path}: expected shards whose rows follow each other, found {self.bounds[:3]}; {remedy}")
+            raise InputError(
+                f"{self.path}: expected shards whose rows follow each other, found {self.bounds[:3]}; {remedy}"
+            )
         if edges[-1] != self.attributes["rows"]:
-            raise InputError(f"{self.path}: expected {self.attributes['rows']} rows, found {edges[-1]}; {remedy}")
+            raise InputError(
+                f"{self.path}: expected {self.attributes['rows']} rows, found {edges[-1]}; {remedy}"
+            )
 
 
 def paths_below(path: Path) -> list[Path]:
     """Return the image sets at `path`: itself if it holds shards, else those of its folders that do, in the order of their names."""
     folders = [path] if any(path.glob("*.h5")) or not path.is_dir() else sorted(path.iterdir())
-    return [folder for folder in folders if any(folder.glob("*.h5")) and not folder.name.startswith(".")]
+    return [
+        folder for folder in folders if any(folder.glob("*.h5")) and not folder.name.startswith(".")
+    ]

@@ -41,7 +41,9 @@ class Manifest:
 
 def write(folder: Path, attributes: Attributes, shards: Mapping[str, Entry]) -> None:
     """Write the manifest of a folder; the entries come in the order of the file names."""
-    entries = {name: {"rows": entry.rows, "sha256": entry.sha256} for name, entry in sorted(shards.items())}
+    entries = {
+        name: {"rows": entry.rows, "sha256": entry.sha256} for name, entry in sorted(shards.items())
+    }
     about = {"schema": SCHEMA, "fingerprint": fingerprint(attributes), "attributes": attributes}
     files.write_json(folder / NAME, {**about, "shards": entries})
 
@@ -58,8 +60,13 @@ def read(folder: Path) -> Manifest:
         raise InputError(f"{path}: not readable JSON, perhaps cut short; {remedy}") from error
     if problem := _problem(content):
         raise InputError(f"{path}: {problem}; {remedy}")
-    entries = {name: Entry(rows=tuple(entry["rows"]), sha256=entry["sha256"]) for name, entry in content["shards"].items()}
-    return Manifest(attributes=content["attributes"], shards=entries, digest=hashlib.sha256(raw).hexdigest())
+    entries = {
+        name: Entry(rows=tuple(entry["rows"]), sha256=entry["sha256"])
+        for name, entry in content["shards"].items()
+    }
+    return Manifest(
+        attributes=content["attributes"], shards=entries, digest=hashlib.sha256(raw).hexdigest()
+    )
 
 
 def fingerprint(attributes: Mapping[str, Value]) -> str:
@@ -82,7 +89,11 @@ def _problem(content: Any) -> str | None:
     if type(attributes.get("rows")) is not int:
         return f"attribute rows: expected a whole number, found {attributes.get('rows')!r}"
     wrong = next((name for name, entry in shards.items() if not _is_entry(entry)), None)
-    return None if wrong is None else f"shards: {wrong}: expected rows and a SHA-256, found something else"
+    return (
+        None
+        if wrong is None
+        else f"shards: {wrong}: expected rows and a SHA-256, found something else"
+    )
 
 
 def _is_entry(entry: Any) -> bool:

@@ -63,7 +63,9 @@ class Shard:
         except OSError as error:
             raise InputError(f"{self._path}: cannot be read: {error.strerror}") from error
         if found != self._entry.sha256:
-            raise InputError(f"{self._path}: its content does not match its SHA-256, so it was changed after it was made; {self._remedy}")
+            raise InputError(
+                f"{self._path}: its content does not match its SHA-256, so it was changed after it was made; {self._remedy}"
+            )
         self._is_checked = True
 
     def read(self) -> Block:
@@ -71,7 +73,9 @@ class Shard:
         self.verify()
         with self._open() as file:
             datasets = _present(file)
-            limits.expect_fits(sum(dataset.nbytes for dataset in datasets.values()), self._path.stat().st_size)
+            limits.expect_fits(
+                sum(dataset.nbytes for dataset in datasets.values()), self._path.stat().st_size
+            )
             return Block(**{name: dataset[...] for name, dataset in datasets.items()})
 
     def column(self, name: str) -> NDArray[Any]:
@@ -100,28 +104,46 @@ class Shard:
             yield file
 
     def _check_attributes(self, file: h5py.File) -> None:
-        found = {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
+        found = {
+            key: value.item() if isinstance(value, np.generic) else value
+            for key, value in file.attrs.items()
+        }
         plain = {key: value for key, value in found.items() if isinstance(value, Value)}
         if len(plain) != len(found) or plain != _own_attributes(self._attributes, self._entry.rows):
-            raise InputError(f"{self._path}: its attributes are not those of its set's manifest; {self._remedy}")
+            raise InputError(
+                f"{self._path}: its attributes are not those of its set's manifest; {self._remedy}"
+            )
 
     def _check_dataset(self, name: str, dataset: object) -> None:
         """Raise InputError for another shape, dtype or layout than the package's text says."""
         if not isinstance(dataset, h5py.Dataset):
-            raise InputError(f"{self._path}: its datasets cannot be read: no {name}; {self._remedy}")
+            raise InputError(
+                f"{self._path}: its datasets cannot be read: no {name}; {self._remedy}"
+            )
         n_rows, rest = self._entry.rows[1] - self._entry.rows[0], dataset.shape[1:]
         shape_fits = len(rest) == 3 and rest[0] == 3 if name == "images" else rest == ()
         if dataset.dtype != DTYPES[name] or dataset.shape[:1] != (n_rows,) or not shape_fits:
             found = f"found {dataset.dtype} {dataset.shape}"
-            raise InputError(f"{self._path}: {name}: expected {n_rows} rows of {DTYPES[name]}, {found}; {self._remedy}")
+            raise InputError(
+                f"{self._path}: {name}: expected {n_rows} rows of {DTYPES[name]}, {found}; {self._remedy}"
+            )
         if dataset.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
-            found = f"found chunks of {dataset.chunks}" if dataset.chunks else "found another layout"
-            raise InputError(f"{self._path}: {name}: expected one contiguous array, {found}; {self._remedy}")
+            found = (
+                f"found chunks of {dataset.chunks}" if dataset.chunks else "found another layout"
+            )
+            raise InputError(
+                f"{self._path}: {name}: expected one contiguous array, {found}; {self._remedy}"
+            )
 
 
 def _own_attributes(attributes: Attributes, rows: Run) -> Attributes:
     """Return the attributes of a shard's file."""
-    return {**attributes, "rows.start": rows[0], "rows.stop": rows[1], "fingerprint": fingerprint(attributes)}
+    return {
+        **attributes,
+        "rows.start": rows[0],
+        "rows.stop": rows[1],
+        "fingerprint": fingerprint(attributes),
+    }
 
 
 def _present(file: h5py.File) -> dict[str, h5py.Dataset]:

@@ -19,9 +19,15 @@ class Writer:
 
     def __init__(self, path: Path, attributes: Attributes, *, bounds: list[Run]) -> None:
         self.path = path
-        self.attributes: Attributes = {"schema": manifest.SCHEMA, **attributes, "rows": bounds[-1][1]}
+        self.attributes: Attributes = {
+            "schema": manifest.SCHEMA,
+            **attributes,
+            "rows": bounds[-1][1],
+        }
         self._bounds = bounds
-        self._part = unfinished.path_for(path, {"fingerprint": manifest.fingerprint(self.attributes)})
+        self._part = unfinished.path_for(
+            path, {"fingerprint": manifest.fingerprint(self.attributes)}
+        )
         self._behind = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
@@ -41,7 +47,9 @@ class Writer:
         recorded = self._recorded()
         with ThreadPoolExecutor(2) as pool:
             whole = list(pool.map(lambda name: self._is_whole(name, recorded.get(name)), names))
-        return [bounds for bounds, is_whole in zip(self._bounds, whole, strict=True) if not is_whole]
+        return [
+            bounds for bounds, is_whole in zip(self._bounds, whole, strict=True) if not is_whole
+        ]
 
     def write_behind(self, start: int, block: Block) -> None:
         """Have the shard that begins at row `start` written while the caller goes on; its arrays must not change any more.
@@ -82,7 +90,9 @@ class Writer:
 
     def _publish(self) -> None:
         if missing := self.missing():
-            raise RuntimeError(f"{self.path}: rows {missing[0][0]} to {missing[0][1]} were never written")
+            raise RuntimeError(
+                f"{self.path}: rows {missing[0][0]} to {missing[0][1]} were never written"
+            )
         files.sync_folder(self._part)
         replaced = self.path.with_name(f".{self.path.name}.replaced.part")
         unfinished.clear([replaced])

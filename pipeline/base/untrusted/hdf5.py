@@ -34,7 +34,9 @@ def reading(path: Path, damaged: str) -> Iterator[h5py.File]:
         with hdf5_inspector.open_file(path) as file:
             yield file
     except MemoryError as error:
-        raise InputError(f"{path}: not enough memory to read it; free some memory and run this again") from error
+        raise InputError(
+            f"{path}: not enough memory to read it; free some memory and run this again"
+        ) from error
     except (OSError, RuntimeError, KeyError) as error:
         raise InputError(f"{path}: {hdf5_inspector.unavailable(error) or damaged}") from error
 
@@ -54,12 +56,19 @@ def writing(path: Path, **options: Any) -> Iterator[h5py.File]:
 def check_source(path: Path, datasets: Sequence[str], remedy: str) -> None:
     """Raise InputError, naming what was found and `remedy`, unless a file made elsewhere is safe and those datasets of it whole."""
     limits.regular(path, remedy)
-    request = {"path": str(path.absolute()), "memory": limits.available_memory(), "filters": FILTERS, "datasets": list(datasets)}
+    request = {
+        "path": str(path.absolute()),
+        "memory": limits.available_memory(),
+        "filters": FILTERS,
+        "datasets": list(datasets),
+    }
     found = _walker(os.getpid()).ask(request)
     if isinstance(found, dict):
         raise InputError(f"{path}: {found['unavailable']}")
     if found is not None:
-        raise InputError(f"{path}: {'' if found.startswith('not a readable') else 'refused: '}{found}; {remedy}")
+        raise InputError(
+            f"{path}: {'' if found.startswith('not a readable') else 'refused: '}{found}; {remedy}"
+        )
 
 
 class _Walker:
@@ -100,16 +109,22 @@ class _Walker:
             return "it takes libhdf5 too long to look through, as damaged files do"
         if -status in CRASHES:
             return f"it makes libhdf5 crash (status {status}), as damaged files do"
-        return {"unavailable": f"the process that looks through it was ended (status {status}), perhaps for want of memory; run this again"}
+        return {
+            "unavailable": f"the process that looks through it was ended (status {status}), perhaps for want of memory; run this again"
+        }
 
 
 def _started() -> "subprocess.Popen[str]":
     """Start the process that examines files, in a group of its own: a Ctrl-C is ours to answer."""
     command, pipe = [sys.executable, "-I", hdf5_inspector.__file__], subprocess.PIPE
     try:
-        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, process_group=0)
+        return subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, process_group=0
+        )
     except OSError as error:
-        raise InputError(f"HDF5 files cannot be examined: no process can be started ({error.strerror}); raise that limit") from error
+        raise InputError(
+            f"HDF5 files cannot be examined: no process can be started ({error.strerror}); raise that limit"
+        ) from error
 
 
 @cache

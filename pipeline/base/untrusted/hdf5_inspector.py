@@ -22,7 +22,9 @@ import h5py
 from h5py import h5a, h5d, h5l, h5o, h5t
 
 MEMORY = 768 * 2**20  # bytes that one examination may take
-SECONDS = 1  # of computing, after which the process is ended; begins anew with every object and chunk
+SECONDS = (
+    1  # of computing, after which the process is ended; begins anew with every object and chunk
+)
 MAX_OBJECTS = 10_000
 MAX_ATTRIBUTE = 2**16
 MAX_CHUNK = 2**26
@@ -30,7 +32,11 @@ SLAB = 2**24  # bytes that are decoded at a time
 HONEST_RATIO = 20  # images are never packed more tightly; emptiness is
 # System errors that libhdf5 causes itself when a damaged file sends it to impossible places.
 OF_CONTENT = (0, errno.EINVAL, errno.EFAULT, errno.EOVERFLOW)
-GZIP, SHUFFLE, FLETCHER = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32
+GZIP, SHUFFLE, FLETCHER = (
+    h5py.h5z.FILTER_DEFLATE,
+    h5py.h5z.FILTER_SHUFFLE,
+    h5py.h5z.FILTER_FLETCHER32,
+)
 
 
 class Refusal(Exception):  # noqa: N818 - an answer
@@ -84,12 +90,16 @@ def examine(request: dict[str, Any]) -> str | dict[str, str] | None:
             for name, dataset in _datasets(file):
                 _check_dataset(name, dataset, request["filters"])
                 if name.strip("/") in [wanted.strip("/") for wanted in request["datasets"]]:
-                    _check_storage(name, dataset, os.path.getsize(request["path"]), request["memory"])  # noqa: PTH202
+                    _check_storage(
+                        name, dataset, os.path.getsize(request["path"]), request["memory"]
+                    )  # noqa: PTH202
                     _decode(name, dataset)
     except Refusal as refusal:
         return str(refusal)
     except MemoryError:
-        return {"unavailable": f"refused: it takes more than {MEMORY:,} bytes to look through; free some memory and run this again"}
+        return {
+            "unavailable": f"refused: it takes more than {MEMORY:,} bytes to look through; free some memory and run this again"
+        }
     except Exception as error:  # h5py passes on whatever libhdf5 says, as errors of every kind
         if reason := unavailable(error):
             return {"unavailable": reason}
@@ -117,7 +127,9 @@ def _datasets(file: h5py.File) -> Iterator[tuple[str, h5d.DatasetID]]:
             child = h5o.open(group, name)
             _more_time()
             if h5o.get_info(child).addr in seen:
-                raise Refusal(f"{child_path} is a second hard link to an object, or links in a circle")
+                raise Refusal(
+                    f"{child_path} is a second hard link to an object, or links in a circle"
+                )
             seen.add(h5o.get_info(child).addr)
             if len(seen) > MAX_OBJECTS:
                 raise Refusal(f"more than {MAX_OBJECTS:,} objects")
@@ -155,7 +167,9 @@ def _check_attributes(path: str, owner: Any) -> None:
         total += attribute.get_storage_size()
         if total > MAX_ATTRIBUTE:
             raise Refusal(f"the attributes of {path} take more than {MAX_ATTRIBUTE:,} bytes")
-    dict((h5py.Dataset if isinstance(owner, h5d.DatasetID) else h5py.Group)(owner).attrs.items())  # reading them can hang, too
+    dict(
+        (h5py.Dataset if isinstance(owner, h5d.DatasetID) else h5py.Group)(owner).attrs.items()
+    )  # reading them can hang, too
 
 
 def _check_dataset(path: str, dataset: h5d.DatasetID, allowed: list[int]) -> None:
@@ -169,7 +183,9 @@ def _check_dataset(path: str, dataset: h5d.DatasetID, allowed: list[int]) -> Non
         raise Refusal(f"{path} holds object references")
     for number, _, _, name in (plan.get_filter(index) for index in range(plan.get_nfilters())):
         if number not in allowed:
-            raise Refusal(f"{path} needs the filter {name.decode(errors='replace') or 'without a name'} (number {number})")
+            raise Refusal(
+                f"{path} needs the filter {name.decode(errors='replace') or 'without a name'} (number {number})"
+            )
 
 
 def _check_storage(path: str, dataset: h5d.DatasetID, file_size: int, memory: int) -> None:
@@ -182,32 +198,53 @@ def _check_storage(path: str, dataset: h5d.DatasetID, file_size: int, memory: in
     layout, stored = dataset.get_create_plist().get_layout(), dataset.get_storage_size()
     if layout == h5d.CHUNKED:
         stored = _stored_in_chunks(path, dataset, file_size)
-    elif stored != n_bytes or (layout == h5d.CONTIGUOUS and n_bytes and (dataset.get_offset() or file_size) + stored > file_size):
+    elif stored != n_bytes or (
+        layout == h5d.CONTIGUOUS
+        and n_bytes
+        and (dataset.get_offset() or file_size) + stored > file_size
+    ):
         raise Refusal(f"{path} claims {n_bytes:,} bytes, but the file holds fewer of it")
     if n_bytes > memory and n_bytes > HONEST_RATIO * stored:
-        raise Refusal(f"{path} unpacks {stored:,} bytes to {n_bytes:,}, more than this machine's free memory")
+        raise Refusal(
+            f"{path} unpacks {stored:,} bytes to {n_bytes:,}, more than this machine's free memory"
+        )
 
 
 def _stored_in_chunks(path: str, dataset: h5d.DatasetID, file_size: int) -> int:
     """The bytes that all chunks take in the file; every one must be there, once, and inside the file."""
     plan, found, stored = dataset.get_create_plist(), set(), 0
     chunk = plan.get_chunk()
-    chunk_bytes, filtered = math.prod(chunk) * dataset.get_type().get_size(), plan.get_nfilters() > 0
+    chunk_bytes, filtered = (
+        math.prod(chunk) * dataset.get_type().get_size(),
+        plan.get_nfilters() > 0,
+    )
     if chunk_bytes > MAX_CHUNK:
         raise Refusal(f"{path} has chunks of {chunk_bytes:,} bytes, more than {MAX_CHUNK:,}")
 
     def visit(info: h5d.StoreInfo) -> None:
         nonlocal stored
         found.add(info.chunk_offset)
-        stored += info.size if info.byte_offset is not None and info.byte_offset + info.size <= file_size else file_size + 1
+        stored += (
+            info.size
+            if info.byte_offset is not None and info.byte_offset + info.size <= file_size
+            else file_size + 1
+        )
         if not filtered and info.size != chunk_bytes:
             stored = file_size + 1
 
     dataset.chunk_iter(visit)
     if stored > file_size:
-        raise Refusal(f"{path} has chunks that lie outside the file, or are of another size than they claim")
-    places = math.prod(-(-extent // step) for extent, step in zip(dataset.shape, chunk, strict=True))
-    triples = ((place, step, extent) for offset in found for place, step, extent in zip(offset, chunk, dataset.shape, strict=True))
+        raise Refusal(
+            f"{path} has chunks that lie outside the file, or are of another size than they claim"
+        )
+    places = math.prod(
+        -(-extent // step) for extent, step in zip(dataset.shape, chunk, strict=True)
+    )
+    triples = (
+        (place, step, extent)
+        for offset in found
+        for place, step, extent in zip(offset, chunk, dataset.shape, strict=True)
+    )
     inside = all(place % step == 0 and place < extent for place, step, extent in triples)
     if len(found) != places or not inside:
         raise Refusal(f"{path} has {len(found)} chunks of the {places} that its shape asks for")
@@ -229,7 +266,9 @@ def _decode(path: str, dataset: h5d.DatasetID) -> None:
         _more_time()
         _check_chunk(path, dataset, offset)
         _more_time()
-        chunk = tuple(slice(first, first + step) for first, step in zip(offset, plan.get_chunk(), strict=True))
+        chunk = tuple(
+            slice(first, first + step) for first, step in zip(offset, plan.get_chunk(), strict=True)
+        )
         h5py.Dataset(dataset)[chunk]
 
 
@@ -243,7 +282,9 @@ def _check_chunk(path: str, dataset: h5d.DatasetID, offset: tuple[int, ...]) -> 
             continue
         packed = packed[:-4] if number == FLETCHER else _inflated(path, packed, expected)
     if len(packed) != expected:
-        raise Refusal(f"{path} has a chunk that unpacks to {len(packed):,} bytes, not to {expected:,}")
+        raise Refusal(
+            f"{path} has a chunk that unpacks to {len(packed):,} bytes, not to {expected:,}"
+        )
 
 
 def _inflated(path: str, packed: bytes, expected: int) -> bytes:

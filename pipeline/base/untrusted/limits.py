@@ -22,7 +22,9 @@ def regular(path: Path, remedy: str) -> int:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         if path.is_symlink():
-            raise InputError(f"{path}: a link to {path.readlink()}, where there is no file; is its disk mounted?") from error
+            raise InputError(
+                f"{path}: a link to {path.readlink()}, where there is no file; is its disk mounted?"
+            ) from error
         raise InputError(f"{path}: no such file; {remedy}") from error
     if not stat.S_ISREG(found.st_mode):
         raise InputError(f"{path}: expected a plain file, found a folder, pipe or device; {remedy}")
@@ -40,17 +42,23 @@ def available_memory() -> int:
 def expect_fits(n_bytes: int, packed: int) -> None:
     """Raise InputError, without a path, where something stored in `packed` bytes would take more memory than there is."""
     if n_bytes > available_memory():
-        raise InputError(f"refused: {packed:,} bytes that unpack to {n_bytes:,}, more than this machine's free memory")
+        raise InputError(
+            f"refused: {packed:,} bytes that unpack to {n_bytes:,}, more than this machine's free memory"
+        )
 
 
 def plain_name(where: str, name: str) -> str:
     """`name`, if it can be shown as it is; raises InputError for an empty or very long one and for control characters."""
     if not 0 < len(name) <= MAX_NAME or not name.isprintable():
-        raise InputError(f"{where}: expected names of 1 to {MAX_NAME} printable letters, found {name[:50]!a}")
+        raise InputError(
+            f"{where}: expected names of 1 to {MAX_NAME} printable letters, found {name[:50]!a}"
+        )
     return name
 
 
-def zip_members(file: BinaryIO, methods: tuple[int, ...]) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+def zip_members(
+    file: BinaryIO, methods: tuple[int, ...]
+) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
     """An opened zip archive and its members by name, which are never used as paths.
 
     Raises InputError, without a path, for encrypted members, for other methods of compression than `methods` (of `zipfile`), for a name
@@ -63,11 +71,16 @@ def zip_members(file: BinaryIO, methods: tuple[int, ...]) -> tuple[zipfile.ZipFi
         if member.filename in members:
             raise InputError(f"refused: it holds {name!r} twice")
         if member.flag_bits & 1 or method not in methods:
-            raise InputError(f"refused: {name!r} is encrypted or compressed in a way that is not read here (method {method})")
+            raise InputError(
+                f"refused: {name!r} is encrypted or compressed in a way that is not read here (method {method})"
+            )
         if method == zipfile.ZIP_STORED and member.compress_size != member.file_size:
             raise InputError(f"refused: {name!r} claims another size than it has")
         members[member.filename] = member
-    packed, unpacked = (sum(getattr(member, key) for member in members.values()) for key in ("compress_size", "file_size"))
+    packed, unpacked = (
+        sum(getattr(member, key) for member in members.values())
+        for key in ("compress_size", "file_size")
+    )
     if packed > file.seek(0, os.SEEK_END):
         raise InputError(f"refused: its members claim {packed:,} bytes, more than the file has")
     expect_fits(unpacked, packed)

@@ -55,10 +55,15 @@ def read(file: BinaryIO, size: int, allowed: Callable[[str], bool], max_steps: i
             return machine.stack.pop()
         step = _STEPS.get(code)
         if step is None:
-            known = next((opcode for opcode in pickletools.opcodes if opcode.code == code.decode("latin1")), None)
+            known = next(
+                (opcode for opcode in pickletools.opcodes if opcode.code == code.decode("latin1")),
+                None,
+            )
             if known is None:
                 raise pickle.UnpicklingError("no such step, or no more of them")
-            raise InputError(f"refused: it uses {known.name}, which torch.save does not; nothing of it was run")
+            raise InputError(
+                f"refused: it uses {known.name}, which torch.save does not; nothing of it was run"
+            )
         step(machine)
     raise InputError(f"refused: expected a pickle of at most {max_steps:,} steps")
 
@@ -93,7 +98,9 @@ class _Machine:
 
     def protocol(self) -> None:
         if (version := self.number("<B")) not in (2, 3):
-            raise InputError(f"refused: expected pickle protocol 2 or 3, found {version}; nothing of it was run")
+            raise InputError(
+                f"refused: expected pickle protocol 2 or 3, found {version}; nothing of it was run"
+            )
 
     def named(self) -> None:
         lines = [self.file.readline(MAX_LINE) for _ in range(2)]
@@ -101,7 +108,9 @@ class _Machine:
             raise pickle.UnpicklingError("a name without an end")
         name = ".".join(line[:-1].decode() for line in lines)
         if not self.allowed(name):
-            raise InputError(f"refused: it asks for {name}, which a file of this kind does not need; nothing of it was run")
+            raise InputError(
+                f"refused: it asks for {name}, which a file of this kind does not need; nothing of it was run"
+            )
         self.stack.append(Global(name))
 
     def text(self, form: str) -> None:
@@ -127,7 +136,9 @@ class _Machine:
 
     def set_items(self, values: list[Any]) -> None:
         """Keys are text or numbers: a tuple of tuples of … can take for ever to hash."""
-        if len(values) % 2 or not all(key is None or isinstance(key, str | int | float) for key in values[::2]):
+        if len(values) % 2 or not all(
+            key is None or isinstance(key, str | int | float) for key in values[::2]
+        ):
             raise pickle.UnpicklingError("a dict with keys that are neither text nor numbers")
         self.top(dict).update(zip(values[::2], values[1::2], strict=True))
 

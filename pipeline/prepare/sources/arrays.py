@@ -16,7 +16,14 @@ from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import hdf5, limits
 from pipeline.prepare.params import Hdf5
-from pipeline.prepare.sources.common import Images, Source, check_labels, check_shape, check_type, numbered
+from pipeline.prepare.sources.common import (
+    Images,
+    Source,
+    check_labels,
+    check_shape,
+    check_type,
+    numbered,
+)
 
 NPZ_ARRAYS = ("images", "labels", "class_names")
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -47,21 +54,31 @@ def read_npz(path: Path, image_size: int) -> Source:
     try:
         with path.open("rb") as file:
             archive, members = limits.zip_members(file, (ZIP_STORED, ZIP_DEFLATED))
-            found = {name: _array(name, archive, members[f"{name}.npy"]) for name in NPZ_ARRAYS if f"{name}.npy" in members}
+            found = {
+                name: _array(name, archive, members[f"{name}.npy"])
+                for name in NPZ_ARRAYS
+                if f"{name}.npy" in members
+            }
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except NPZ_ERRORS as error:
-        raise InputError(f"{path}: cannot be read as .npz ({' '.join(str(error).split())[:200]}); save it anew with numpy.savez") from error
+        raise InputError(
+            f"{path}: cannot be read as .npz ({' '.join(str(error).split())[:200]}); save it anew with numpy.savez"
+        ) from error
     for name in ("images", "labels"):
         if name not in found:
-            raise InputError(f"{path}: expected an array named {name!r}, found {', '.join(found) or 'none'}")
+            raise InputError(
+                f"{path}: expected an array named {name!r}, found {', '.join(found) or 'none'}"
+            )
     images = found["images"]
     check_type(f"{path}: images", images)
     channels_last = check_shape(path, images.shape, image_size)
     labels = check_labels(path, found["labels"], len(images))
     class_names = found.get("class_names")
     n_classes = int(labels.max()) + 1
-    if class_names is not None and (class_names.shape != (n_classes,) or class_names.dtype.kind != "U"):
+    if class_names is not None and (
+        class_names.shape != (n_classes,) or class_names.dtype.kind != "U"
+    ):
         raise InputError(
             f"{path}: class_names: expected one name for each of {n_classes} classes, found {class_names.dtype} {class_names.shape}"
         )
@@ -79,13 +96,19 @@ def _array(name: str, archive: ZipFile, member: ZipInfo) -> NDArray[Any]:
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         if version not in HEADERS:
-            raise InputError(f"{name}: refused: an .npy header of version {version}, expected 1.0 or 2.0; save it anew with numpy.savez")
+            raise InputError(
+                f"{name}: refused: an .npy header of version {version}, expected 1.0 or 2.0; save it anew with numpy.savez"
+            )
         shape, fortran, dtype = HEADERS[version](file)
         if dtype.kind not in "biufU":
-            raise InputError(f"{name}: refused: an array of {str(dtype)[:50]}, which is no array of numbers or text")
+            raise InputError(
+                f"{name}: refused: an array of {str(dtype)[:50]}, which is no array of numbers or text"
+            )
         n_bytes, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
         if n_bytes != held or min(shape, default=0) < 0:
-            raise InputError(f"{name}: refused: its header claims {n_bytes:,} bytes, the archive holds {held:,}")
+            raise InputError(
+                f"{name}: refused: its header claims {n_bytes:,} bytes, the archive holds {held:,}"
+            )
         content, filled = np.empty(n_bytes, dtype=np.uint8), 0
         while filled < n_bytes and (piece := file.read(2**20)):
             content[filled : filled + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
@@ -110,8 +133,12 @@ def read_hdf5(path: Path, image_size: int, names: Hdf5) -> Source:
     with hdf5.reading(path, "not a readable HDF5 file; is it whole?") as file:
         for name in (names.images, names.labels):
             if not isinstance(file.get(name), h5py.Dataset):
-                there = ", ".join(str(other) for other, _ in zip(file, range(20), strict=False))  # names that are no text come as bytes
-                raise InputError(f"{path}: expected a dataset named {name!r}, found {there or 'none'}; set data.hdf5")
+                there = ", ".join(
+                    str(other) for other, _ in zip(file, range(20), strict=False)
+                )  # names that are no text come as bytes
+                raise InputError(
+                    f"{path}: expected a dataset named {name!r}, found {there or 'none'}; set data.hdf5"
+                )
         dataset = file[names.images]
         channels_last = check_shape(path, dataset.shape, image_size)
         check_type(f"{path}: {names.images}[:{TYPE_ROWS}]", dataset[:TYPE_ROWS])
@@ -119,11 +146,18 @@ def read_hdf5(path: Path, image_size: int, names: Hdf5) -> Source:
 
     def read(rows: NDArray[np.int64]) -> Images:
         with hdf5.reading(path, "not a readable HDF5 file; is it whole?") as file:
-            spans = [_span(file[names.images], part) for part in np.split(rows, range(SPAN_ROWS, len(rows), SPAN_ROWS))]
+            spans = [
+                _span(file[names.images], part)
+                for part in np.split(rows, range(SPAN_ROWS, len(rows), SPAN_ROWS))
+            ]
         return _channels_first(np.concatenate(spans), channels_last)
 
     return Source(
-        labels=labels, ids=np.arange(len(labels)), read=read, class_names=numbered(int(labels.max()) + 1), sha256=files.sha256(path)
+        labels=labels,
+        ids=np.arange(len(labels)),
+        read=read,
+        class_names=numbered(int(labels.max()) + 1),
+        sha256=files.sha256(path),
     )
 
 

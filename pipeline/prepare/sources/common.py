@@ -48,8 +48,16 @@ def check_levels(where: Path, source: Source) -> Source:
         if brightest >= 128:
             return source
     if brightest <= 1:
-        raise InputError(f"{where}: images: expected levels from 0 to 255, found none above {brightest}; scale them so that white is 255")
-    return replace(source, notes={**source.notes, f"images with no level above {brightest} of 255, taken as they are": len(rows)})
+        raise InputError(
+            f"{where}: images: expected levels from 0 to 255, found none above {brightest}; scale them so that white is 255"
+        )
+    return replace(
+        source,
+        notes={
+            **source.notes,
+            f"images with no level above {brightest} of 255, taken as they are": len(rows),
+        },
+    )
 
 
 def check_type(where: str, images: NDArray[np.generic]) -> None:
@@ -59,7 +67,10 @@ def check_type(where: str, images: NDArray[np.generic]) -> None:
     found, remedy = str(images.dtype), "map black to 0 and white to 255, round, and save as uint8"
     if images.dtype.kind in "biuf" and images.size:
         low, high = images.min().item(), images.max().item()
-        found, remedy = f"{found} from {low:g} to {high:g}", _as_bytes(images.dtype.kind, low, high) or remedy
+        found, remedy = (
+            f"{found} from {low:g} to {high:g}",
+            _as_bytes(images.dtype.kind, low, high) or remedy,
+        )
     raise InputError(f"{where}: expected uint8, 0 to 255, found {found}; {remedy}")
 
 
@@ -90,11 +101,17 @@ def check_labels(where: Path, labels: NDArray[np.generic], n_images: int) -> Lab
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"{where}: labels: expected whole numbers, found {labels.dtype}")
     if labels.shape != (n_images,):
-        raise InputError(f"{where}: labels: expected one for each of {n_images} images, found shape {labels.shape}")
+        raise InputError(
+            f"{where}: labels: expected one for each of {n_images} images, found shape {labels.shape}"
+        )
     if n_images == 0 or labels.min() < 0:
-        raise InputError(f"{where}: labels: expected 0 or more, found {labels.min() if n_images else 'no images at all'}")
+        raise InputError(
+            f"{where}: labels: expected 0 or more, found {labels.min() if n_images else 'no images at all'}"
+        )
     present = np.unique(labels)
     if present[-1] != len(present) - 1 or len(present) < 2:
         shown = ", ".join(map(str, present[:10])) + (", …" if len(present) > 10 else "")
-        raise InputError(f"{where}: labels: expected at least two classes numbered 0, 1, 2, … without gaps, found {shown}")
+        raise InputError(
+            f"{where}: labels: expected at least two classes numbered 0, 1, 2, … without gaps, found {shown}"
+        )
     return labels.astype(np.int64)

@@ -15,7 +15,9 @@ def read(image_size: int) -> Source:
     labels = labels.astype(np.int64)
     grey = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     size = (image_size, image_size)
-    large = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in grey]
+    large = [
+        np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in grey
+    ]
     images: Images = np.repeat(np.stack(large)[:, None], 3, axis=1)
     return Source(
         labels=labels,

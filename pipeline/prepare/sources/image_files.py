@@ -28,7 +28,12 @@ BACKGROUND = (255, 255, 255)  # takes the place of transparent pixels
 
 Depth = Literal["8 bits", "16-bit grey", "16-bit colour", "integers", "floats"]
 # The level of white where the header does not state it. Pillow keeps the upper 8 bits of 16-bit colour.
-WHITES: dict[Depth, float] = {"16-bit grey": 65535, "16-bit colour": 255, "integers": 255, "floats": 1}
+WHITES: dict[Depth, float] = {
+    "16-bit grey": 65535,
+    "16-bit colour": 255,
+    "integers": 255,
+    "floats": 1,
+}
 MODES = {
     **dict.fromkeys(("1",), "black and white"),
     **dict.fromkeys(("L", "LA", "La", "I;16", "I;16B", "I", "F"), "grey"),
@@ -46,9 +51,20 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow scales such pixels of a PNG, but not their transparent level
+GREY_STEPS = {
+    "L;2": 85,
+    "L;4": 17,
+}  # Pillow scales such pixels of a PNG, but not their transparent level
 # Tags of TIFF.
-SAMPLE_FORMAT, PHOTOMETRIC, BITS, COLORMAP, PLANES, CHANNELS, STATED_MAXIMA = 339, 262, 258, 320, 284, 277, (341, 281)
+SAMPLE_FORMAT, PHOTOMETRIC, BITS, COLORMAP, PLANES, CHANNELS, STATED_MAXIMA = (
+    339,
+    262,
+    258,
+    320,
+    284,
+    277,
+    (341, 281),
+)
 _one_at_a_time = threading.Lock()
 
 
@@ -108,8 +124,14 @@ def decode(picture: Picture, image_size: int, white: float | None) -> Images:
         if picture.depth not in ("8 bits", "16-bit colour"):
             assert white is not None
             image = _grey(picture.path, image, white)
-        rgb = _on_background(picture.path, image) if image.has_transparency_data else image.convert("RGB")
-        if picture.orientation in UPRIGHT and not picture.kind.startswith("TIFF"):  # Pillow turns a TIFF itself
+        rgb = (
+            _on_background(picture.path, image)
+            if image.has_transparency_data
+            else image.convert("RGB")
+        )
+        if picture.orientation in UPRIGHT and not picture.kind.startswith(
+            "TIFF"
+        ):  # Pillow turns a TIFF itself
             rgb = rgb.transpose(UPRIGHT[picture.orientation])
         fitted = ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.BICUBIC)
     return np.asarray(fitted).transpose(2, 0, 1)
@@ -121,7 +143,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path, formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{path}: expected at most {MAX_PIXELS:,} pixels, found {image.width} x {image.height}; make it smaller")
+                raise InputError(
+                    f"{path}: expected at most {MAX_PIXELS:,} pixels, found {image.width} x {image.height}; make it smaller"
+                )
             if image.mode == "L" and isinstance(key := image.info.get("transparency"), int):
                 image.info["transparency"] = key * GREY_STEPS.get(str(_layout(image)), 1)
             yield image
@@ -129,12 +153,17 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # Pillow's decoders raise errors of every kind for damaged images
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not an image that can be read ({reason}); repair, convert or remove it") from error
+        raise InputError(
+            f"{path}: not an image that can be read ({reason}); repair, convert or remove it"
+        ) from error
 
 
 @contextmanager
 def _decoding(picture: Picture) -> Iterator[Image.Image]:
-    with _opened(picture.path) as image, _one_at_a_time if picture.n_pixels > LARGE_PIXELS else nullcontext():
+    with (
+        _opened(picture.path) as image,
+        _one_at_a_time if picture.n_pixels > LARGE_PIXELS else nullcontext(),
+    ):
         yield image
 
 
@@ -164,7 +193,11 @@ def _depth(image: Image.Image) -> Depth:
 def _maxval(image: Image.Image) -> int:
     """The level of white that the header of a PGM or PPM states, where it takes scaling."""
     layout = _layout(image)
-    return int(layout[1]) if image.format == "PPM" and isinstance(layout, tuple) and image.mode != "F" else 0
+    return (
+        int(layout[1])
+        if image.format == "PPM" and isinstance(layout, tuple) and image.mode != "F"
+        else 0
+    )
 
 
 def _stated_white(image: Image.Image, depth: Depth) -> float | None:
@@ -181,12 +214,19 @@ def _stated_white(image: Image.Image, depth: Depth) -> float | None:
         return None
     if (bits := _tag(image, BITS)) not in (16, 32):
         return float(2**bits - 1)
-    return next((float(value) for tag in STATED_MAXIMA if _is_full_scale(value := _tag(image, tag))), None)
+    return next(
+        (float(value) for tag in STATED_MAXIMA if _is_full_scale(value := _tag(image, tag))), None
+    )
 
 
 def _is_full_scale(level: Any) -> bool:
     """Whether a level is the largest of 8 bits or more."""
-    return isinstance(level, int | float) and level >= 255 and float(level).is_integer() and not int(level) & int(level) + 1
+    return (
+        isinstance(level, int | float)
+        and level >= 255
+        and float(level).is_integer()
+        and not int(level) & int(level) + 1
+    )
 
 
 def _tag(image: Image.Image, tag: int) -> Any:
@@ -222,7 +262,9 @@ def _orientation(path: Path, image: Image.Image) -> int:
         with _one_at_a_time:
             image.load()
     try:
-        found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # PNG's own method would decode the pixels
+        found = Image.Image.getexif(image).get(
+            ExifTags.Base.Orientation, 1
+        )  # PNG's own method would decode the pixels
     except Exception:  # as with decoders, errors of every kind
         return 1
     return found if found in UPRIGHT else 1
@@ -264,11 +306,15 @@ def _grey(path: Path, image: Image.Image, white: float) -> Image.Image:
     pixels: NDArray[Any] = np.asarray(image)
     low, high = pixels.min(), pixels.max()
     if not (low >= 0 and high <= white):  # NaN is neither
-        raise InputError(f"{path}: expected levels from 0 to {white:,.0f}, found {low:,g} to {high:,g}; save it as 8 bits")
+        raise InputError(
+            f"{path}: expected levels from 0 to {white:,.0f}, found {low:,g} to {high:,g}; save it as 8 bits"
+        )
     scaled = np.multiply(pixels, np.float32(255 / white), dtype=np.float32)
     grey = Image.fromarray(np.rint(scaled, out=scaled).astype(np.uint8))
     if "transparency" in image.info:
-        grey.putalpha(Image.fromarray(np.where(pixels == image.info["transparency"], 0, 255).astype(np.uint8)))
+        grey.putalpha(
+            Image.fromarray(np.where(pixels == image.info["transparency"], 0, 255).astype(np.uint8))
+        )
     return grey
 
 
@@ -277,7 +323,9 @@ def _on_background(path: Path, image: Image.Image) -> Image.Image:
     whole = image.convert("LA") if image.mode == "La" else image
     rgba = whole if whole.mode == "RGBA" else whole.convert("RGBA")
     if rgba.getchannel("A").getextrema() == (0, 0):
-        raise InputError(f"{path}: expected a picture, found every pixel transparent; save it without its alpha channel")
+        raise InputError(
+            f"{path}: expected a picture, found every pixel transparent; save it without its alpha channel"
+        )
     ground = Image.new("RGB", rgba.size, BACKGROUND)
     ground.paste(rgba, mask=rgba)
     return ground

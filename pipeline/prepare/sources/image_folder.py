@@ -24,8 +24,26 @@ MAX_ENDINGS = 10  # are named one by one
 # What systems and tools leave in folders, in lower case; hidden files and folders are skipped, too.
 SYSTEM = frozenset(
     [
-        *("__macosx", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "lost+found", "__pycache__"),
-        *("$recycle.bin", "system volume information", "@eadir", "@tmp", "#recycle", "@recycle", "#snapshot", "temporary items"),
+        *(
+            "__macosx",
+            "thumbs.db",
+            "ehthumbs.db",
+            "ehthumbs_vista.db",
+            "desktop.ini",
+            "icon\r",
+            "lost+found",
+            "__pycache__",
+        ),
+        *(
+            "$recycle.bin",
+            "system volume information",
+            "@eadir",
+            "@tmp",
+            "#recycle",
+            "@recycle",
+            "#snapshot",
+            "temporary items",
+        ),
     ]
 )
 PARTS = {
@@ -36,7 +54,18 @@ PARTS = {
     "annotations": {"annotations", "annotation", "labels", "masks", "xmls", "segmentations"},
 }
 TOGETHER = [{"train", "val"}, {"train", "test"}, {"val", "test"}, {"images", "annotations"}]
-FILLERS = {"", "set", "data", "dataset", "split", "folder", "images", "image", "imgs", "img"}  # as in train_images and TestSet
+FILLERS = {
+    "",
+    "set",
+    "data",
+    "dataset",
+    "split",
+    "folder",
+    "images",
+    "image",
+    "imgs",
+    "img",
+}  # as in train_images and TestSet
 NEEDED = "a folder with a subfolder of images for each class"
 
 
@@ -50,20 +79,28 @@ class _Found:
     def visible(self, folder: Path) -> list[Path]:
         """What belongs to the user in a folder, sorted by name."""
         entries = sorted(folder.iterdir())
-        kept = [path for path in entries if not (path.name.startswith(".") or path.name.lower() in SYSTEM)]
+        kept = [
+            path
+            for path in entries
+            if not (path.name.startswith(".") or path.name.lower() in SYSTEM)
+        ]
         self.notes["system and hidden files or folders skipped"] += len(entries) - len(kept)
         return kept
 
     def images(self, folder: Path, depth: int) -> list[Path]:
         """The images in `folder` and below, in a fixed order; raises InputError for links out of the root and for pipes."""
         if folder.is_symlink():
-            raise InputError(f"{folder}: refused: a link to another folder; put the images themselves there")
+            raise InputError(
+                f"{folder}: refused: a link to another folder; put the images themselves there"
+            )
         if not depth:
             raise InputError(f"{folder}: refused: more than {MAX_DEPTH} folders inside each other")
         entries = self.visible(folder)
         folders = [path for path in entries if path.is_dir()]
         if parts := _parts(folders):
-            raise InputError(f"{folder}: expected the images of one class, found {_listed(parts)}; keep the images of one part only")
+            raise InputError(
+                f"{folder}: expected the images of one class, found {_listed(parts)}; keep the images of one part only"
+            )
         images = [path for path in entries if path not in folders and self._is_image(path)]
         return images + [path for inner in folders for path in self.images(inner, depth - 1)]
 
@@ -71,11 +108,15 @@ class _Found:
         """Count files by their ending."""
         for path in paths:
             ending = path.suffix.lower() or "no ending"
-            self.notes[f"files left out ({ending if ending.isprintable() and len(ending) <= 20 else 'other endings'})"] += 1
+            self.notes[
+                f"files left out ({ending if ending.isprintable() and len(ending) <= 20 else 'other endings'})"
+            ] += 1
 
     def summary(self) -> dict[str, int]:
         """The counts, with rare endings taken together."""
-        endings = [words for words, _ in self.notes.most_common() if words.startswith("files left out")]
+        endings = [
+            words for words, _ in self.notes.most_common() if words.startswith("files left out")
+        ]
         for words in endings[MAX_ENDINGS:]:
             self.notes["files left out (other endings)"] += self.notes.pop(words)
         return {words: count for words, count in sorted(self.notes.items()) if count}
@@ -85,9 +126,13 @@ class _Found:
             self.left_out([path])
             return False
         if path.is_symlink() and not path.resolve().is_relative_to(self.root.resolve()):
-            raise InputError(f"{path}: refused: a link out of {self.root}; put the image itself there")
+            raise InputError(
+                f"{path}: refused: a link out of {self.root}; put the image itself there"
+            )
         if limits.regular(path, "repair, convert or remove it") > MAX_BYTES:
-            raise InputError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {path.stat().st_size:,}; make it smaller")
+            raise InputError(
+                f"{path}: expected at most {MAX_BYTES:,} bytes, found {path.stat().st_size:,}; make it smaller"
+            )
         return True
 
 
@@ -106,13 +151,23 @@ def read(root: Path, image_size: int) -> Source:
     class_names = tuple(limits.plain_name(f"{root}: classes", folder.name) for folder in folders)
     for folder, inside in zip(folders, images, strict=True):
         if not inside:
-            others = "; ".join(f"{count} {words}" for words, count in found.summary().items() if words.startswith("files"))
+            others = "; ".join(
+                f"{count} {words}"
+                for words, count in found.summary().items()
+                if words.startswith("files")
+            )
             raise InputError(
                 f"{folder}: expected images in the subfolder of each class ({', '.join(sorted(ENDINGS))}), found none"
-                + (f" (in all folders: {others}); convert them" if others else "; remove the folder")
+                + (
+                    f" (in all folders: {others}); convert them"
+                    if others
+                    else "; remove the folder"
+                )
             )
     pictures = _examined([path for inside in images for path in inside], image_size)
-    labels = check_labels(root, np.repeat(np.arange(len(images)), [len(inside) for inside in images]), len(pictures))
+    labels = check_labels(
+        root, np.repeat(np.arange(len(images)), [len(inside) for inside in images]), len(pictures)
+    )
     whites = _whites(root, pictures, found.notes)
     found.notes.update(words for picture in pictures for words in picture.notes)
     _count_copies(pictures, labels.tolist(), found.notes)
@@ -120,7 +175,9 @@ def read(root: Path, image_size: int) -> Source:
     def decode(rows: NDArray[np.int64]) -> Images:
         def one(row: int) -> Images:
             picture = pictures[row]
-            return image_files.decode(picture, image_size, picture.white or whites.get(picture.kind))
+            return image_files.decode(
+                picture, image_size, picture.white or whites.get(picture.kind)
+            )
 
         with ThreadPoolExecutor() as pool:
             return np.stack(list(pool.map(one, rows)))
@@ -142,9 +199,19 @@ def _class_folders(found: _Found) -> list[Path]:
     others = [path for path in entries if path not in folders]
     images = [path for path in others if path.suffix.lower() in ENDINGS]
     if not folders:
-        tables = [f" and {path.name}" for path in others if path.suffix.lower() in (".csv", ".tsv", ".txt", ".json")][:1]
-        there = f" but {len(images)} images{''.join(tables)}; move each image into a folder named after its class" if images else ""
-        raise InputError(f"{root}: expected {NEEDED}, found no subfolder{there or '; set data.path'}")
+        tables = [
+            f" and {path.name}"
+            for path in others
+            if path.suffix.lower() in (".csv", ".tsv", ".txt", ".json")
+        ][:1]
+        there = (
+            f" but {len(images)} images{''.join(tables)}; move each image into a folder named after its class"
+            if images
+            else ""
+        )
+        raise InputError(
+            f"{root}: expected {NEEDED}, found no subfolder{there or '; set data.path'}"
+        )
     _refuse_other_layouts(found, folders)
     found.notes["images beside the folders of the classes left out"] += len(images)
     found.left_out([path for path in others if path not in images])
@@ -159,27 +226,51 @@ def _refuse_other_layouts(found: _Found, folders: list[Path]) -> None:
         if not parts and len(inside) != 1:
             break
         goal = parts[0] if parts else inside[0]
-        inside = [] if goal.is_symlink() else [path for path in _Found(root=goal).visible(goal) if path.is_dir()]
+        inside = (
+            []
+            if goal.is_symlink()
+            else [path for path in _Found(root=goal).visible(goal) if path.is_dir()]
+        )
     if goal == found.root:
         return
     parts = _parts(folders)
     what = f"{_listed(parts)}, the parts of a data set" if parts else f"{folders[0].name} alone"
-    remedy = f"set data.path: {goal}" if len(inside) > 1 else f"make a folder for each class and move its images there (below {goal})"
+    remedy = (
+        f"set data.path: {goal}"
+        if len(inside) > 1
+        else f"make a folder for each class and move its images there (below {goal})"
+    )
     raise InputError(f"{found.root}: expected {NEEDED}, found {what}; {remedy}")
 
 
 def _parts(folders: Sequence[Path]) -> list[Path]:
     """The folders named like parts of a data set, such as train and test, where there are several; the one to use comes first."""
-    named = sorted(((_part(folder.name), folder) for folder in folders), key=lambda pair: list(PARTS).index(pair[0]) if pair[0] else -1)
+    named = sorted(
+        ((_part(folder.name), folder) for folder in folders),
+        key=lambda pair: list(PARTS).index(pair[0]) if pair[0] else -1,
+    )
     names = {part for part, _ in named}
-    return [folder for part, folder in named if part] if any(pair <= names for pair in TOGETHER) else []
+    return (
+        [folder for part, folder in named if part]
+        if any(pair <= names for pair in TOGETHER)
+        else []
+    )
 
 
 def _part(name: str) -> str | None:
     """The part of a data set that a folder's name stands for: `Training_set`, `train2017` and `train-images` are all `train`."""
-    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word not in FILLERS] or [name.lower()]
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word not in FILLERS] or [
+        name.lower()
+    ]
     word = re.sub(r"(?<=.)(set|data|images|imgs)$", "", words[0])
-    return next((part for part, spellings in PARTS.items() if len(words) == 1 and {word, words[0]} & spellings), None)
+    return next(
+        (
+            part
+            for part, spellings in PARTS.items()
+            if len(words) == 1 and {word, words[0]} & spellings
+        ),
+        None,
+    )
 
 
 def _listed(folders: Sequence[Path]) -> str:
@@ -193,7 +284,9 @@ def _in_order(root: Path, folders: list[Path]) -> list[Path]:
     by_number: dict[int, Path] = {}
     for folder in folders:
         if (other := by_number.setdefault(int(folder.name), folder)) != folder:
-            raise InputError(f"{root}: expected different numbers, found classes {other.name} and {folder.name}; rename or join them")
+            raise InputError(
+                f"{root}: expected different numbers, found classes {other.name} and {folder.name}; rename or join them"
+            )
     return [by_number[number] for number in sorted(by_number)]
 
 
@@ -231,7 +324,11 @@ def _whites(root: Path, pictures: list[Picture], notes: Counter[str]) -> dict[st
 
 
 def _scaling(picture: Picture, white: float) -> str:
-    done = "reduced to 8 bits" if picture.depth == "16-bit colour" else f"scaled to 8 bits so that {white:,.0f} becomes 255"
+    done = (
+        "reduced to 8 bits"
+        if picture.depth == "16-bit colour"
+        else f"scaled to 8 bits so that {white:,.0f} becomes 255"
+    )
     return f"images of {picture.depth} {done}"
 
 
@@ -245,9 +342,13 @@ def _white(root: Path, pictures: list[Picture], notes: Counter[str]) -> float:
         where = f"{root}: {len(pictures)} images of {depth}, the first is {pictures[0].path}"
         above = f", the brightest {least:,} or more" if least else ""
         remedy = "divide by the level of white, multiply by 255, round, and save as 8 bits"
-        raise InputError(f"{where}: expected levels from 0 to {white:,.0f}{above}, found {low:,g} to {high:,g}; {remedy}")
+        raise InputError(
+            f"{where}: expected levels from 0 to {white:,.0f}{above}, found {low:,g} to {high:,g}; {remedy}"
+        )
     if depth.startswith("16"):
-        notes["images of 16 bits that are dark, below 1/16 of white, and scaled like the others"] += int((highs < white / 16).sum())
+        notes[
+            "images of 16 bits that are dark, below 1/16 of white, and scaled like the others"
+        ] += int((highs < white / 16).sum())
     return white
 
 
@@ -256,7 +357,9 @@ def _count_copies(pictures: list[Picture], labels: list[int], notes: Counter[str
     classes: dict[str, set[int]] = {}
     for picture, label in zip(pictures, labels, strict=True):
         classes.setdefault(picture.sha256, set()).add(label)
-    notes["images that are copies of others, so that training and validation images may be the same"] += len(pictures) - len(classes)
+    notes[
+        "images that are copies of others, so that training and validation images may be the same"
+    ] += len(pictures) - len(classes)
     notes["images that are in several classes"] += sum(len(held) > 1 for held in classes.values())
 
 

@@ -15,7 +15,11 @@ from torchvision import datasets
 from pipeline.base.errors import InputError
 from pipeline.prepare.sources.common import Images, Source, check_labels, check_shape, numbered
 
-FILES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz", "svhn": "train_32x32.mat"}
+FILES = {
+    "cifar10": "cifar-10-python.tar.gz",
+    "cifar100": "cifar-100-python.tar.gz",
+    "svhn": "train_32x32.mat",
+}
 
 
 def read(name: str, root: Path, image_size: int) -> Source:
@@ -25,19 +29,27 @@ def read(name: str, root: Path, image_size: int) -> Source:
     channels_last = check_shape(root, images.shape, image_size)
     if channels_last:
         images = images.transpose(0, 3, 1, 2)
-    labels = check_labels(root, np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None))), len(images))
+    labels = check_labels(
+        root, np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None))), len(images)
+    )
     return Source(
         labels=labels,
         ids=np.arange(len(labels)),
         read=lambda rows: images[rows],
         class_names=tuple(getattr(dataset, "classes", numbered(int(labels.max()) + 1))),
-        sha256=hashlib.sha256(np.ascontiguousarray(images).data.tobytes() + labels.tobytes()).hexdigest(),
+        sha256=hashlib.sha256(
+            np.ascontiguousarray(images).data.tobytes() + labels.tobytes()
+        ).hexdigest(),
     )
 
 
 def _open(name: str, root: Path) -> Any:
     options: dict[str, Any] = {"split": "train"} if name == "svhn" else {"train": True}
-    constructor = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "svhn": datasets.SVHN}[name]
+    constructor = {
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+        "svhn": datasets.SVHN,
+    }[name]
     try:
         return constructor(root=root, download=False, **options)
     except RuntimeError:

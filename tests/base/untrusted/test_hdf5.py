@@ -89,7 +89,10 @@ def shim(tmp_path_factory):
         pytest.skip("no C compiler to make calls of the system fail with")
     folder = tmp_path_factory.mktemp("shim")
     (folder / "shim.c").write_text(SHIM)
-    subprocess.run(["cc", "-w", "-shared", "-fPIC", "-o", folder / "shim.so", folder / "shim.c", "-ldl"], check=True)
+    subprocess.run(
+        ["cc", "-w", "-shared", "-fPIC", "-o", folder / "shim.so", folder / "shim.c", "-ldl"],
+        check=True,
+    )
     return folder / "shim.so"
 
 
@@ -135,7 +138,9 @@ def test_sets_are_written_and_read_on_a_disk_without_locks(folder, shim, number)
         ("pread", errno.ESTALE, "Stale file handle", 3000),
     ],
 )
-def test_a_reason_of_the_system_is_given_and_no_damage_claimed(folder, shim, call, number, reason, offset):
+def test_a_reason_of_the_system_is_given_and_no_damage_claimed(
+    folder, shim, call, number, reason, offset
+):
     found = outcome(READ, LD_PRELOAD=str(shim), CALL=call, FAIL=str(number), FROM=str(offset))
     assert found == f"error: set/00000.h5: cannot be read: {reason}"
 
@@ -151,7 +156,12 @@ def opened(folder, settings):
     with h5py.File("own.h5", "w", libver="latest") as file:
         file["images"], file["labels"] = np.full((6, 3, 8, 8), 200, "u1"), np.arange(6) % 2
     data = settings.data.model_copy(
-        update={"source": "hdf5", "path": "own.h5", "image_size": 8, "hdf5": Hdf5(images="images", labels="labels")}
+        update={
+            "source": "hdf5",
+            "path": "own.h5",
+            "image_size": 8,
+            "hdf5": Hdf5(images="images", labels="labels"),
+        }
     )
     return lambda: sources.open_source(data).read(np.arange(3))
 
@@ -164,7 +174,8 @@ def test_a_file_that_another_program_writes_is_locked(opened, path):
         read()
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(
-            InputError, match=f"^{path}: locked: another program has it open for writing; close it there and run this again$"
+            InputError,
+            match=f"^{path}: locked: another program has it open for writing; close it there and run this again$",
         ):
             read()
     read()
@@ -173,8 +184,14 @@ def test_a_file_that_another_program_writes_is_locked(opened, path):
 @pytest.mark.parametrize("swmr", [False, True])
 def test_a_file_whose_writer_died_is_marked(opened, swmr):
     text = f"import h5py, os; file = h5py.File('own.h5', 'r+', libver='latest'); file.swmr_mode = {swmr}; file.flush(); os._exit(0)"
-    subprocess.run([sys.executable, "-c", text if swmr else text.replace("file.swmr_mode = False; ", "")], check=True)
-    with pytest.raises(InputError, match=r"^own.h5: marked as open for writing: .* clear the mark with `h5clear -s FILE`") as caught:
+    subprocess.run(
+        [sys.executable, "-c", text if swmr else text.replace("file.swmr_mode = False; ", "")],
+        check=True,
+    )
+    with pytest.raises(
+        InputError,
+        match=r"^own.h5: marked as open for writing: .* clear the mark with `h5clear -s FILE`",
+    ) as caught:
         opened()
     assert "discard" not in str(caught.value)
 
@@ -186,7 +203,10 @@ def test_memory_that_does_not_suffice_is_no_damage(folder, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(shards, "_present", exhausted)
-    with pytest.raises(InputError, match=r"00000.h5: not enough memory to read it; free some memory and run this again$"):
+    with pytest.raises(
+        InputError,
+        match=r"00000.h5: not enough memory to read it; free some memory and run this again$",
+    ):
         images.load("train")
 
 
@@ -202,11 +222,19 @@ from pipeline.base.untrusted import hdf5; print(hdf5._Walker().ask({request}))
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        ("import os; input(); os.kill(os.getpid(), 9)", r"was ended \(status -9\), perhaps for want of memory; run this again$"),
-        ("import sys; sys.exit(1)", r"was ended \(status 1\), perhaps for want of memory; run this again$"),
+        (
+            "import os; input(); os.kill(os.getpid(), 9)",
+            r"was ended \(status -9\), perhaps for want of memory; run this again$",
+        ),
+        (
+            "import sys; sys.exit(1)",
+            r"was ended \(status 1\), perhaps for want of memory; run this again$",
+        ),
     ],
 )
-def test_an_examination_that_is_ended_shows_no_damage(opened, folder, monkeypatch, program, message):
+def test_an_examination_that_is_ended_shows_no_damage(
+    opened, folder, monkeypatch, program, message
+):
     walk = folder / "walk.py"
     walk.write_text(program)
     walker = hdf5._Walker()
@@ -221,7 +249,9 @@ def test_an_examination_that_cannot_start_shows_no_damage(folder, monkeypatch):
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(subprocess, "Popen", too_many)
-    with pytest.raises(InputError, match=r"no process can be started \(Too many open files\); raise that limit$"):
+    with pytest.raises(
+        InputError, match=r"no process can be started \(Too many open files\); raise that limit$"
+    ):
         hdf5._Walker().ask({})
 
 
@@ -239,7 +269,10 @@ def test_a_shard_behind_a_link_to_a_disk_that_is_away(folder):
     shard = folder / "set/00000.h5"
     shard.unlink()
     shard.symlink_to("/away/00000")
-    with pytest.raises(InputError, match=r"00000.h5: a link to /away/00000, where there is no file; is its disk mounted\?$"):
+    with pytest.raises(
+        InputError,
+        match=r"00000.h5: a link to /away/00000, where there is no file; is its disk mounted\?$",
+    ):
         store.ImageSet(folder / "set")
 
 
@@ -248,5 +281,7 @@ def test_damage_is_answered_by_the_command_that_deletes_it(folder):
     for content in (b"", b"hello", shard.read_bytes()[:900]):
         shard.write_bytes(content)
         remedy = f"run `python -m pipeline discard {folder}/set`, then `dvc repro`"
-        with pytest.raises(InputError, match=rf"00000.h5: its content does not match its SHA-256, .*; {remedy}$"):
+        with pytest.raises(
+            InputError, match=rf"00000.h5: its content does not match its SHA-256, .*; {remedy}$"
+        ):
             store.ImageSet(folder / "set").load("train")

@@ -2,7 +2,10 @@ from pipeline.base.untrusted import limits
 
 
 def test_a_container_may_have_less_than_the_machine(tmp_path, monkeypatch):
-    for name, content in (("MEMINFO", "MemTotal: 9000 kB\nMemAvailable:    4096 kB\n"), ("CONTAINER_LIMIT", "max\n")):
+    for name, content in (
+        ("MEMINFO", "MemTotal: 9000 kB\nMemAvailable:    4096 kB\n"),
+        ("CONTAINER_LIMIT", "max\n"),
+    ):
         (tmp_path / name).write_text(content)
         monkeypatch.setattr(limits, name, tmp_path / name)
     assert limits.available_memory() == 4096 * 1024

@@ -19,7 +19,9 @@ RAMP = np.linspace(0, 1, SIZE * SIZE).reshape(SIZE, SIZE)  # black to white
 @pytest.fixture
 def read(settings, tmp_path):
     """Reads files of class `cat` beside a bright RGB image of class `dog`; gives the source and the images of `cat` (n, 3, H, W)."""
-    data = settings.data.model_copy(update={"source": "image_folder", "path": str(tmp_path), "image_size": SIZE})
+    data = settings.data.model_copy(
+        update={"source": "image_folder", "path": str(tmp_path), "image_size": SIZE}
+    )
 
     def opened(**named):
         for name in ("cat", "dog"):
@@ -57,14 +59,30 @@ def to_tiff(image, **tags):
     [
         ("a_png", array(RAMP * 65535, "u2", "PNG"), "16-bit grey scaled to 8 bits so that 65,535"),
         ("a_tif", array(RAMP * 65535, "u2", "TIFF"), "16-bit grey scaled to 8 bits so that 65,535"),
-        ("a_tif", array(RAMP * 65535, ">u2", "TIFF"), "16-bit grey scaled to 8 bits so that 65,535"),
-        ("a_tif", array(RAMP * 65535, "u2", "TIFF", compression="tiff_lzw"), "16-bit grey scaled to 8 bits so that 65,535"),
+        (
+            "a_tif",
+            array(RAMP * 65535, ">u2", "TIFF"),
+            "16-bit grey scaled to 8 bits so that 65,535",
+        ),
+        (
+            "a_tif",
+            array(RAMP * 65535, "u2", "TIFF", compression="tiff_lzw"),
+            "16-bit grey scaled to 8 bits so that 65,535",
+        ),
         ("a_pgm", array(RAMP * 65535, "u2", "PPM"), "16-bit grey scaled to 8 bits so that 65,535"),
         ("a_pgm", pgm(RAMP * 4095, 4095), "16-bit grey scaled to 8 bits so that 65,535"),
         ("a_pgm", pgm(RAMP * 15, 15), None),
-        ("a_tif", array(RAMP * 4095, "u2", "TIFF", tiffinfo={281: 4095}), "16-bit grey scaled to 8 bits so that 4,095"),
+        (
+            "a_tif",
+            array(RAMP * 4095, "u2", "TIFF", tiffinfo={281: 4095}),
+            "16-bit grey scaled to 8 bits so that 4,095",
+        ),
         ("a_tif", array(RAMP * 255, "i4", "TIFF"), "integers scaled to 8 bits so that 255"),
-        ("a_tif", array(RAMP * 65535, "i4", "TIFF", tiffinfo={341: 65535}), "integers scaled to 8 bits so that 65,535"),
+        (
+            "a_tif",
+            array(RAMP * 65535, "i4", "TIFF", tiffinfo={341: 65535}),
+            "integers scaled to 8 bits so that 65,535",
+        ),
         ("a_tif", array(RAMP, "f4", "TIFF"), "floats scaled to 8 bits so that 1"),
         ("a_pgm", array(RAMP, "f4", "PPM"), "floats scaled to 8 bits so that 1"),
     ],
@@ -86,17 +104,41 @@ def test_levels_of_more_bits_become_eight(read, name, content, note):
             array(RAMP * 4095, "u2", "PNG"),
             "1 images of 16-bit grey, the first is .*a.png: .* 32,768 or more, found 0 to 4,095",
         ),
-        ("a_tif", array(RAMP * 4095, "u2", "TIFF"), "expected levels from 0 to 65,535, the brightest 32,768 or more, found 0 to 4,095"),
-        ("a_tif", array(RAMP * 4095, "u2", "TIFF", tiffinfo={281: 3900}), "found 0 to 4,095; divide by the level of white"),
-        ("a_tif", array(RAMP * 4095, "u2", "TIFF", tiffinfo={281: 1023}), "a.tif: expected levels from 0 to 1,023, found 0 to 4,095"),
+        (
+            "a_tif",
+            array(RAMP * 4095, "u2", "TIFF"),
+            "expected levels from 0 to 65,535, the brightest 32,768 or more, found 0 to 4,095",
+        ),
+        (
+            "a_tif",
+            array(RAMP * 4095, "u2", "TIFF", tiffinfo={281: 3900}),
+            "found 0 to 4,095; divide by the level of white",
+        ),
+        (
+            "a_tif",
+            array(RAMP * 4095, "u2", "TIFF", tiffinfo={281: 1023}),
+            "a.tif: expected levels from 0 to 1,023, found 0 to 4,095",
+        ),
         ("a_pgm", pgm(RAMP * 4095, 65535), "found 0 to 4,095"),
-        ("a_tif", array(RAMP * 70000, "i4", "TIFF"), "images of integers, .*: expected levels from 0 to 255.*, found 0 to 70,000"),
+        (
+            "a_tif",
+            array(RAMP * 70000, "i4", "TIFF"),
+            "images of integers, .*: expected levels from 0 to 255.*, found 0 to 70,000",
+        ),
         ("a_tif", array(RAMP * 100, "i4", "TIFF"), "found 0 to 100"),
         ("a_tif", array(RAMP * 300 - 100, "i4", "TIFF"), "found -100 to 200"),
-        ("a_tif", array(RAMP * 255, "f4", "TIFF"), "images of floats, .*: expected levels from 0 to 1, found 0 to 255; divide"),
+        (
+            "a_tif",
+            array(RAMP * 255, "f4", "TIFF"),
+            "images of floats, .*: expected levels from 0 to 1, found 0 to 255; divide",
+        ),
         ("a_tif", array(RAMP * 2 - 1, "f4", "TIFF"), "found -1 to 1"),
         ("a_tif", array(np.where(RAMP > 0.9, np.nan, RAMP), "f4", "TIFF"), "found nan to nan"),
-        ("a_tif", to_tiff(Image.new("L", (8, 8), 9), _339=2), "found signed ones; save it as unsigned 8 bits"),
+        (
+            "a_tif",
+            to_tiff(Image.new("L", (8, 8), 9), _339=2),
+            "found signed ones; save it as unsigned 8 bits",
+        ),
         ("a_tif", to_tiff(Image.new("LAB", (8, 8))), "found mode LAB; save it as RGB"),
     ],
 )
@@ -106,21 +148,37 @@ def test_levels_of_unknown_range_are_refused(read, name, content, message):
 
 
 def test_a_dark_image_of_16_bits_is_read_beside_bright_ones(read):
-    source, images = read(a_png=array(RAMP * 4095, "u2", "PNG"), b_png=array(RAMP * 65535, "u2", "PNG"))
+    source, images = read(
+        a_png=array(RAMP * 4095, "u2", "PNG"), b_png=array(RAMP * 65535, "u2", "PNG")
+    )
     assert (images[0].max(), images[1].max()) == (16, 255)
-    assert source.notes["images of 16 bits that are dark, below 1/16 of white, and scaled like the others"] == 1
+    assert (
+        source.notes[
+            "images of 16 bits that are dark, below 1/16 of white, and scaled like the others"
+        ]
+        == 1
+    )
 
 
 def colour_png(values):
     """A 16-bit RGB PNG, which Pillow cannot write."""
     rows = np.repeat(values.astype(">u2")[..., None], 3, axis=2)
     raw = b"".join(b"\0" + row.tobytes() for row in rows)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", SIZE, SIZE, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", SIZE, SIZE, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(raw)),
+        (b"IEND", b""),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in chunks)
 
 
 def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def test_colour_of_16_bits_keeps_its_upper_8(read):
@@ -132,8 +190,15 @@ def test_colour_of_16_bits_keeps_its_upper_8(read):
 @pytest.mark.parametrize("name", ["a_png", "a_ppm"])
 def test_colour_of_12_bits_in_16_is_refused(read, name):
     values = (RAMP * 4095).astype(">u2")
-    content = colour_png(values) if name == "a_png" else b"P6 8 8 65535\n" + np.repeat(values, 3).tobytes()
-    with pytest.raises(InputError, match="16-bit colour, .*: expected levels from 0 to 255, the brightest 128 or more, found 0 to 1[56];"):
+    content = (
+        colour_png(values)
+        if name == "a_png"
+        else b"P6 8 8 65535\n" + np.repeat(values, 3).tobytes()
+    )
+    with pytest.raises(
+        InputError,
+        match="16-bit colour, .*: expected levels from 0 to 255, the brightest 128 or more, found 0 to 1[56];",
+    ):
         read(**{name: content})
 
 
@@ -142,17 +207,42 @@ def tiff(values, *, order="<", photometric=2, planes=1, bits=8, kind=1, extra=()
     values = np.asarray(values)
     data = values.transpose(2, 0, 1).tobytes() if planes == 2 else values.tobytes()
     channels, n_strips = values.shape[2], values.shape[2] if planes == 2 else 1
-    tags = {256: [SIZE], 257: [SIZE], 258: [bits] * channels, 259: [1], 262: [photometric], 277: [channels], 278: [SIZE], 284: [planes]}
+    tags = {
+        256: [SIZE],
+        257: [SIZE],
+        258: [bits] * channels,
+        259: [1],
+        262: [photometric],
+        277: [channels],
+        278: [SIZE],
+        284: [planes],
+    }
     size = len(data) // n_strips
-    tags |= {273: [8 + strip * size for strip in range(n_strips)], 279: [size] * n_strips, 338: extra, 339: [kind] * channels}
-    tags = {tag: struct.pack(f"{order}{len(held)}I", *held) for tag, held in sorted(tags.items()) if held}
+    tags |= {
+        273: [8 + strip * size for strip in range(n_strips)],
+        279: [size] * n_strips,
+        338: extra,
+        339: [kind] * channels,
+    }
+    tags = {
+        tag: struct.pack(f"{order}{len(held)}I", *held)
+        for tag, held in sorted(tags.items())
+        if held
+    }
     place, entries, long = 8 + len(data) + 6 + 12 * len(tags), b"", b""
     for tag, held in tags.items():
         entries += struct.pack(f"{order}HHI", tag, 4, len(held) // 4)
         entries += held if len(held) == 4 else struct.pack(f"{order}I", place + len(long))
         long += b"" if len(held) == 4 else held
     start = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8 + len(data))
-    return start + data + struct.pack(f"{order}H", len(tags)) + entries + struct.pack(f"{order}I", 0) + long
+    return (
+        start
+        + data
+        + struct.pack(f"{order}H", len(tags))
+        + entries
+        + struct.pack(f"{order}I", 0)
+        + long
+    )
 
 
 FLAT = np.broadcast_to([65535, 30000, 0], (SIZE, SIZE, 3))
@@ -162,10 +252,26 @@ FOUR = np.broadcast_to(np.uint8([9, 200, 30, 77]), (SIZE, SIZE, 4))
 @pytest.mark.parametrize(
     ("content", "expected", "note"),
     [
-        (tiff(FLAT.astype("<u2"), bits=16), [255, 117, 0], "images of 16-bit colour reduced to 8 bits"),
-        (tiff(FLAT.astype(">u2"), bits=16, order=">"), [255, 117, 0], "images of 16-bit colour reduced to 8 bits"),
-        (tiff(FOUR, extra=(0,)), [9, 200, 30], "images with more channels than these, which are left out"),
-        (tiff(FOUR[..., :2], photometric=1, extra=(1,)), [9 + 255 - 200] * 3, "images with transparency put on white"),
+        (
+            tiff(FLAT.astype("<u2"), bits=16),
+            [255, 117, 0],
+            "images of 16-bit colour reduced to 8 bits",
+        ),
+        (
+            tiff(FLAT.astype(">u2"), bits=16, order=">"),
+            [255, 117, 0],
+            "images of 16-bit colour reduced to 8 bits",
+        ),
+        (
+            tiff(FOUR, extra=(0,)),
+            [9, 200, 30],
+            "images with more channels than these, which are left out",
+        ),
+        (
+            tiff(FOUR[..., :2], photometric=1, extra=(1,)),
+            [9 + 255 - 200] * 3,
+            "images with transparency put on white",
+        ),
         (tiff(FOUR[..., :1], photometric=0), [246, 246, 246], "images made RGB from grey"),
     ],
 )
@@ -178,12 +284,18 @@ def test_tiffs_of_other_programs_are_read(read, content, expected, note):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (tiff(FLAT.astype("<u2"), bits=16, planes=2), "16-bit colour in separate planes is not read here; save it with 8 bits a channel"),
+        (
+            tiff(FLAT.astype("<u2"), bits=16, planes=2),
+            "16-bit colour in separate planes is not read here; save it with 8 bits a channel",
+        ),
         (
             tiff(FLAT[..., :1].astype("<u2"), bits=16, photometric=0),
             "more than 8 bits in which 0 is white is not read here; save it with 0",
         ),
-        (tiff(FLAT[..., :1].astype("<i2"), bits=16, photometric=1, kind=2), "images of integers, .*, found -1 to -1; divide"),
+        (
+            tiff(FLAT[..., :1].astype("<i2"), bits=16, photometric=1, kind=2),
+            "images of integers, .*, found -1 to -1; divide",
+        ),
         (
             tiff(FLAT[..., :1].astype("f8"), bits=64, photometric=1, kind=3),
             "not an image that can be read .*; repair, convert or remove it",
@@ -221,7 +333,9 @@ def plain(mode):
 def test_every_mode_gets_its_colours(read, name, content, expected, note):
     source, images = read(**{name: content})
     assert np.abs(images[0].reshape(3, -1).T - np.array(expected)).max() <= 2
-    assert [words for words in source.notes if "made RGB" in words] == ([] if note is None else [f"images made RGB from {note}"])
+    assert [words for words in source.notes if "made RGB" in words] == (
+        [] if note is None else [f"images made RGB from {note}"]
+    )
 
 
 def see_through(mode, alpha=0):
@@ -234,7 +348,11 @@ def see_through(mode, alpha=0):
 def keyed(mode, background, key, **options):
     """Half `background`, half another level, of which the first is transparent."""
     if mode == "I;16":
-        return packed(Image.fromarray(np.repeat(np.uint16([[background, 40_000]] * SIZE), SIZE // 2, axis=1)), "PNG", transparency=key)
+        return packed(
+            Image.fromarray(np.repeat(np.uint16([[background, 40_000]] * SIZE), SIZE // 2, axis=1)),
+            "PNG",
+            transparency=key,
+        )
     image = Image.new(mode, (SIZE, SIZE), background)
     image.paste(1 if mode == "P" else 0, (SIZE // 2, 0, SIZE, SIZE))
     if mode == "P":
@@ -279,14 +397,21 @@ def test_the_transparent_level_of_few_bits_is_found(read):
     body = content[header + 21 :]
     ihdr = content[header + 4 : header + 17]
     kept = body[body.index(b"IDAT") - 4 :]
-    raw = content[:8] + chunk(b"IHDR", ihdr[:9] + b"\0" + ihdr[10:]) + chunk(b"tRNS", b"\0\1") + kept
+    raw = (
+        content[:8] + chunk(b"IHDR", ihdr[:9] + b"\0" + ihdr[10:]) + chunk(b"tRNS", b"\0\1") + kept
+    )
     _, images = read(a_png=raw)
-    assert {(images[0, 0, 0, 0] == 255), (images[0, 0, 0, 7] == 255)} == {True, False}, "level 1 of 3, which Pillow makes 85"
+    assert {(images[0, 0, 0, 0] == 255), (images[0, 0, 0, 7] == 255)} == {True, False}, (
+        "level 1 of 3, which Pillow makes 85"
+    )
     assert images[0].min() == 0
 
 
 def test_an_image_that_is_transparent_all_over_is_refused(read):
-    with pytest.raises(InputError, match="a.png: expected a picture, found every pixel transparent; save it without its alpha channel"):
+    with pytest.raises(
+        InputError,
+        match="a.png: expected a picture, found every pixel transparent; save it without its alpha channel",
+    ):
         read(a_png=packed(Image.new("RGBA", (8, 8), (9, 9, 9, 0)), "PNG"))
 
 
@@ -294,7 +419,9 @@ def corner(orientation):
     """A photo with EXIF that, turned upright, is black in its upper left quarter; white otherwise."""
     upright = Image.new("RGB", (SIZE, SIZE), "white")
     upright.paste("black", (0, 0, SIZE // 2, SIZE // 2))
-    back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # Image.Transpose, the other way round
+    back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[
+        orientation
+    ]  # Image.Transpose, the other way round
     exif = Image.Exif()
     exif[0x0112] = orientation
     return (upright if back is None else upright.transpose(Image.Transpose(back))), exif
@@ -307,7 +434,9 @@ def test_photos_are_turned_upright(read, name, orientation):
     kind = {"a_jpg": "JPEG", "a_png": "PNG", "a_tif": "TIFF", "a_webp": "WEBP"}[name]
     options = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}.get(kind, {})
     content = packed(stored, kind, exif=exif, **options)
-    assert ImageOps.exif_transpose(Image.open(io.BytesIO(content))).getpixel((0, 0))[0] < 9, "the photo is as it should be"
+    assert ImageOps.exif_transpose(Image.open(io.BytesIO(content))).getpixel((0, 0))[0] < 9, (
+        "the photo is as it should be"
+    )
     source, images = read(**{name: content})
     assert images[0, 0, :4, :4].max() < 9
     assert images[0, 0, 4:].min() > 246
@@ -332,7 +461,10 @@ def test_broken_exif_turns_nothing(read):
 FRAMES = [Image.new("RGB", (SIZE, SIZE), colour) for colour in ("white", "red")]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("a_gif", "GIF"), ("a_png", "PNG"), ("a_webp", "WEBP"), ("a_tif", "TIFF"), ("a_avif", "AVIF")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a_gif", "GIF"), ("a_png", "PNG"), ("a_webp", "WEBP"), ("a_tif", "TIFF"), ("a_avif", "AVIF")],
+)
 def test_several_frames_or_pages_are_refused(read, name, kind):
     with pytest.raises(InputError, match="expected one picture, found several"):
         read(**{name: packed(FRAMES[0], kind, save_all=True, append_images=FRAMES[1:])})
@@ -341,21 +473,32 @@ def test_several_frames_or_pages_are_refused(read, name, kind):
 def test_a_photo_with_a_preview_is_its_first_picture(read):
     source, images = read(a_jpg=packed(FRAMES[0], "MPO", save_all=True, append_images=FRAMES[1:]))
     assert images[0].min() == 255
-    assert source.notes["images with further pictures in the file, of which the first is taken"] == 1
+    assert (
+        source.notes["images with further pictures in the file, of which the first is taken"] == 1
+    )
 
 
 def test_cut_and_resized_images_are_counted(read):
-    source, _ = read(a_png=packed(Image.new("RGB", (16, 8)), "PNG"), b_png=packed(Image.new("RGB", (16, 16)), "PNG"))
+    source, _ = read(
+        a_png=packed(Image.new("RGB", (16, 8)), "PNG"),
+        b_png=packed(Image.new("RGB", (16, 16)), "PNG"),
+    )
     assert source.notes["images cut to the largest square in the middle"] == 1
     assert source.notes["images resized to 8 x 8"] == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", packed(plain("RGB"), "PNG")[:50]])
 def test_corrupt_images_are_named_with_their_path(read, content):
-    with pytest.raises(InputError, match=r"cat/a.png: not an image that can be read \(.+\); repair, convert or remove it"):
+    with pytest.raises(
+        InputError,
+        match=r"cat/a.png: not an image that can be read \(.+\); repair, convert or remove it",
+    ):
         read(a_png=content)
 
 
 def test_refused_images_are_counted(read):
-    with pytest.raises(InputError, match=r"cat/a.png: .*; repair, convert or remove it \(and 2 more files are refused\)"):
+    with pytest.raises(
+        InputError,
+        match=r"cat/a.png: .*; repair, convert or remove it \(and 2 more files are refused\)",
+    ):
         read(a_png=b"", b_png=b"x", c_png=b"y")

@@ -50,15 +50,24 @@ def save(tmp_path, monkeypatch):
 
 
 def read(settings, path):
-    return sources.open_source(settings.data.model_copy(update={"source": "task_dataset", "path": str(path)}))
+    return sources.open_source(
+        settings.data.model_copy(update={"source": "task_dataset", "path": str(path)})
+    )
 
 
 TRANSFORM = transforms.Compose(
-    [transforms.Resize((32, 32)), transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+    [
+        transforms.Resize((32, 32)),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize([0.5] * 3, [0.5] * 3),
+    ]
 )
 
 
-@pytest.mark.parametrize("transform", [None, transforms.ToTensor(), TRANSFORM], ids=["none", "one", "many"])
+@pytest.mark.parametrize(
+    "transform", [None, transforms.ToTensor(), TRANSFORM], ids=["none", "one", "many"]
+)
 def test_images_are_read_exactly_with_and_without_a_transform(settings, save, transform):
     source = read(settings, save(transform))
     images = source.read(np.arange(9))
@@ -73,17 +82,33 @@ def test_images_that_were_opened_from_files_are_read_too(settings, save, tmp_pat
     Image.fromarray(COLOUR[0]).save(tmp_path / "a.png")
     opened = Image.open(tmp_path / "a.png")
     opened.load()
-    images = [opened, *(Image.fromarray(image) for image in COLOUR[1:]), *(Image.fromarray(image) for image in GREY)]
-    assert (read(settings, save(imgs=images)).read(np.arange(1)) == COLOUR[:1].transpose(0, 3, 1, 2)).all()
+    images = [
+        opened,
+        *(Image.fromarray(image) for image in COLOUR[1:]),
+        *(Image.fromarray(image) for image in GREY),
+    ]
+    assert (
+        read(settings, save(imgs=images)).read(np.arange(1)) == COLOUR[:1].transpose(0, 3, 1, 2)
+    ).all()
 
 
 @pytest.mark.parametrize(
     ("transform", "name"),
-    [(Harmful(), r"(posix|os).system"), (Nested(), "(getattr|system)"), (WithState(), "__main__.WithState"), (print, "__builtin__.print")],
+    [
+        (Harmful(), r"(posix|os).system"),
+        (Nested(), "(getattr|system)"),
+        (WithState(), "__main__.WithState"),
+        (print, "__builtin__.print"),
+    ],
     ids=["os.system", "nested reduce", "setstate", "builtin"],
 )
-def test_a_pickle_that_asks_for_more_is_refused_by_name_and_never_run(settings, save, tmp_path, transform, name):
-    with pytest.raises(InputError, match=rf"refused: it asks for \S*{name}\S*, which .* does not need; nothing of it was run"):
+def test_a_pickle_that_asks_for_more_is_refused_by_name_and_never_run(
+    settings, save, tmp_path, transform, name
+):
+    with pytest.raises(
+        InputError,
+        match=rf"refused: it asks for \S*{name}\S*, which .* does not need; nothing of it was run",
+    ):
         read(settings, save(transform))
     assert not (tmp_path / "harmed").exists()
 
@@ -119,7 +144,9 @@ def test_truncated_and_foreign_files(settings, save, tmp_path):
     whole = path.read_bytes()
     for content in (b"", b"hello", whole[: len(whole) // 2], whole[:-10], pickle.dumps([1, 2])):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"Train.pt: cannot be read as a torch.save file; is it whole\?"):
+        with pytest.raises(
+            InputError, match=r"Train.pt: cannot be read as a torch.save file; is it whole\?"
+        ):
             read(settings, path)
     torch.save({"a": 1}, path)
     with pytest.raises(InputError, match=r"expected a saved __main__.TaskDataset, found dict"):
@@ -131,13 +158,18 @@ def test_truncated_and_foreign_files(settings, save, tmp_path):
 
 
 def test_newer_opcodes_are_refused(settings, save):
-    with pytest.raises(InputError, match="refused: expected pickle protocol 2 or 3, found 4; nothing of it was run"):
+    with pytest.raises(
+        InputError, match="refused: expected pickle protocol 2 or 3, found 4; nothing of it was run"
+    ):
         read(settings, rewritten(save(), pickle.dumps(Image.new("L", (1, 1)), protocol=4)))
 
 
 def test_a_list_of_a_billion_entries_is_refused_before_it_is_built(settings, save):
     body = b"\x80\x02](" + b"K\x00" * (task_dataset.MAX_OPCODES + 10) + b"e."
-    with pytest.raises(InputError, match="refused: 'Train/data.pkl' is encrypted or compressed in a way that is not read here"):
+    with pytest.raises(
+        InputError,
+        match="refused: 'Train/data.pkl' is encrypted or compressed in a way that is not read here",
+    ):
         read(settings, rewritten(save(), body, zipfile.ZIP_DEFLATED))
 
 
@@ -150,18 +182,36 @@ def test_a_pickle_of_too_many_steps_is_refused(settings, save, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": LABELS[:8]}, "labels: expected lists ids, imgs and labels of one length, found 8 entries"),
+        (
+            {"labels": LABELS[:8]},
+            "labels: expected lists ids, imgs and labels of one length, found 8 entries",
+        ),
         ({"imgs": "none"}, "expected lists ids, imgs and labels"),
         ({"labels": [0.0, *LABELS[1:]]}, "labels: expected whole numbers of Python only, found"),
         ({"labels": [2**70, *LABELS[1:]]}, "labels: expected whole numbers of Python only, found"),
         ({"labels": [5, *LABELS[1:]]}, "without gaps, found 0, 1, 2, 5"),
         ({"ids": [1] * 9}, "ids: expected every id once, found 8 repetitions"),
-        ({"imgs": [Image.new("P", (32, 32))] * 9}, r"imgs\[0\]: expected mode RGB or L, found 'P'; save it with .convert"),
+        (
+            {"imgs": [Image.new("P", (32, 32))] * 9},
+            r"imgs\[0\]: expected mode RGB or L, found 'P'; save it with .convert",
+        ),
         ({"imgs": [Image.new("1", (32, 32))] * 9}, r"found '1'; save it with .convert\('RGB'\)"),
-        ({"imgs": [Image.new("I;16", (32, 32))] * 9}, "found 'I;16'; scale it to 0 to 255 and save it as mode L"),
-        ({"imgs": [Image.new("LA", (32, 32))] * 9}, "found 'LA'; paste it on a background of mode RGB"),
-        ({"ids": list("abcdefghi")}, "ids: expected whole numbers of Python only, found 'a'; number them from 0"),
-        ({"imgs": [Image.new("L", (32, 31))] * 9}, r"imgs\[0\]: expected 32 x 32 pixels, found \(32, 31\)"),
+        (
+            {"imgs": [Image.new("I;16", (32, 32))] * 9},
+            "found 'I;16'; scale it to 0 to 255 and save it as mode L",
+        ),
+        (
+            {"imgs": [Image.new("LA", (32, 32))] * 9},
+            "found 'LA'; paste it on a background of mode RGB",
+        ),
+        (
+            {"ids": list("abcdefghi")},
+            "ids: expected whole numbers of Python only, found 'a'; number them from 0",
+        ),
+        (
+            {"imgs": [Image.new("L", (32, 31))] * 9},
+            r"imgs\[0\]: expected 32 x 32 pixels, found \(32, 31\)",
+        ),
         ({"imgs": [torch.zeros(3, 32, 32)] * 9}, "(refused: it asks for|expected a PIL image)"),
         ({"imgs": [7] * 9}, r"imgs\[0\]: expected a PIL image, found int"),
     ],
@@ -175,7 +225,9 @@ def test_an_image_whose_bytes_are_too_few_is_refused(settings, save):
     path = save()
     buffer = io.BytesIO()
     with zipfile.ZipFile(path) as archive:
-        pickled = next(archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
+        pickled = next(
+            archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")
+        )
     buffer.write(pickled.replace(b"RGB", b"XYZ"))
     with pytest.raises(InputError, match="expected mode RGB or L, found 'XYZ'"):
         read(settings, rewritten(path, buffer.getvalue()))

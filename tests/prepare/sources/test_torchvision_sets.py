@@ -39,19 +39,35 @@ def test_cifar_is_read_from_its_own_files(settings, tmp_path, monkeypatch, offli
 def test_svhn_is_read_from_its_own_file(settings, tmp_path, monkeypatch, offline):
     images = PIXELS.reshape(20, 32, 32, 3)
     path = tmp_path / "train_32x32.mat"
-    scipy.io.savemat(path, {"X": images.transpose(1, 2, 3, 0), "y": np.array([label or 10 for label in LABELS])[:, None]})
+    scipy.io.savemat(
+        path,
+        {
+            "X": images.transpose(1, 2, 3, 0),
+            "y": np.array([label or 10 for label in LABELS])[:, None],
+        },
+    )
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(datasets.SVHN, "split_list", {"train": ["http://127.0.0.1/x", "train_32x32.mat", md5]})
+    monkeypatch.setattr(
+        datasets.SVHN, "split_list", {"train": ["http://127.0.0.1/x", "train_32x32.mat", md5]}
+    )
     source = sources.open_source(of(settings, "svhn", tmp_path))
     assert (source.read(np.arange(20)) == images.transpose(0, 3, 1, 2)).all()
     assert source.labels.tolist() == LABELS, "SVHN's label 10 is the digit 0"
 
 
 @pytest.mark.parametrize(
-    ("name", "file"), [("cifar10", "cifar-10-python.tar.gz"), ("cifar100", "cifar-100-python"), ("svhn", "train_32x32")]
+    ("name", "file"),
+    [
+        ("cifar10", "cifar-10-python.tar.gz"),
+        ("cifar100", "cifar-100-python"),
+        ("svhn", "train_32x32"),
+    ],
 )
 def test_without_a_network_the_missing_file_is_named(settings, tmp_path, offline, name, file):
-    with pytest.raises(InputError, match=rf"{name} is not there whole and could not be downloaded \(.*no network.*\); put {file}"):
+    with pytest.raises(
+        InputError,
+        match=rf"{name} is not there whole and could not be downloaded \(.*no network.*\); put {file}",
+    ):
         sources.open_source(of(settings, name, tmp_path))
 
 
