@@ -67,7 +67,7 @@ def clean(tmp_path, block) -> store.ImageSet:
     return write_set(tmp_path / "clean", block)
 
 
-def make_block(n: int, size: int = 32, n_classes: int = 3, seed: int = 0) -> store.Block:
+def make_block(n: int, size: int = 16, n_classes: int = 3, seed: int = 0) -> store.Block:
     """Random images, classes in turn, every fourth row for validation."""
     generator = np.random.default_rng(seed)
     return store.Block(

@@ -19,7 +19,7 @@ class Tiny(nn.Module):
             nn.BatchNorm2d(4),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(4 * 8 * 8, 3),
+            nn.Linear(4 * 4 * 4, 3),
         )
 
     def forward(self, images):
