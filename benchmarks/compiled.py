@@ -1,7 +1,8 @@
-"""torch.compile against the pipeline's own way of computing, on this machine: `python -m benchmarks.compiled`.
+"""Compare torch.compile with the pipeline's own way of computing, on this machine.
 
-The gradient of an attack and a training step without its optimiser, on one batch of random 32x32 images, in turns after a warm-up of each.
-Mode `reduce-overhead` runs CUDA graphs and is tried on a GPU alone.
+Run `python -m benchmarks.compiled`. It measures the gradient of an attack, and a training step
+without its optimiser, on one batch of random 32x32 images. Both ways alternate after a warm-up of
+each. Mode `reduce-overhead` uses CUDA graphs and runs only on a GPU.
 """
 
 import functools
@@ -25,7 +26,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def attacked(network: models.ResNet, processor: torch.device) -> Forward:
-    """The network as attacks see it."""
+    """Return the network as attacks see it."""
     fast = device.multiplies_bfloat16(processor)
     return (
         matrix_products.Frozen(network, 32, torch.bfloat16)
@@ -35,7 +36,7 @@ def attacked(network: models.ResNet, processor: torch.device) -> Forward:
 
 
 def trained(network: nn.Module, processor: torch.device) -> Forward:
-    """The network as training sees it."""
+    """Return the network as training sees it."""
     network.train().to(memory_format=torch.channels_last)
     if precision.precision_for("auto", processor) == "bf16":
         return functools.partial(matrix_products.training_logits, network, dtype=torch.bfloat16)
@@ -43,7 +44,7 @@ def trained(network: nn.Module, processor: torch.device) -> Forward:
 
 
 def gradient(forward: Forward, images: Tensor, labels: Tensor, parameters: list[Tensor]) -> None:
-    """The gradient of the parameters, or of the pixels where there are none."""
+    """Compute the gradient of the parameters, or of the pixels where `parameters` is empty."""
     pixels = images.clone().requires_grad_(not parameters)
     torch.autograd.grad(
         functional.cross_entropy(forward(pixels), labels, reduction="sum"), parameters or [pixels]
@@ -55,7 +56,7 @@ def gradient(forward: Forward, images: Tensor, labels: Tensor, parameters: list[
 def figures(
     forward: Forward, images: Tensor, labels: Tensor, parameters: list[Tensor], mode: str
 ) -> dict[str, float]:
-    """Images a second of both ways, their ratio, and the seconds that compiling takes."""
+    """Return the images per second of both ways, their ratio, and the seconds to compile."""
     compiled = torch.compile(forward, mode=mode, dynamic=False)
     started = time.perf_counter()
     gradient(compiled, images, labels, parameters)
@@ -73,7 +74,7 @@ def figures(
 
 
 def main() -> None:
-    torch._inductor.config.force_disable_caches = True  # else a second run compiles in no time
+    torch._inductor.config.force_disable_caches = True  # else a second run reuses the cache
     processor = device.choose()
     torch.manual_seed(0)
     images, labels = (

@@ -1,4 +1,4 @@
-"""Seeds that depend on several numbers."""
+"""Derives seeds that depend on several numbers."""
 
 from typing import TYPE_CHECKING
 
@@ -9,5 +9,8 @@ if TYPE_CHECKING:
 
 
 def batch_seed(*numbers: int) -> int:
-    """A seed that depends on all the numbers and differs for neighbours (NumPy's SeedSequence)."""
+    """Return a seed that depends on all the numbers and differs for neighbours.
+
+    It comes from NumPy's SeedSequence.
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
