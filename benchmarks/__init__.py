@@ -1,1 +1,1 @@
-"""Measurements; their results lie in `benchmarks/results/` and name the machine."""
+"""Measure the pipeline; results are stored in `benchmarks/results/` and name the machine."""

@@ -1,4 +1,7 @@
-"""`python -m benchmarks.ensemble`: what the ensemble of params.yaml finds, beside AutoAttack's standard settings, on the same images."""
+"""Compare the ensemble of params.yaml with AutoAttack's standard settings on the same images.
+
+Run `python -m benchmarks.ensemble`.
+"""
 
 import argparse
 import time
@@ -60,7 +63,8 @@ def main() -> str:
             started = time.perf_counter()
             standing, about = ensemble.withstands(target, block, chosen, eps)
             console.say(
-                f"{name}: {about['attack']}: {100 * standing.mean():.1f} ({time.perf_counter() - started:.0f} s)"
+                f"{name}: {about['attack']}: {100 * standing.mean():.1f} "
+                f"({time.perf_counter() - started:.0f} s)"
             )
     return "done"
 

@@ -1,10 +1,12 @@
 """Compare attacks in bf16 with attacks in fp32 on the same models and images.
 
-Run `python -m benchmarks.fidelity --clean data/clean --model models/clean.safetensors models/robust.safetensors`; the architecture is the
-one in params.yaml unless `--architecture` names another, and results of each have their own file.
+Run `python -m benchmarks.fidelity --clean data/clean --model models/clean.safetensors
+models/robust.safetensors`. The architecture is the one in params.yaml unless `--architecture` names
+another. The results of each architecture have their own file.
 
-Both attack the validation images; the results are stored as uint8, and the exact fp32 network judges them. A model that is adversarially
-trained online, from the first one given, in EPOCHS short epochs, is compared too: its gradients are of another kind.
+Both precisions attack the validation images. The results are stored as uint8, and the exact fp32
+network judges them. One more model is compared, because its gradients are of another kind: the
+first given model after EPOCHS short epochs of online adversarial training.
 """
 
 import argparse
@@ -37,7 +39,7 @@ SPECS: dict[str, dict[str, object]] = {
 def attacked(
     exact: models.ResNet, precision: str, spec: Attack, val: store.Block, processor: torch.device
 ) -> NDArray[np.uint8]:
-    """The stored adversarial images of `val` (N, 3, H, W), made in one precision."""
+    """Return the stored adversarial images of `val` (N, 3, H, W), made in one precision."""
     network = (
         matrix_products.Frozen(exact, val.images.shape[2], torch.bfloat16)
         if precision == "bf16"
@@ -56,7 +58,10 @@ def attacked(
 def adversarially_trained(
     network: models.ResNet, train: store.Block, processor: torch.device
 ) -> models.ResNet:
-    """The network after EPOCHS of training on PGD images made against itself at every step (Madry et al., ICLR 2018)."""
+    """Train the network for EPOCHS on PGD images made against itself at every step, and return it.
+
+    The method is that of Madry et al. (ICLR 2018).
+    """
     spec = Attack.model_validate(
         {"attack": "PGD", "eps": "8/255", "alpha": "4/255", "steps": 3, "random_start": True}
     )
@@ -74,7 +79,11 @@ def adversarially_trained(
 
 
 def compare(network: models.ResNet, val: store.Block, processor: torch.device) -> dict[str, Any]:
-    """Accuracy under both precisions, the share of equal pixels, and the largest step away from the clean image."""
+    """Return accuracy under both precisions, the share of equal pixels, and the largest step.
+
+    Accuracies are in percent. The step is the largest distance from a clean image, in levels of
+    1/255.
+    """
     exact = networks.frozen_copy(network).to(processor)
     rows = {}
     for name, entry in SPECS.items():

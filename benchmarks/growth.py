@@ -1,7 +1,8 @@
-"""Time and peak memory against the number of images and their size: `make growth`.
+"""Measure time and peak memory against the number of images and their size: `make growth`.
 
-Every measurement runs in a process of its own, so that its peak memory is its own; images are random and made shard by shard. The three
-streams of the mix are read from one set of images. Where a set of a million is too slow to attack, its row says so by its absence.
+Every measurement runs in its own process, so that its peak memory is its own. Images are random and
+made shard by shard. The three streams of the mix are read from one set of images. The table has no
+entry where a set is too large to attack in reasonable time.
 """
 
 import argparse
@@ -20,7 +21,7 @@ RESULT = Path(__file__).parent / "results" / "growth.json"
 PLOT = Path("docs/results/growth.png")
 COUNTS, SIZES = (1_000, 10_000, 100_000, 1_000_000), (32, 64, 128, 224)
 SIZED = {"write": 4_096, "read": 4_096, "loading": 4_096, "fgsm": 128}  # images of each of SIZES
-MOST = {"fgsm": 100_000}  # images of 32x32; the others go on to the end of COUNTS
+MOST = {"fgsm": 100_000}  # images of 32x32; all other work runs up to the last of COUNTS
 TEXTS = {
     "write": "write to the store and read back",
     "read": "read all, checked",
@@ -32,7 +33,7 @@ MIX = {"clean": 64, "fgsm": 32, "pgd": 32}
 
 
 def write(folder: Path, n_images: int, size: int) -> None:
-    """An image set of one random shard, over and over; ids tell its rows apart."""
+    """Write an image set that repeats one random shard; ids tell its rows apart."""
     import numpy as np
 
     from pipeline.base import store
@@ -61,7 +62,7 @@ def read(folder: Path, *_: int) -> None:
 
 
 def loading(folder: Path, *_: int) -> None:
-    """Opening the sets, which checks them, and one epoch."""
+    """Open the sets, which checks them, and read one epoch."""
     import torch
 
     from pipeline.base import store
@@ -107,9 +108,10 @@ WORK: dict[str, Callable[[Path, int, int], None]] = {
 
 
 def measure(name: str, folder: Path, n_images: int, size: int) -> dict[str, float]:
-    """Seconds and peak MiB of one piece of work in this process, which must not have done any before.
+    """Return the seconds and peak MiB of one piece of work in this process.
 
-    Importing is not counted in the seconds; its memory is, and told apart as `imports_mib`.
+    The process must not have done any work before. The seconds exclude imports. The peak includes
+    their memory, which is also given separately as `imports_mib`.
     """
     import torchattacks  # noqa: F401
 
@@ -127,7 +129,10 @@ def measure(name: str, folder: Path, n_images: int, size: int) -> dict[str, floa
 
 
 def peak_mib() -> float:
-    """Peak memory of this process. Not resource.getrusage, whose maximum is handed down by the parent process."""
+    """Return the peak memory of this process in MiB.
+
+    resource.getrusage does not serve here: a process inherits that maximum from its parent.
+    """
     line = next(
         line
         for line in Path("/proc/self/status").read_text().splitlines()
@@ -137,7 +142,7 @@ def peak_mib() -> float:
 
 
 def row(name: str, folder: Path, n_images: int, size: int) -> dict[str, Any]:
-    """One measurement, in a process of its own."""
+    """Return one measurement, made in its own process."""
     command = [
         sys.executable,
         "-m",
@@ -155,19 +160,26 @@ def row(name: str, folder: Path, n_images: int, size: int) -> dict[str, Any]:
 
 
 def rows(names: list[str], n_images: int, size: int) -> list[dict[str, Any]]:
-    """The measurements that use one set of images, which the first of them writes."""
+    """Return the measurements that use one set of images, which the first of them writes."""
     with tempfile.TemporaryDirectory(dir=".") as folder:
         return [row(name, Path(folder), n_images, size) for name in names]
 
 
 def by_size(size: int) -> list[dict[str, Any]]:
-    """Attacking large images is slow, so a smaller set is made for it; the writing of that one does not count."""
+    """Return the measurements for images of one size.
+
+    Attacking large images is slow, so a smaller set is made for it. The row for writing that set is
+    dropped.
+    """
     others = [name for name in TEXTS if name != "fgsm"]
     return rows(others, SIZED["read"], size) + rows(["write", "fgsm"], SIZED["fgsm"], size)[1:]
 
 
 def table(results: list[dict[str, Any]], key: str) -> str:
-    """Seconds for 1,000 images and peak MiB above the imports of every work, against `key`."""
+    """Return a table of all work against `key`.
+
+    It gives the seconds for 1,000 images, and the peak MiB above that of the imports.
+    """
     lines = []
     for value in sorted({result[key] for result in results}):
         line: dict[str, object] = {"images" if key == "images" else "pixels a side": value}
@@ -181,7 +193,10 @@ def table(results: list[dict[str, Any]], key: str) -> str:
 
 
 def _cell(result: dict[str, Any]) -> str:
-    return f"{1000 * result['seconds'] / result['images']:.3g} s, {result['peak_mib'] - result['imports_mib']:,.0f} MiB"
+    return (
+        f"{1000 * result['seconds'] / result['images']:.3g} s, "
+        f"{result['peak_mib'] - result['imports_mib']:,.0f} MiB"
+    )
 
 
 def plot(results: dict[str, list[dict[str, Any]]]) -> None:

@@ -1,8 +1,9 @@
-"""Mixed batches read from the disk, against the same images in memory: `python -m benchmarks.loading`.
+"""Compare mixed batches read from the disk with the same images in memory.
 
-Three streams of random 32x32 images, 100,000 in all, in batches of 128. Both ways give the same batches, in
-turns (A B A B ...) in one process; medians of PASSES epochs after one to warm up. Before a cold pass the page
-cache gives up the shards. Memory is what the process takes besides the page cache (RssAnon).
+Run `python -m benchmarks.loading`. It uses three streams of random 32x32 images, 100,000 in all, in
+batches of 128. Both ways give the same batches and alternate (A B A B ...) in one process. Results
+are medians of PASSES epochs after one warm-up epoch. The page cache drops the shards before every
+cold pass. Memory is what the process uses besides the page cache (RssAnon).
 """
 
 import os
@@ -45,7 +46,7 @@ def mixed(sets: dict[str, store.ImageSet], images: Images) -> MixedBatches:
 
 
 def seconds(batches: MixedBatches, epoch: int) -> float:
-    """Time one epoch."""
+    """Return the seconds that one epoch takes."""
     started = time.perf_counter()
     for _ in batches.epoch(epoch):
         pass
@@ -53,20 +54,20 @@ def seconds(batches: MixedBatches, epoch: int) -> float:
 
 
 def forget(folder: Path) -> None:
-    """Have the page cache give up all shards, which must not be mapped by now."""
+    """Drop all shards from the page cache; none of them may be mapped at that time."""
     for path in folder.rglob("*.h5"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def anonymous_mib() -> float:
-    """Return the memory of this process besides files."""
+    """Return the MiB of memory that this process uses besides files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 
 
 def memory(make: Callable[[], MixedBatches]) -> tuple[MixedBatches, float]:
-    """Return batches, and the MiB that they take for one epoch."""
+    """Return the batches, and the MiB that they take for one epoch."""
     before = anonymous_mib()
     batches = make()
     seconds(batches, 0)
@@ -74,7 +75,7 @@ def memory(make: Callable[[], MixedBatches]) -> tuple[MixedBatches, float]:
 
 
 def measure(folder: Path) -> list[dict[str, object]]:
-    """Return a row for each way."""
+    """Return one row for each way."""
     sets = {name: write(folder / name, n_images) for name, n_images in SIZES.items()}
     stored = list(sets.values())
     mapped, mapped_mib = memory(lambda: mixed(sets, MappedImages(stored, CPU)))
@@ -110,7 +111,7 @@ def measure(folder: Path) -> list[dict[str, object]]:
 
 
 def in_memory(sets: list[store.ImageSet]) -> HeldImages:
-    """Hold the training images of some sets in one array."""
+    """Return the training images of some sets, held in one array."""
     return HeldImages(
         torch.cat([torch.from_numpy(each.load("train").images) for each in sets]), CPU
     )

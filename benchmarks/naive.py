@@ -1,6 +1,8 @@
-"""The recipe as it is usually written, to measure against: torchattacks on the model as it comes, DataLoaders over per-image reads.
+"""Run the recipe as it is usually written, as the baseline of the benchmarks.
 
-`python -m benchmarks.naive FOLDER` carries out both phases, with the images, epochs, batches and learning rates of params.yaml, in FOLDER.
+It uses torchattacks on the unmodified model, and DataLoaders that read image by image. `python -m
+benchmarks.naive FOLDER` runs both phases in FOLDER, with the images, epochs, batches and learning
+rates of params.yaml.
 """
 
 import copy
@@ -25,7 +27,7 @@ WORKERS = 2
 
 
 class Stored(Dataset[tuple[Tensor, int]]):
-    """One image a read, float32, from a file that every worker opens for itself."""
+    """A data set that reads one float32 image at a time; every worker opens the file for itself."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,7 +45,7 @@ class Stored(Dataset[tuple[Tensor, int]]):
 
 
 def mixed_batches(clean: Path, fgsm: Path, pgd: Path) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of 64 + 32 + 32 images from three shuffled loaders, shuffled together."""
+    """Yield batches of 64 + 32 + 32 images from three shuffled loaders, shuffled together."""
     loaders: list[DataLoader[tuple[Tensor, int]]] = [
         DataLoader(
             ConcatDataset([Stored(path)]),
@@ -84,7 +86,7 @@ def training_step(
 
 
 def recipe(settings: document.Document, folder: Path) -> None:
-    """From the raw images to the fine-tuned network."""
+    """Run the recipe from the raw images to the fine-tuned network."""
     source = sources.open_source(settings.data)
     rows = preparation.choose_rows(source.labels, settings.data)
     split = preparation.split_rows(source.labels[rows], settings.data)
@@ -123,7 +125,7 @@ def fit(
     val: list[Path],
     settings: Training,
 ) -> None:
-    """Train, and end with the weights of the epoch that is best on the validation images."""
+    """Train, then load the weights of the epoch that is best on the validation images."""
     optimizer = torch.optim.SGD(
         network.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay
     )

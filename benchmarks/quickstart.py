@@ -1,7 +1,9 @@
-"""The recipe as a whole, from raw digits to the fine-tuned network, by `dvc repro` and as it is usually written.
+"""Compare `dvc repro` with the usual way, from raw digits to the fine-tuned network.
 
-`python -m benchmarks.quickstart`: both do the quickstart's work up to the robust model, start-ups included, in turns; the medians of
-PAIRS pairs count. Judging, refreshing and auditing are left out: only the pipeline has them. Works in a clone of the last commit.
+Run `python -m benchmarks.quickstart`. Both ways do the quickstart's work up to the robust model,
+including start-up, and alternate. Results are the medians of PAIRS pairs. Judging, refreshing and
+auditing are left out, because only the pipeline has them. The benchmark works in a clone of the
+last commit.
 """
 
 import os
@@ -20,7 +22,7 @@ PAIRS = 5
 
 
 def seconds(*arguments: str, folder: Path) -> float:
-    """How long a Python module takes in a folder."""
+    """Return the seconds that a Python module takes in a folder."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     started = time.perf_counter()
     subprocess.run(
@@ -48,7 +50,8 @@ def main() -> None:
     figures = {**medians, "ratio": round(medians["usual way"] / medians["pipeline"], 2)}
     files.write_json(RESULT, {"machine": machine(), "pairs": PAIRS, "seconds": figures})
     print(
-        f"{machine()}; medians of {PAIRS} pairs, seconds\n\n{markdown([{'what': 'quickstart up to the robust model', **figures}])}"
+        f"{machine()}; medians of {PAIRS} pairs, seconds\n\n"
+        f"{markdown([{'what': 'quickstart up to the robust model', **figures}])}"
     )
 
 

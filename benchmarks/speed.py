@@ -1,6 +1,7 @@
-"""The pipeline against the recipe as it is usually written, on this machine: `make bench`.
+"""Compare the pipeline with the recipe as it is usually written, on this machine: `make bench`.
 
-Both do the same work on the same random 32x32 images, in turns (A B A B …), after a warm-up of each; the medians of PAIRS pairs count.
+Both do the same work on the same random 32x32 images. They alternate (A B A B …) after a warm-up of
+each. Results are the medians of PAIRS pairs.
 """
 
 import statistics
@@ -32,7 +33,7 @@ PAIRS, BATCH, ROWS, WRITTEN = 5, 128, 10_240, 100_000
 def compare(
     ours: Callable[[], object], theirs: Callable[[], object], n_images: int
 ) -> dict[str, float]:
-    """Images a second of both, and the ratio of ours to theirs."""
+    """Return the images per second of both, and the ratio of ours to theirs."""
     times: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
     for _ in range(PAIRS + 1):
         for work, taken in times.items():
@@ -52,7 +53,7 @@ def compare(
 def network_figures(
     architecture: str, block: store.Block, processor: torch.device
 ) -> dict[str, dict[str, float]]:
-    """FGSM, PGD and training steps on one batch."""
+    """Measure FGSM, PGD and training steps on one batch."""
     torch.manual_seed(0)
     network = models.get_model(architecture, num_classes=10).to(processor)
     images, labels = (
@@ -114,7 +115,7 @@ def exhaust(epoch: Callable[[int], Iterable[object]]) -> None:
 def loading_figures(
     block: store.Block, folder: Path, processor: torch.device
 ) -> dict[str, dict[str, float]]:
-    """One epoch of mixed batches."""
+    """Measure one epoch of mixed batches."""
     for name in ("clean", "fgsm", "pgd"):
         with h5py.File(folder / f"{name}.h5", "w") as file:
             file["images"], file["labels"] = (block.images / 255).astype(np.float32), block.labels
@@ -137,7 +138,11 @@ def write(path: Path, block: store.Block) -> None:
 
 
 def store_figures(block: store.Block, folder: Path) -> dict[str, dict[str, float]]:
-    """Images a second written, closed and read back with their SHA-256, against plain sequential writing of as many bytes."""
+    """Compare writing to the store with plain sequential writing of as many bytes.
+
+    The store's images are written, closed and read back with their SHA-256. Rates are in images per
+    second.
+    """
     many = store.join([block] * -(-WRITTEN // len(block))).select(
         np.arange(-(-WRITTEN // len(block)) * len(block)) < WRITTEN
     )

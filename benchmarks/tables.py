@@ -1,4 +1,4 @@
-"""How results are told: the machine in words, and tables as they stand in docs/performance.md."""
+"""Format results: describe the machine, and make the tables of docs/performance.md."""
 
 import os
 import platform
@@ -11,7 +11,10 @@ from pipeline.networks import device
 
 
 def machine() -> str:
-    """What a run computes on, such as "cpu (2 threads), 2 cores of AMD EPYC with AVX512, bf16, no AMX, torch 2.15.0"."""
+    """Return a description of the machine and the device that a run computes on.
+
+    An example is "cpu (2 threads), 2 cores of AMD EPYC with AVX512, bf16, no AMX, torch 2.15.0".
+    """
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = next(
@@ -20,12 +23,18 @@ def machine() -> str:
     )
     amx = "AMX" if torch.cpu._is_amx_tile_supported() else "no AMX"
     bf16 = "bf16" if device.multiplies_bfloat16(torch.device("cpu")) else "no bf16"
-    cpu = f"{os.cpu_count()} cores of {model} with {torch.backends.cpu.get_cpu_capability()}, {bf16}, {amx}"
+    cpu = (
+        f"{os.cpu_count()} cores of {model} with {torch.backends.cpu.get_cpu_capability()}, "
+        f"{bf16}, {amx}"
+    )
     return f"{device.describe(device.choose())}, {cpu}, torch {torch.__version__}"
 
 
 def markdown(rows: Sequence[Mapping[str, object]]) -> str:
-    """A Markdown table with the columns of the first row; numbers get thousands separators and at most three figures behind the point."""
+    """Return a Markdown table with the columns of the first row.
+
+    Integers get thousands separators. Other numbers below 100 get three significant figures.
+    """
     columns = list(rows[0])
     lines = [
         columns,

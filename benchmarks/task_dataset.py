@@ -1,6 +1,7 @@
-"""Prepare a made-up `Train.pt` of 100,000 images and tell time and peak memory: `python -m benchmarks.task_dataset`.
+"""Prepare a made-up `Train.pt` of 100,000 images, and measure time and peak memory.
 
-The file has the layout of the real one: a `TaskDataset` pickled under `__main__`, PIL images of 32x32, 10 % of them grey, classes of 409 to
+Run `python -m benchmarks.task_dataset`. The file has the layout of the real one: a `TaskDataset`
+pickled under `__main__` with PIL images of 32x32. Of these, 10 % are grey, and classes have 409 to
 31,802 images.
 """
 
@@ -25,7 +26,7 @@ CLASS_SIZES = [31_802, 20_000, 15_000, 11_000, 8_000, 6_000, 4_000, 2_500, 1_289
 
 
 class TaskDataset:
-    """What the task's own script saves."""
+    """The object that the task's own script saves."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -35,7 +36,7 @@ class TaskDataset:
 
 
 def make(path: Path) -> None:
-    """Write the file, random images in random order."""
+    """Write the file, with random images in random order."""
     generator = np.random.default_rng(0)
     dataset = TaskDataset()
     for number, label in enumerate(generator.permutation(np.repeat(np.arange(10), CLASS_SIZES))):

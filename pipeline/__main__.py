@@ -1,4 +1,8 @@
-"""`python -m pipeline repro | results | check | audit [PATH] | discard PATH | clean-partial | preset NAME`: the pipeline as a whole."""
+"""Run the commands that concern the pipeline as a whole.
+
+`python -m pipeline repro | results | check | audit [PATH] | discard PATH | clean-partial |
+preset NAME`.
+"""
 
 import argparse
 from pathlib import Path
@@ -62,7 +66,10 @@ def main() -> str:
 
 
 def clean_partial() -> str:
-    """Delete what interrupted runs left behind and what is kept of finished ones, name by name; no stage's output is touched."""
+    """Delete the unfinished work of interrupted runs, and what is kept of finished runs.
+
+    Print the path of each. No stage's output is touched.
+    """
     found = unfinished.left_behind()
     for path in found:
         console.say(str(path))
@@ -71,7 +78,10 @@ def clean_partial() -> str:
 
 
 def audit_project(path: Path) -> str:
-    """Audit a project folder, or one image set in it; prints the whole table and writes nothing."""
+    """Audit a project folder, or one image set in it.
+
+    Print the whole table and write nothing.
+    """
     from pipeline.audit import audit
     from pipeline.networks import device
 

@@ -1,7 +1,8 @@
-"""Deletes a damaged result, and what is damaged of it in DVC's cache, so that `dvc repro` makes it again.
+"""Delete a damaged result and its damaged objects in DVC's cache.
 
-Where a result is a hard link into the cache, both are damaged at once, and DVC would bring the damaged one back: it trusts cached objects
-that are read-only, and files whose size and time have not changed. Here every MD5 is computed.
+Afterwards `dvc repro` makes the result again. A result may be a hard link into the cache. Then
+both are damaged at once, and DVC would restore the damaged one. DVC trusts cached objects that are
+read-only, and files whose size and time have not changed. This module computes every MD5.
 """
 
 import json
@@ -20,10 +21,12 @@ _OBJECT = re.compile(r"[0-9a-f]{30}(\.dir)?")
 
 
 def discard(path: Path) -> str:
-    """Delete a damaged image set or model, or the one that `path` is part of, and its damaged objects in DVC's cache.
+    """Delete a damaged image set or model, and its damaged objects in DVC's cache.
 
-    Damaged is what has another MD5 than `dvc.lock` or its own name says; nothing else is deleted, and nothing before all of it was read.
-    Raises InputError for a path that is no such result, and where nothing is damaged.
+    `path` is the result itself or a part of it. A result is damaged where its MD5 is not the one
+    in `dvc.lock`. A cached object is damaged where its MD5 is not the one in its name. Nothing
+    else is deleted, and nothing is deleted before all of it was read. Raises InputError for a
+    path that is no such result, and where nothing is damaged.
     """
     root, out, stages = _recorded(path)
     with place.only_one(root):
@@ -34,21 +37,31 @@ def discard(path: Path) -> str:
         is_whole = os.path.lexists(result) and _md5(result) in stages.values()
         deleted = [result] if os.path.lexists(result) and not is_whole else []
         if not deleted and not objects and is_whole:
-            again = f"`dvc repro --force --single-item {next(iter(stages))}` makes it again all the same"
+            again = (
+                f"`dvc repro --force --single-item {next(iter(stages))}` makes it again all the "
+                "same"
+            )
             raise InputError(f"{out}: not damaged: it is as {lineage.RECORDED} records it; {again}")
         if not deleted and not objects:
             raise InputError(
-                f"{out}: not there, and nothing of it in DVC's cache is damaged; `dvc repro` brings it back"
+                f"{out}: not there, and nothing of it in DVC's cache is damaged; "
+                "`dvc repro` brings it back"
             )
         for each in (*objects, *deleted):
             console.say(str(each))
         unfinished.clear([*objects, *deleted])
     kept = "; the result itself is whole and was kept" if is_whole else ""
-    return f"{out}: deleted what was damaged: {len(deleted) + len(objects)} of the above{kept}; `dvc repro` makes it again"
+    return (
+        f"{out}: deleted what was damaged: {len(deleted) + len(objects)} of the above{kept}; "
+        "`dvc repro` makes it again"
+    )
 
 
 def _recorded(path: Path) -> tuple[Path, str, dict[str, str]]:
-    """The project folder, the result that `path` is or is part of, and the MD5 that each stage records of it."""
+    """Return the project folder, the result, and the MD5 that each stage records of the result.
+
+    The result is `path` itself or contains it.
+    """
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - not resolved: results may be links into DVC's cache
     root = next(
         (
@@ -67,7 +80,8 @@ def _recorded(path: Path) -> tuple[Path, str, dict[str, str]]:
     found = [out for out in outs if wanted.is_relative_to(out)]
     if not found or ".." in Path(found[0]).parts:
         raise InputError(
-            f"{path}: no image set or model that {lineage.RECORDED} records; there are {', '.join(sorted(outs))}"
+            f"{path}: no image set or model that {lineage.RECORDED} records; "
+            f"there are {', '.join(sorted(outs))}"
         )
     return (
         root,
@@ -77,7 +91,10 @@ def _recorded(path: Path) -> tuple[Path, str, dict[str, str]]:
 
 
 def _md5(result: Path) -> str:
-    """The MD5 of a file or folder; raises InputError for links whose disk is not there, and OSError for what cannot be read."""
+    """Return the MD5 of a file or folder.
+
+    Raises InputError for links whose disk is not there, and OSError for what cannot be read.
+    """
     for file in lineage.files(result) if result.is_dir() else [result]:
         limits.regular(file, "restore it first")
     return lineage.md5(result)
@@ -91,7 +108,10 @@ def _cache(root: Path) -> Path:
 
 
 def _objects(cache: Path, md5s: set[str]) -> Iterator[Path]:
-    """The cached objects of a result; all objects of the cache where the list of a folder's files is lost."""
+    """Yield the cached objects of a result.
+
+    Where the list of a folder's files is lost, yield all objects of the cache.
+    """
     for md5 in md5s:
         own = _place(cache, md5)
         if own.is_file():
@@ -110,5 +130,5 @@ def _place(cache: Path, md5: str) -> Path:
 
 
 def _is_damaged(cached: Path) -> bool:
-    """Whether the content of a cached object has another MD5 than its name says."""
+    """Return whether the content of a cached object has another MD5 than its name says."""
     return lineage.md5(cached) != f"{cached.parent.name}{cached.name.removesuffix('.dir')}"

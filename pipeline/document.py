@@ -1,4 +1,4 @@
-"""The whole of `params.yaml`: every section, and what must hold between them."""
+"""Check the whole of `params.yaml`: every section, and the rules between sections."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,10 @@ from pipeline.train.params import Training
 
 
 class Document(Section):
-    """Every section of `params.yaml`, with what it inherits from `seed`, `precision`, `training` and `mix`."""
+    """Every section of `params.yaml`.
+
+    Sections include what they inherit from `seed`, `precision`, `training` and `mix`.
+    """
 
     seed: int
     precision: str
@@ -68,14 +71,20 @@ class Document(Section):
         }
 
     def architecture_of(self, model: str) -> str:
-        """Return the architecture of a model by its name: that of the network that its first training began with."""
+        """Return the architecture of a model, by the model's name.
+
+        It is the architecture of the network that the model's first training began with.
+        """
         if model in self.finetuned:
             return self.architecture_of(self.finetuned[model].of)
         start = self.online[model].start if model in self.online else CLEAN
         return start.architecture if isinstance(start, Model) else self.model.architecture
 
     def mix_of(self, model: str) -> dict[str, float]:
-        """Return the shares of the stored sets that a model is fine-tuned on, by name; none for other models."""
+        """Return the shares of the stored sets that a model is fine-tuned on, by name.
+
+        The result is empty for a model that is not fine-tuned.
+        """
         return self.finetuned[model].mix if model in self.finetuned else {}
 
     @model_validator(mode="after")
@@ -83,12 +92,14 @@ class Document(Section):
         for name, attack in self.attacks.items():
             if name in (CLEAN, MIXED):
                 raise ValueError(
-                    f"attacks.{name}: expected another name, {CLEAN!r} and {MIXED!r} mean other images, found {name!r}"
+                    f"attacks.{name}: expected another name, "
+                    f"{CLEAN!r} and {MIXED!r} mean other images, found {name!r}"
                 )
             lowest = attack.eps.bounds[0] if isinstance(attack.eps, Spread) else attack.eps
             if lowest < 1 / 255:
                 raise ValueError(
-                    f"attacks.{name}.eps: expected at least 1/255, the step between stored pixels, found {lowest}"
+                    f"attacks.{name}.eps: expected at least 1/255, "
+                    f"the step between stored pixels, found {lowest}"
                 )
         return self
 
@@ -97,7 +108,8 @@ class Document(Section):
         for name in self.finetuned:
             if name == CLEAN or name in self.online:
                 raise ValueError(
-                    f"finetuned.{name}: expected a name that no other model has, found {name!r} again"
+                    f"finetuned.{name}: expected a name that no other model has, "
+                    f"found {name!r} again"
                 )
         if CLEAN in self.online:
             raise ValueError(
@@ -107,7 +119,8 @@ class Document(Section):
         for name, recipe in self.finetuned.items():
             if recipe.of not in self.attacked or name not in known:
                 raise ValueError(
-                    f"finetuned.{name}.of: expected an attacked model ({', '.join(self.attacked)}), found {recipe.of!r}"
+                    f"finetuned.{name}.of: expected an attacked model "
+                    f"({', '.join(self.attacked)}), found {recipe.of!r}"
                 )
         for key, names, allowed in (
             ("attacked", self.attacked, known),
@@ -127,7 +140,8 @@ class Document(Section):
             for name in recipe.mix.keys() - {CLEAN, *self.attacks, *others}:
                 where = "mix" if recipe.mix == self.mix else f"finetuned.{model}.mix"
                 raise ValueError(
-                    f"{where}.{name}: expected {CLEAN}, a name from attacks ({', '.join(self.attacks)}) or one from sources"
+                    f"{where}.{name}: expected {CLEAN}, a name from attacks "
+                    f"({', '.join(self.attacks)}) or one from sources"
                     f" ({', '.join(others) or 'here none'}), found {name!r}"
                 )
         return self
@@ -138,7 +152,8 @@ class Document(Section):
         for name in judged:
             if name not in known or judged.count(name) > 1:
                 raise ValueError(
-                    f"evaluate.models: expected some of {', '.join(known)}, each once, found {name!r}"
+                    f"evaluate.models: expected some of {', '.join(known)}, each once, "
+                    f"found {name!r}"
                 )
         for name in known:
             if name not in judged:
@@ -147,7 +162,8 @@ class Document(Section):
                 )
         if self.evaluate.stored not in self.attacked:
             raise ValueError(
-                f"evaluate.stored: expected an attacked model ({', '.join(self.attacked)}), found {self.evaluate.stored!r}"
+                f"evaluate.stored: expected an attacked model ({', '.join(self.attacked)}), "
+                f"found {self.evaluate.stored!r}"
             )
         if self.export.model not in known:
             raise ValueError(
@@ -157,5 +173,8 @@ class Document(Section):
 
 
 def load(path: Path) -> Document:
-    """Return the checked contents of a whole params file; raises InputError as `base.params.load` does, also for unknown sections."""
+    """Return the checked contents of a whole params file.
+
+    Raises InputError as `base.params.load` does, also for unknown sections.
+    """
     return params.load(path, Document, params.read(path))

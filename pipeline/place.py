@@ -1,6 +1,7 @@
-"""Whether a project can run where it is: its files, its Git repository, its folders, the locks of its disk.
+"""Check whether a project can run in its folder.
 
-DVC finds these out late, after hours of work, or gives another reason than the true one.
+The checks cover its files, its Git repository, its folders and the locks of its disk. DVC notices
+such problems late, after hours of work, or reports another reason than the true one.
 """
 
 import contextlib
@@ -24,7 +25,8 @@ def check(root: Path) -> None:
     missing = [name for name in (lineage.DECLARED, str(params.FILE)) if not (root / name).is_file()]
     if missing:
         raise InputError(
-            f"{root.absolute()}: not the project folder: no {' and no '.join(missing)}; change to the folder that holds them"
+            f"{root.absolute()}: not the project folder: no {' and no '.join(missing)}; "
+            "change to the folder that holds them"
         )
     git = next(
         (
@@ -41,19 +43,26 @@ def check(root: Path) -> None:
         )
     if git is None and setting(root, "core.no_scm") != "true":
         raise InputError(
-            f"{root.absolute()}: not in a Git repository; run `git init`, or `dvc config --local core.no_scm true`"
+            f"{root.absolute()}: not in a Git repository; run `git init`, "
+            "or `dvc config --local core.no_scm true`"
         )
     for folder in [DVC, *lineage.output_folders(root)]:
         _check_link(root, folder, git)
 
 
 def setting(root: Path, key: str) -> str:
-    """Return a setting of DVC, from whichever of its files; empty where there is none."""
+    """Return a setting of DVC, from any of its configuration files.
+
+    The result is empty where the setting is missing.
+    """
     return ask_dvc(root, "config", key)
 
 
 def ask_dvc(root: Path, *arguments: str) -> str:
-    """Return what a command of DVC prints in a project folder; empty where it fails."""
+    """Return what a command of DVC prints in a project folder.
+
+    The result is empty where the command fails.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "dvc", *arguments],
         cwd=root,
@@ -66,9 +75,11 @@ def ask_dvc(root: Path, *arguments: str) -> str:
 
 @contextlib.contextmanager
 def only_one(root: Path) -> Iterator[None]:
-    """Refuse to run beside another `repro` in the same folder; the lock ends with the process, in whatever way that ends.
+    """Refuse to run beside another `repro` in the same folder.
 
-    On a disk without locks, DVC's own lock must do.
+    The operating system releases the lock when the process ends, also after a crash. On a disk
+    without locks, only DVC's own lock protects the folder. Raises InputError where another `repro`
+    is running, and where DVC's own lock does not work either.
     """
     lock = root / DVC / "tmp" / "repro.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +88,8 @@ def only_one(root: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                "another `repro` is running in this folder; wait for it, or stop it with Ctrl-C in its terminal"
+                "another `repro` is running in this folder; wait for it, "
+                "or stop it with Ctrl-C in its terminal"
             ) from None
         except OSError as error:
             _expect_other_locks(root, error)
@@ -85,7 +97,10 @@ def only_one(root: Path) -> Iterator[None]:
 
 
 def _expect_other_locks(root: Path, error: OSError) -> None:
-    """Raise InputError unless DVC is set to lock by hard links, and no lock of the other kind is left to keep it from that."""
+    """Raise InputError unless DVC can lock by hard links.
+
+    DVC must be set to do so, and no lock file of the other kind may be left that prevents it.
+    """
     left = DVC / "tmp" / "lock"
     commands = (
         []
@@ -97,12 +112,16 @@ def _expect_other_locks(root: Path, error: OSError) -> None:
     if commands:
         disk = next(folder for folder in (root / left).resolve().parents if os.path.ismount(folder))
         raise InputError(
-            f"{disk}: this disk has no file locks ({error.strerror}), which DVC needs; run `{' && '.join(commands)}`"
+            f"{disk}: this disk has no file locks ({error.strerror}), which DVC needs; "
+            f"run `{' && '.join(commands)}`"
         ) from error
 
 
 def _check_link(root: Path, folder: Path, git: Path | None) -> None:
-    """Raise InputError where a folder leads out of the Git repository, unless DVC is set to use none."""
+    """Raise InputError where a folder is a link out of the Git repository.
+
+    Such links are accepted where DVC is set to use no repository.
+    """
     path = root / folder
     if (
         git is None
@@ -118,6 +137,7 @@ def _check_link(root: Path, folder: Path, git: Path | None) -> None:
     )
     cache = shlex.quote(str(path.resolve() / "dvc-cache"))
     raise InputError(
-        f"{folder}: a link out of the Git repository, to {path.readlink()}, and DVC stores nothing through such a link; {keep}"
+        f"{folder}: a link out of the Git repository, to {path.readlink()}, "
+        f"and DVC stores nothing through such a link; {keep}"
         f"`dvc config --local cache.dir {cache} && dvc config --local cache.type symlink`"
     )

@@ -1,4 +1,7 @@
-"""Presets: whole settings for known jobs. `quickstart` is complete, the others hold what differs from it."""
+"""Write presets, which are whole settings for known jobs.
+
+The preset `quickstart` is complete. The others contain only what differs from it.
+"""
 
 import copy
 import io
@@ -20,15 +23,15 @@ BASE = "quickstart"
 
 
 def names() -> list[str]:
-    """Return the names of the presets that there are."""
+    """Return the names of all presets, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def complete(name: str) -> str:
     """Return the whole text of `params.yaml` for a preset.
 
-    It is that of the quickstart, comments and anchors included, with the preset's values in their
-    places. A value that an anchor marks changes wherever the anchor is used.
+    It is the text of the quickstart, including comments and anchors, with the preset's values
+    inserted. A value that an anchor marks changes wherever the anchor is used.
     """
     text = (FOLDER / f"{BASE}.yaml").read_text(encoding="utf-8")
     if name == BASE:
@@ -48,7 +51,11 @@ def complete(name: str) -> str:
 
 
 def use(name: str) -> str:
-    """Write a preset as `params.yaml`; one that is no preset itself is kept beside it. Returns what to say of it."""
+    """Write a preset as `params.yaml`, and return a message about it.
+
+    A previous `params.yaml` that is not itself a preset is kept beside it as a backup. Raises
+    InputError for a name that no preset has.
+    """
     if name not in names():
         raise InputError(f"NAME={name}: no such preset; there are {', '.join(names())}")
     text, kept = complete(name), ""
@@ -92,7 +99,7 @@ def _merge(target: CommentedMap, changes: CommentedMap, whole: CommentedMap) -> 
 
 
 def _is_first(whole: CommentedMap, target: CommentedMap, key: str) -> bool:
-    """Return whether an anchored value is written here, and elsewhere only used."""
+    """Return whether an anchored value is defined here, and only used in other places."""
     place, name, _ = next(found for found in _places(whole) if found[2] is target[key])
     return place is target and name == key
 
@@ -103,7 +110,10 @@ def _replace(whole: CommentedMap, old: Any, new: Any) -> None:
 
 
 def _places(mapping: CommentedMap) -> list[tuple[CommentedMap, str, Any]]:
-    """Return every value that is no mapping, with the mapping that itself holds it, in the order of the file."""
+    """Return every value that is not a mapping, in the order of the file.
+
+    Each comes with the mapping that directly contains it, and with its key.
+    """
     found: list[tuple[CommentedMap, str, Any]] = []
     for name, value in mapping.non_merged_items():
         found += _places(value) if isinstance(value, CommentedMap) else [(mapping, name, value)]

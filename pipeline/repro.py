@@ -1,4 +1,7 @@
-"""One run of the pipeline: checked before it starts, stopped cleanly, and earlier results restored where it fails."""
+"""Run the pipeline once.
+
+The run is checked before it starts and stops cleanly. Earlier results are restored if it fails.
+"""
 
 import contextlib
 import json
@@ -43,8 +46,10 @@ def repro() -> str:
         with console.stopping() as stop:
             failed = _run_and_pass_on_signals([*dvc, "repro"], environment, stop)
         if failed:
-            # DVC deletes a stage's earlier outputs before it runs. They come back from its cache, and what it does not cache from here.
-            # (`persist: true` would keep those too, but DVC would then never take such a stage from its run cache: it would train again.)
+            # DVC deletes a stage's earlier outputs before it runs the stage. Cached outputs come
+            # back from DVC's cache, and the others from `small`. (`persist: true` would keep those
+            # too. But DVC would then never take such a stage from its run cache: it would train
+            # again.)
             subprocess.run(
                 [*dvc, "checkout", "--quiet", "dvc.yaml"],
                 env=environment,
@@ -63,7 +68,10 @@ def repro() -> str:
 
 
 def _is_judged() -> bool:
-    """Return whether the metrics are those of the models that are here, as where only a stage after the evaluations failed."""
+    """Return whether the stored metrics belong to the stored models.
+
+    This is the case where only a stage after the evaluations failed.
+    """
     try:
         metrics = {
             name: json.loads((METRICS / f"{name}.json").read_text("utf-8"))
@@ -80,9 +88,10 @@ def _is_judged() -> bool:
 def _run_and_pass_on_signals(
     command: list[str], environment: dict[str, str], stop: console.Stop
 ) -> bool:
-    """Run a command in a process group of its own; Ctrl-C and SIGTERM reach all of it, as Ctrl-C. Returns whether it failed.
+    """Run a command in its own process group, and return whether it failed.
 
-    A second signal kills the group.
+    Ctrl-C and SIGTERM are passed on to the whole group, both as Ctrl-C. A second signal kills the
+    group.
     """
     passed_on = False
     with subprocess.Popen(command, env=environment, process_group=0) as process:
@@ -126,7 +135,10 @@ def check() -> str:
 
 
 def _check_stages() -> None:
-    """Raise InputError for params that dvc.yaml cannot turn into stages whose inputs all exist or are made by another stage."""
+    """Raise InputError for params that dvc.yaml cannot turn into stages.
+
+    Each input of a stage must exist or be made by another stage.
+    """
     stages = lineage.declared(Path())
     outs = [Path(out) for stage in stages.values() for out in stage.outs]
     for name, stage in stages.items():
@@ -140,7 +152,10 @@ def _check_stages() -> None:
 
 
 def _check_classes(settings: Document) -> None:
-    """Raise InputError for an attack whose loss compares more classes than the source has; counts them only where one might."""
+    """Raise InputError for an attack whose loss compares more classes than the source has.
+
+    The classes are counted only if an attack compares more than two.
+    """
     if any(attack.fewest_classes > 2 for attack in settings.all_attacks.values()):
         from pipeline.prepare import sources
 
@@ -148,7 +163,10 @@ def _check_classes(settings: Document) -> None:
 
 
 def remove_undeclared_sets(settings: Document) -> None:
-    """Delete the adversarial sets of models and attacks that params.yaml no longer names, and say so; DVC's cache keeps them."""
+    """Delete the adversarial sets of models and attacks that params.yaml no longer names.
+
+    Print the path of each. DVC's cache keeps them.
+    """
     wanted = {
         ADVERSARIAL / model / attack for model in settings.attacked for attack in settings.attacks
     }
@@ -160,5 +178,6 @@ def remove_undeclared_sets(settings: Document) -> None:
         if folder not in wanted:
             shutil.rmtree(folder)
             console.say(
-                f"{folder}: removed, since {params.FILE} no longer asks for it (DVC's cache keeps it)"
+                f"{folder}: removed, since {params.FILE} no longer asks for it (DVC's cache keeps "
+                "it)"
             )

@@ -91,7 +91,7 @@ def write_set(path: Path, block: store.Block, shard_rows: int = 16, **attributes
 
 
 def renew_manifest(folder: Path, **attributes: object) -> None:
-    """Make the manifest of a set agree with its changed shards, as an attacker would who knows how."""
+    """Make the manifest of a set agree with its changed shards, as a skilled attacker would."""
     found = manifest.read(folder)
     shards = {
         name: dataclasses.replace(entry, sha256=files.sha256(folder / name))

@@ -16,10 +16,14 @@ from pipeline.attacks.parameters import ATTACK_PARAMETERS
 
 # For every parameter of torchattacks' attacks a value that makes it quick.
 PARAMETERS = {
-    "alpha": "2/255", "steps": 2, "random_start": True, "decay": 1.0, "eot_iter": 1, "loss": "ce", "m": 2, "N": 2, "beta": 0.9, "scale": 10,
-    "std": 0.1, "resize_rate": 0.9, "diversity_prob": 0.5, "kernel_name": "gaussian", "len_kernel": 5, "nsig": 3, "n_restarts": 1,
-    "rho": 0.75, "alpha_max": 0.1, "eta": 1.05, "multi_targeted": False, "n_queries": 5, "p_init": 0.8, "resc_schedule": True,
-    "version": "rand", "num_iter_set": 2, "momentum": 1.0, "amplification": 2.0, "prob": 0.7, "project_factor": 0.8,
+    "alpha": "2/255", "steps": 2, "random_start": True, "decay": 1.0, "eot_iter": 1,
+    "loss": "ce", "m": 2, "N": 2, "beta": 0.9, "scale": 10,
+    "std": 0.1, "resize_rate": 0.9, "diversity_prob": 0.5, "kernel_name": "gaussian",
+    "len_kernel": 5, "nsig": 3, "n_restarts": 1,
+    "rho": 0.75, "alpha_max": 0.1, "eta": 1.05, "multi_targeted": False, "n_queries": 5,
+    "p_init": 0.8, "resc_schedule": True,
+    "version": "rand", "num_iter_set": 2, "momentum": 1.0, "amplification": 2.0,
+    "prob": 0.7, "project_factor": 0.8,
     "noise_type": "gaussian", "noise_sd": 0.1, "noise_batch_size": 2, "batch_max": 8,
     "delta": 0.01, "lr": 0.01, "nb_iter": 1, "nb_sample": 4, "max_batch_size": 4,
 }  # fmt: skip
@@ -49,7 +53,10 @@ def under_main(monkeypatch, *kinds):
 
 
 def save_task_dataset(path: Path, images, classes, transform=None, **changes) -> Path:
-    """A real Train.pt of uint8 arrays (H, W, 3) or (H, W); ids from 500. Call `under_main` first."""
+    """Save a real Train.pt of uint8 arrays (H, W, 3) or (H, W), with ids from 500.
+
+    Call `under_main` first.
+    """
     dataset = TaskDataset(transform)
     dataset.ids = [500 + row for row in range(len(images))]
     dataset.imgs = [Image.fromarray(image) for image in images]
@@ -61,7 +68,10 @@ def save_task_dataset(path: Path, images, classes, transform=None, **changes) ->
 
 
 def write_cifar(root: Path, monkeypatch, name, pixels, labels):
-    """A small CIFAR in its own layout, with the MD5s that torchvision compares; `pixels` uint8 (N, 3072)."""
+    """Write a small CIFAR in its own layout, with the MD5s that torchvision compares.
+
+    `pixels` are uint8 (N, 3072).
+    """
     constructor, key, names_key = {
         "cifar10": (datasets.CIFAR10, "labels", "label_names"),
         "cifar100": (datasets.CIFAR100, "fine_labels", "fine_label_names"),
@@ -86,7 +96,10 @@ def write_cifar(root: Path, monkeypatch, name, pixels, labels):
 
 
 def state_dict(architecture: str) -> dict[str, torch.Tensor]:
-    """Random tensors for a stock network of 1,000 classes under the names in torchvision's files, which count no batches."""
+    """Return random tensors for a stock network of 1,000 classes.
+
+    They have the names in torchvision's files, which count no batches.
+    """
     torch.manual_seed(9)
     tensors = models.get_model(architecture).state_dict()
     return {
@@ -102,7 +115,10 @@ def state_dict_bytes(architecture: str) -> bytes:
 
 
 def replace_weights(monkeypatch, home: Path, architecture: str, content: bytes, host: str) -> Path:
-    """Let torchvision's IMAGENET1K_V1 of an architecture be `content` at http://host/; returns where torch's hub keeps it."""
+    """Let torchvision's IMAGENET1K_V1 of an architecture be `content` at http://host/.
+
+    Returns where torch's hub keeps it.
+    """
     name = f"{architecture}-{hashlib.sha256(content).hexdigest()[:8]}.pth"
 
     class StandIn(models.WeightsEnum):

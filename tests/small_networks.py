@@ -1,4 +1,7 @@
-"""Small networks of each kind that an evaluation must tell apart, trained in seconds on scikit-learn's digits at 8x8 pixels."""
+"""Small networks of each kind that an evaluation must tell apart.
+
+They are trained in seconds on scikit-learn's digits at 8x8 pixels.
+"""
 
 import numpy as np
 import torch
@@ -29,13 +32,17 @@ def digits() -> Block:
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
         nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10),
     ).eval()  # fmt: skip
 
 
 def pgd(model, images, labels, *, eps=EPS, steps=5, alpha=EPS / 3):
-    """Written out once more, so that what is tested does not also train; one step with alpha = eps is FGSM."""
+    """Attack with PGD, written a second time, so that the tested code does not also train.
+
+    One step with alpha = eps is FGSM.
+    """
     start = (
         images
         if steps == 1

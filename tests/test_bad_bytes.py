@@ -1,4 +1,7 @@
-"""Files that were tampered with, one thing at a time: each is refused, and the line says what was found."""
+"""Files that were tampered with, one thing at a time.
+
+Each is refused, and the line says what was found.
+"""
 
 import json
 import os
@@ -399,7 +402,10 @@ def test_class_names_that_would_write_to_the_terminal(opened, tmp_path):
     )
     with pytest.raises(
         InputError,
-        match=r"class_names: expected names of 1 to 200 printable letters, found '\\x1b\]0;title\\x07'",
+        match=(
+            r"class_names: expected names of 1 to 200 printable letters, found "
+            r"'\\x1b\]0;title\\x07'"
+        ),
     ):
         opened("npz", "x.npz")
 
@@ -466,7 +472,7 @@ STORAGE = torch.zeros(4).untyped_storage()
 
 
 class Rebuilt:
-    """A tensor as a hostile file describes it: this shape and step over a storage of four numbers."""
+    """A tensor as a hostile file describes it: this shape and stride over four stored numbers."""
 
     def __init__(self, size, stride, first=0, rebuild=torch._utils._rebuild_tensor_v2):
         self.call = (

@@ -1,4 +1,4 @@
-"""The real DVC in a tiny project: a result is damaged, `discard` and `dvc repro` are run, and it is as it was."""
+"""The real DVC in a tiny project: `discard` and `dvc repro` restore a damaged result."""
 
 import os
 import shutil
@@ -24,8 +24,10 @@ for part in [out] if out.suffix else [out / "00000.h5", out / "more" / "00001.h5
 STAGES = """
 stages:
   prepare: {cmd: python make.py data/clean, deps: [raw], outs: [data/clean]}
-  train: {cmd: python make.py models/clean.safetensors, deps: [data/clean], outs: [models/clean.safetensors]}
-  evaluate: {cmd: python make.py metrics/clean.json, deps: [models/clean.safetensors], metrics: [metrics/clean.json: {cache: false}]}
+  train: {cmd: python make.py models/clean.safetensors, deps: [data/clean], \
+outs: [models/clean.safetensors]}
+  evaluate: {cmd: python make.py metrics/clean.json, deps: [models/clean.safetensors], \
+metrics: [metrics/clean.json: {cache: false}]}
 """
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"
@@ -73,7 +75,10 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def folder(made, tmp_path, monkeypatch):
-    """A copy of the project with its results as hard links into its cache, as DVC makes them where it can."""
+    """A copy of the project with its results as hard links into its cache.
+
+    DVC makes such links where it can.
+    """
     shutil.copytree(made, tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")
     for name in lineage.files(Path()):
@@ -195,7 +200,10 @@ def test_a_result_that_is_gone_and_whole_in_the_cache(folder):
     shutil.rmtree(SET)
     with pytest.raises(
         InputError,
-        match="data/clean: not there, and nothing of it in DVC's cache is damaged; `dvc repro` brings it back",
+        match=(
+            "data/clean: not there, and nothing of it in DVC's cache is damaged; `dvc "
+            "repro` brings it back"
+        ),
     ):
         discard.discard(Path(SET))
     assert repro() == []
@@ -228,7 +236,10 @@ def test_what_is_no_recorded_result_is_refused(folder, path):
     before = contents()
     with pytest.raises(
         InputError,
-        match=r": no image set or model that dvc.lock records; there are data/clean, models/clean.safetensors",
+        match=(
+            r": no image set or model that dvc.lock records; there are data/clean, "
+            r"models/clean.safetensors"
+        ),
     ):
         discard.discard(Path(path))
     assert contents() == before

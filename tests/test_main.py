@@ -50,7 +50,10 @@ def test_a_preset_replaces_params_and_keeps_ones_own(folder, monkeypatch):
 def test_an_unknown_preset_is_refused_with_those_there_are(folder, monkeypatch):
     with pytest.raises(
         InputError,
-        match="NAME=nope: no such preset; there are assignment, assignment-2026, assignment-b, cifar10",
+        match=(
+            "NAME=nope: no such preset; there are assignment, assignment-2026, assignment-b, "
+            "cifar10"
+        ),
     ):
         call(monkeypatch, "preset", "nope")
 
@@ -71,25 +74,40 @@ def test_check_reads_the_starting_weights_that_are_here(folder, monkeypatch, cap
     path.write_text(text.replace("weights: null", "weights: models/pretrained/own.pth"))
     with pytest.raises(
         InputError,
-        match=r"^params.yaml: model.weights: models/pretrained/own.pth: no such file; put it there$",
+        match=(
+            r"^params.yaml: model.weights: models/pretrained/own.pth: no such file; put it "
+            r"there$"
+        ),
     ):
         call(monkeypatch, "check")
     path.write_text(text.replace("weights: null", "weights: IMAGENET1K_V2"))
     monkeypatch.setenv("TORCH_HOME", str(folder))
     assert call(monkeypatch, "check") == "params.yaml is sound"
-    place = f"resnet50-11ad3fa6.pth (its SHA-256 begins with 11ad3fa6) is not in {folder}/hub/checkpoints"
-    line = f"params.yaml: model.weights: IMAGENET1K_V2: {place}; the training downloads it, or put it there\n"
+    place = (
+        "resnet50-11ad3fa6.pth (its SHA-256 begins with 11ad3fa6) is not in "
+        f"{folder}/hub/checkpoints"
+    )
+    line = (
+        f"params.yaml: model.weights: IMAGENET1K_V2: {place}; the training downloads it, or put "
+        "it there\n"
+    )
     assert capsys.readouterr().out == line
 
 
 def test_check_names_the_words_of_an_attack(folder, monkeypatch):
     path = folder / "params.yaml"
-    tifgsm = "{attack: TIFGSM, eps: 8/255, alpha: 2/255, steps: 2, decay: 1, kernel_name: gaus, len_kernel: 5, nsig: 3,"
+    tifgsm = (
+        "{attack: TIFGSM, eps: 8/255, alpha: 2/255, steps: 2, decay: 1, kernel_name: gaus, "
+        "len_kernel: 5, nsig: 3,"
+    )
     tifgsm += " resize_rate: 0.9, diversity_prob: 0.5, random_start: true}"
     path.write_text(path.read_text().replace("\nattacks:", f"\nattacks:\n  ti: {tifgsm}\n#"))
     with pytest.raises(
         InputError,
-        match="^params.yaml: attacks.ti.kernel_name: expected gaussian, linear or uniform, found 'gaus'$",
+        match=(
+            "^params.yaml: attacks.ti.kernel_name: expected gaussian, linear or uniform, found "
+            "'gaus'$"
+        ),
     ):
         call(monkeypatch, "check")
 
@@ -103,14 +121,20 @@ def test_check_counts_the_classes_that_a_loss_compares(folder, monkeypatch):
         .replace("source: digits", "source: npz")
         .replace("path: data/raw ", "path: data/raw/two.npz ")
     )
-    upgd = "{attack: UPGD, eps: 8/255, alpha: 2/255, steps: 2, random_start: true, loss: LOSS, decay: 1.0, eot_iter: 1}"
+    upgd = (
+        "{attack: UPGD, eps: 8/255, alpha: 2/255, steps: 2, random_start: true, loss: LOSS, "
+        "decay: 1.0, eot_iter: 1}"
+    )
     text = text.replace("\nattacks:", f"\nattacks:\n  up: {upgd}\n#")
     path.write_text(text.replace("LOSS", "ce"))
     assert call(monkeypatch, "check") == "params.yaml is sound"
     path.write_text(text.replace("LOSS", "dlr"))
     with pytest.raises(
         InputError,
-        match="^attacks.up: expected at least 3 classes, which the loss of UPGD compares, found 2; use another",
+        match=(
+            "^attacks.up: expected at least 3 classes, which the loss of UPGD compares, found 2; "
+            "use another"
+        ),
     ):
         call(monkeypatch, "check")
 

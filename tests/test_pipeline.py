@@ -1,4 +1,7 @@
-"""The real `dvc repro` in a clean copy of the repository, at a tiny size; and what `dvc.yaml` must hold."""
+"""The real `dvc repro` in a clean copy of the repository, at a tiny size.
+
+Also checks what `dvc.yaml` must hold.
+"""
 
 import json
 import os
@@ -131,8 +134,12 @@ ALL = {
 
 def test_a_fresh_copy_gives_exactly_the_outputs_and_the_table(project):
     assert project.ran(project.first_output) == ALL
-    made = {str(path.relative_to(project.folder)) for name in OUTPUTS for path in (project.folder / name).rglob("*")
-            if path.is_file() and path.name not in ("README.md", ".gitkeep")}  # fmt: skip
+    made = {
+        str(path.relative_to(project.folder))
+        for name in OUTPUTS
+        for path in (project.folder / name).rglob("*")
+        if path.is_file() and path.name not in ("README.md", ".gitkeep")
+    }
     shards = {"00000.h5", "00001.h5", "00002.h5", "manifest.json"}
     sets = {
         "data/clean",
@@ -229,9 +236,8 @@ def test_changes_rerun_exactly_what_depends_on_them(project):
 
     project.change(second_round)
     missing = project.run("pipeline", "repro")
-    assert (
-        missing.stderr
-        == "error: params.yaml: evaluate.models: expected every model, 'robust2' is missing (add it)\n"
+    assert missing.stderr == (
+        "error: params.yaml: evaluate.models: expected every model, 'robust2' is missing (add it)\n"
     )
     project.change(lambda params: params["evaluate"]["models"].append("robust2"))
     output = project.repro().stdout
@@ -276,7 +282,8 @@ def test_mistakes_are_one_line_and_leave_earlier_results_as_they_were(project, t
 
     refused(
         takes_a_name,
-        "dvc.yaml: DVC cannot read the stages: output 'models/submission.pt' is specified in: - export",
+        "dvc.yaml: DVC cannot read the stages: output 'models/submission.pt' is specified in: - "
+        "export",
     )
     # Found by a stage only, after DVC has deleted its earlier outputs: they come back.
     refused(
@@ -360,7 +367,8 @@ def test_a_second_repro_is_refused_and_ctrl_c_lets_the_batch_end(project, tmp_pa
         _, errors = running.communicate(timeout=120)
     assert running.returncode == 130
     assert re.search(
-        r"interrupted \(train the clean model: batch \d+ of epoch \d+ is done\); the same command goes on from here",
+        r"interrupted \(train the clean model: batch \d+ of epoch \d+ is done\); the same command "
+        r"goes on from here",
         errors,
     )
     assert "interrupted (earlier results are as they were)" in errors
@@ -468,7 +476,6 @@ def test_a_replaced_file_of_starting_weights_trains_again(project, tmp_path):
         assert ran() == set()
     own.unlink()
     check = copy.run("pipeline", "check")
-    assert (
-        check.stderr
-        == "error: params.yaml: model.weights: models/pretrained/own.pth: no such file; put it there\n"
+    assert check.stderr == (
+        "error: params.yaml: model.weights: models/pretrained/own.pth: no such file; put it there\n"
     )

@@ -1,4 +1,7 @@
-"""Folders, disks and repositories where a project cannot run as it is: each is one line, before anything runs."""
+"""Folders, disks and repositories where a project cannot run as it is.
+
+Each is reported in one line, before anything runs.
+"""
 
 import errno
 import fcntl
@@ -80,7 +83,8 @@ def test_without_git_either_command_that_is_named_helps(folder, monkeypatch):
     shutil.rmtree(".git")
     refused(
         monkeypatch,
-        r"project: not in a Git repository; run `git init`, or `dvc config --local core.no_scm true`",
+        r"project: not in a Git repository; run `git init`, or `dvc config --local core.no_scm "
+        r"true`",
     )
     assert cli.main(["status", "prepare"]) != 0, "which DVC needs"
     run("git", "init", "-q")
@@ -111,7 +115,8 @@ def test_a_folder_of_outputs_that_is_a_link_out_of_the_repository(folder, monkey
     (folder / name).symlink_to(other)
     refused(
         monkeypatch,
-        f"{name}: a link out of the Git repository, to {other}, and DVC stores nothing through such a link; ",
+        f"{name}: a link out of the Git repository, to {other}, and DVC stores nothing through "
+        "such a link; ",
     )
     if name != ".dvc":
         dvc("config", "--local", "core.no_scm", "true")

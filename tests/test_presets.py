@@ -1,4 +1,7 @@
-"""Presets as they are, except for small files and few epochs: each command that DVC would run, in its order."""
+"""Presets as they are, except for small files and few epochs.
+
+Each command that DVC would run is run in its order.
+"""
 
 import hashlib
 import runpy
@@ -101,7 +104,11 @@ def test_a_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatch):
 
 
 def commands(folder) -> list[tuple[list[str], set[str]]]:
-    """What `dvc repro` would run, stage by stage, every value filled in, and the params that each stage declares."""
+    """Return the commands and params of each stage.
+
+    The commands are those that `dvc repro` would run, stage by stage, with every value filled in.
+    The params are those that each stage declares.
+    """
     import networkx
 
     with dvc.repo.Repo.init(str(folder), no_scm=True) as repo:

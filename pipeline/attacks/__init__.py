@@ -1,4 +1,4 @@
-"""Attacks on networks, and adversarial images as they are stored."""
+"""Provides attacks on networks, and the form in which adversarial images are stored."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from pipeline.attacks.library import build, perturb, scaled
     from pipeline.attacks.stored import eps_levels, identity, passes, quantise, versions
 
-# Where each public name is defined. It is imported when it is first asked for, so that reading the
-# params of this folder does not import torch.
+# Where each public name is defined. A name is imported on first use, so that reading the params of
+# this folder does not import torch.
 HOMES = {
     "LOSSES": "ascent",
     "ascend": "ascent",

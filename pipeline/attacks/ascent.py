@@ -1,17 +1,13 @@
-"""Signed-gradient ascent, for what torchattacks' PGD cannot do."""
+"""Runs signed-gradient ascent, for what torchattacks' PGD cannot do."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.networks.memory_fit import fitted
-
-if TYPE_CHECKING:
-    pass
 
 
 def ascend(
@@ -26,10 +22,13 @@ def ascend(
     loss: str = "cross_entropy",
     towards: bool = False,
 ) -> Tensor:
-    """Signed-gradient steps from `start` (B, C, H, W), projected to the eps ball around `images` and to [0, 1] (Madry et al., ICLR 2018).
+    """Return the result of signed-gradient steps from `start` (B, C, H, W).
 
-    For what torchattacks' PGD cannot do: begin at a stored perturbation, give each image its own `eps` and `alpha` (B, 1, 1, 1), use
-    another loss, or go `towards` labels that are wrong. From the images themselves it takes the same steps as torchattacks' PGD.
+    Each step is projected to the eps ball around `images` and to [0, 1] (Madry et al., ICLR 2018).
+
+    This serves what torchattacks' PGD cannot do: begin at a stored perturbation, give each image
+    its own `eps` and `alpha` (B, 1, 1, 1), use another loss, or go `towards` labels that are wrong.
+    From the images themselves, it takes the same steps as torchattacks' PGD.
     """
     sign = -1 if towards else 1
     adv_images = start.detach()
@@ -45,13 +44,14 @@ def ascend(
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """By how much the best wrong class leads, summed over the batch (Carlini and Wagner, 2017)."""
+    """Return the lead of the best wrong class, summed over the batch (Carlini and Wagner, 2017)."""
     own = logits.gather(1, labels[:, None])
     others = logits.scatter(1, labels[:, None], -torch.inf)
     return (others.max(1).values - own[:, 0]).sum()
 
 
-# Sums, not means: a mean divides every image's gradient by the size of the batch, until some underflow.
+# The losses are sums. A mean divides every image's gradient by the size of the batch, until some
+# gradients underflow.
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": partial(functional.cross_entropy, reduction="sum"),
     "margin": margin,

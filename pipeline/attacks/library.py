@@ -1,4 +1,7 @@
-"""torchattacks' attacks, run so that the same seed gives the same images and the attacked model stays as it was."""
+"""Runs torchattacks' attacks, and leaves the attacked model as it was.
+
+The same seed gives the same images.
+"""
 
 import inspect
 from typing import TYPE_CHECKING
@@ -13,30 +16,25 @@ if TYPE_CHECKING:
     from torchattacks.attack import Attack
 from pipeline.attacks.ascent import margin
 
-# Parameters that are not the user's to choose: the threat model is fixed, classes come from the data, randomness from our seed.
+# Parameters that the user cannot choose. The threat model is fixed, the classes come from the data,
+# and the randomness comes from our seed.
 FIXED = {"norm": "Linf", "verbose": False, "seed": 0}
-EPS_NAMES = {
-    "PIFGSM": "max_epsilon",
-    "PIFGSMPP": "max_epsilon",
-}  # where torchattacks calls eps otherwise
-SIGN_ALONE = (
-    "FGSM",
-    "FFGSM",
-    "RFGSM",
-    "BIM",
-    "PGD",
-    "TPGD",
-)  # counts in these, of one gradient a step, so its scale is free
+# The attacks in which torchattacks gives eps another name.
+EPS_NAMES = {"PIFGSM": "max_epsilon", "PIFGSMPP": "max_epsilon"}
+# In these attacks only the sign counts, of one gradient per step, so the gradient's scale is free.
+SIGN_ALONE = ("FGSM", "FFGSM", "RFGSM", "BIM", "PGD", "TPGD")
 SPELLINGS = {"gaussian": "guassian"}  # of PGDRS's noise_type, as torchattacks spells it
 
 
 def build(spec: params.Attack, network: nn.Module, n_classes: int) -> "Attack":
-    """The torchattacks attack that `spec` describes, against a network that takes images in [0, 1].
+    """Return the torchattacks attack of `spec`, against a network that takes images in [0, 1].
 
-    Where the sign of a gradient is all that counts, it is scaled so that it does not underflow: torchattacks takes the mean of the loss.
-    Raises InputError for an attack that needs more classes than there are.
+    torchattacks takes the mean of the loss. Where only the sign of a gradient counts, the gradient
+    is scaled so that it does not underflow. Raises InputError for an attack that needs more classes
+    than there are.
     """
-    import torchattacks  # here, since scipy's statistics come with it: 0.7 s that training need not wait for
+    # Imported here, because it loads scipy's statistics. This saves training 0.7 s.
+    import torchattacks
 
     params.expect_classes({spec.attack: spec}, n_classes)
     constructor = getattr(torchattacks, spec.attack)
@@ -51,9 +49,8 @@ def build(spec: params.Attack, network: nn.Module, n_classes: int) -> "Attack":
     if spec.attack == "PGDRS":
         given["noise_type"] = SPELLINGS.get(given["noise_type"], given["noise_type"])
     attack = constructor(network, **fixed, **given)
-    if (
-        spec.attack == "UPGD" and given["loss"] == "margin"
-    ):  # torchattacks' own runs on the CPU only
+    # torchattacks' own margin loss runs only on the CPU.
+    if spec.attack == "UPGD" and given["loss"] == "margin":
         attack.loss = lambda images, labels, _: margin(attack.get_logits(images), labels)
     if spec.attack in SIGN_ALONE:
         logits = attack.get_logits
@@ -62,10 +59,14 @@ def build(spec: params.Attack, network: nn.Module, n_classes: int) -> "Attack":
 
 
 def scaled(logits: Tensor) -> Tensor:
-    """The same logits (B, n_classes); gradients that go back through them are scaled, each image's by a power of two.
+    """Return the same logits (B, n_classes), but scale the gradients that go back through them.
 
-    A power of two changes nothing but the exponent, so signs stay, and a gradient that is small because the network is sure of a class
-    reaches the pixels. Where the loss itself has a gradient of zero in float32, for leads of more than 103, there is nothing to scale.
+    Each image's gradient is scaled by a power of two. This changes nothing but the exponent, so
+    signs stay. A gradient that is small because the network is sure of a class then reaches the
+    pixels.
+
+    Where the loss itself has a gradient of zero in float32, for leads of more than 103, there is
+    nothing to scale.
     """
     if logits.requires_grad:
         logits.register_hook(_near_one)  # type: ignore[no-untyped-call]
@@ -73,18 +74,22 @@ def scaled(logits: Tensor) -> Tensor:
 
 
 def _near_one(gradients: Tensor) -> Tensor:
-    """Gradients (B, n_classes), scaled so that each row's largest is between a half and one, as far as float32's exponents reach."""
+    """Return gradients (B, n_classes), each row scaled by a power of two.
+
+    Each row's largest gradient is then between a half and one, as far as float32's exponents reach.
+    """
     _, exponents = torch.frexp(gradients.abs().amax(1, keepdim=True))
-    # From its bits, since torch.ldexp takes a power, which need not be exact on every device.
+    # Built from its bits. torch.ldexp takes a power, which may be inexact on some devices.
     factors = ((127 - exponents).clamp(1, 254) << 23).view(torch.float32)
     return gradients * factors.to(gradients.dtype)
 
 
 def perturb(attack: "Attack", images: Tensor, labels: Tensor, seed: int) -> Tensor:
-    """Adversarial images in [0, 1] for one batch.
+    """Return adversarial images in [0, 1] for one batch.
 
-    `images` (B, 3, H, W) in [0, 1], `labels` (B,). Attacks draw from torch's global generator, and some reset it: it is seeded for this
-    batch alone and restored afterwards. An attack that runs out of memory begins again where its model is `InParts`.
+    `images` (B, 3, H, W) are in [0, 1], `labels` are (B,). Attacks draw from torch's global
+    generator, and some reset it. It is therefore seeded only for this batch and restored
+    afterwards. An attack that runs out of memory starts again where its model is `InParts`.
     """
     devices = [images.device] if images.device.type == "cuda" else []
 

@@ -1,11 +1,12 @@
-"""What each L-infinity attack of torchattacks 3.5.1 asks for, and which values its parameters may have."""
+"""Lists the parameters of each L-infinity attack of torchattacks 3.5.1 and their allowed values."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-# What each L-infinity attack of torchattacks 3.5.1 asks for. All of it must be written down, so that params.yaml tells the whole attack.
-# `tests/test_params.py` holds this table to the constructors' signatures.
+# What each L-infinity attack of torchattacks 3.5.1 asks for. All of it must be written down, so
+# that params.yaml describes the whole attack. `tests/test_params.py` checks this table against the
+# constructors' signatures.
 MOMENTUM = ("alpha", "steps", "decay")
 ATTACK_PARAMETERS: dict[str, tuple[str, ...]] = {
     "FGSM": (),
@@ -46,7 +47,10 @@ ATTACK_PARAMETERS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """The numbers that a parameter of an attack may be; a bound that is infinite is none."""
+    """The numbers that a parameter of an attack may be.
+
+    An infinite bound is no bound.
+    """
 
     least: float = -math.inf
     above: float = -math.inf
@@ -55,7 +59,7 @@ class Numbers:
     kind: Literal["a number", "a whole number", "an odd number"] = "a number"
 
     def hold(self, value: object) -> bool:
-        """Whether a value is one of these numbers."""
+        """Return whether a value is one of these numbers."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**31:
             return False
         if self.kind != "a number" and not isinstance(value, int):
@@ -86,7 +90,7 @@ class Words:
     words: tuple[str, ...]
 
     def hold(self, value: object) -> bool:
-        """Whether a value is one of these words."""
+        """Return whether a value is one of these words."""
         return value in self.words
 
     def __str__(self) -> str:
@@ -94,10 +98,10 @@ class Words:
 
 
 class Flag:
-    """True or false."""
+    """The truth values, for a parameter of an attack that must be one."""
 
     def hold(self, value: object) -> bool:
-        """Whether a value is a truth value."""
+        """Return whether a value is a truth value."""
         return isinstance(value, bool)
 
     def __str__(self) -> str:
@@ -109,8 +113,9 @@ COUNT, SHARE, POSITIVE = (
     Numbers(least=0, most=1),
     Numbers(above=0),
 )
-# What each parameter may be for torchattacks 3.5.1 to run and to do what its paper says; by attack and name where attacks differ.
-# A step size, `alpha`, is read by `parse_step`.
+# What each parameter may be, so that torchattacks 3.5.1 runs and does what its paper says. The key
+# is the parameter's name, or (attack, name) where attacks differ. `parse_step` reads the step size
+# `alpha`.
 VALUES: dict[str | tuple[str, str], Numbers | Words | Flag] = {
     **dict.fromkeys(
         (
@@ -131,22 +136,18 @@ VALUES: dict[str | tuple[str, str], Numbers | Words | Flag] = {
     **dict.fromkeys(("scale", "amplification", "lr"), POSITIVE),
     **dict.fromkeys(("std", "noise_sd", "project_factor"), Numbers(least=0)),
     **dict.fromkeys(("rho", "p_init"), Numbers(above=0, most=1)),
-    "m": Numbers(
-        least=1, most=62, kind="a whole number"
-    ),  # images are divided by powers of two, as 64-bit integers
-    "len_kernel": Numbers(
-        least=1, most=255, kind="an odd number"
-    ),  # an even kernel shifts the gradient
+    # Images are divided by powers of two, which are 64-bit integers.
+    "m": Numbers(least=1, most=62, kind="a whole number"),
+    # An even kernel shifts the gradient.
+    "len_kernel": Numbers(least=1, most=255, kind="an odd number"),
     "nsig": Numbers(above=0, most=10),
-    "resize_rate": Numbers(
-        least=0.125, below=1
-    ),  # at least one of 8 pixels; networks take no image larger than the data's
+    # At least one of 8 pixels remains. Networks take no image larger than the data's.
+    "resize_rate": Numbers(least=0.125, below=1),
     "eta": Numbers(least=1),
     "delta": Numbers(least=1e-6, most=1),  # less is lost in float32
     "kernel_name": Words(("gaussian", "linear", "uniform")),
-    "noise_type": Words(
-        ("gaussian", "guassian", "uniform")
-    ),  # the second is torchattacks' spelling of the first
+    # The second word is torchattacks' spelling of the first.
+    "noise_type": Words(("gaussian", "guassian", "uniform")),
     "version": Words(("standard", "plus", "rand")),
     ("APGD", "loss"): Words(("ce", "dlr")),
     ("UPGD", "loss"): Words(("ce", "dlr", "margin")),

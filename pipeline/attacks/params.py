@@ -1,4 +1,4 @@
-"""The sections `attacks` and `generate` of `params.yaml`, and the attacks of judges."""
+"""Defines the sections `attacks` and `generate` of `params.yaml`, and the attacks of judges."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,10 @@ from pipeline.base.values import (
 
 
 class Attack(Section):
-    """A torchattacks L-infinity attack with every parameter it takes; `ATTACK_PARAMETERS` names them."""
+    """A torchattacks L-infinity attack with every parameter that it takes.
+
+    `ATTACK_PARAMETERS` names the parameters.
+    """
 
     model_config = ConfigDict(extra="allow")
     attack: str
@@ -31,7 +34,10 @@ class Attack(Section):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What the attack's constructor is given, by its own names; of a distribution of eps, the greatest."""
+        """What the attack's constructor is given, by its own names.
+
+        For a distribution of eps, this is the greatest eps.
+        """
         extra, eps = self.model_extra or {}, greatest(self.eps)
         step = (
             {"alpha": step_size(extra["alpha"], eps, extra.get("steps", 1))}
@@ -41,12 +47,16 @@ class Attack(Section):
         return {"eps": eps, **extra, **step}
 
     def at(self, eps: float) -> Self:
-        """The same attack with one eps for all images."""
+        """Return the same attack with one eps for all images."""
         return self.model_copy(update={"eps": eps})
 
     @property
     def fewest_classes(self) -> int:
-        """How many classes the loss compares: the DLR loss divides by a difference to the third-largest logit, targeted to the fourth."""
+        """The number of classes that the loss compares.
+
+        The DLR loss divides by a difference to the third-largest logit. The targeted one divides by
+        a difference to the fourth-largest.
+        """
         extra = self.model_extra or {}
         if self.attack == "APGDT" or extra.get("version") in ("standard", "plus"):
             return 4
@@ -54,7 +64,7 @@ class Attack(Section):
 
     @property
     def described(self) -> dict[str, str | int | float | bool]:
-        """The parameters as plain values, to be kept with what the attack gives."""
+        """The parameters as plain values, to be stored with what the attack gives."""
         eps = (
             json.dumps(self.eps.model_dump(exclude_none=True))
             if isinstance(self.eps, Spread)
@@ -77,31 +87,40 @@ class Attack(Section):
         known = {*wanted, *cls.model_fields}
         for key in entry.keys() - known:
             raise ValueError(
-                f"{key}: expected only {', '.join(sorted(known))} for {entry['attack']}, found {key!r}"
+                f"{key}: expected only {', '.join(sorted(known))} for {entry['attack']}, "
+                f"found {key!r}"
             )
         for key in wanted:
             if key not in entry:
                 raise ValueError(
-                    f"{key}: expected a value, {entry['attack']} takes {', '.join(('eps', *wanted))}; found none"
+                    f"{key}: expected a value, "
+                    f"{entry['attack']} takes {', '.join(('eps', *wanted))}; found none"
                 )
         values = {key: _attack_value(entry["attack"], key, entry[key]) for key in wanted}
         if entry["attack"] == "PGDRS" and entry["batch_max"] < entry["noise_batch_size"]:
             least, found = entry["noise_batch_size"], entry["batch_max"]
             raise ValueError(
-                f"batch_max: expected at least noise_batch_size ({least}), the noisy copies of one image, found {found}"
+                f"batch_max: expected at least noise_batch_size ({least}), "
+                f"the noisy copies of one image, found {found}"
             )
         return {**entry, **values}
 
 
 class Threat(Attack):
-    """An attack that a judge runs afresh against the judged model, `restarts` times; an image counts as robust if it withstands all."""
+    """An attack that a judge runs freshly against the judged model, `restarts` times.
+
+    An image counts as robust if it withstands all of them.
+    """
 
     eps: Level
     restarts: Count
 
 
 class Generate(Section):
-    """How a stored set is made; `batch_size` and `seed` decide which random numbers an image gets."""
+    """The settings of how a stored set is made.
+
+    `batch_size` and `seed` decide which random numbers an image gets.
+    """
 
     batch_size: Count
     precision: Precision
@@ -109,17 +128,24 @@ class Generate(Section):
 
 
 def expect_classes(specs: Mapping[str, Attack], n_classes: int) -> None:
-    """Check that each attack's loss finds the classes that it compares. Raises InputError with the attack's key in `specs`."""
+    """Check that each attack's loss finds the classes that it compares.
+
+    Raises InputError with the attack's key in `specs`.
+    """
     for where, spec in specs.items():
         if spec.fewest_classes > n_classes:
             raise InputError(
-                f"{where}: expected at least {spec.fewest_classes} classes, which the loss of {spec.attack} compares, found {n_classes};"
+                f"{where}: expected at least {spec.fewest_classes} classes, "
+                f"which the loss of {spec.attack} compares, found {n_classes};"
                 " use another loss or attack"
             )
 
 
 def _attack_value(attack: str, key: str, value: object) -> object:
-    """One parameter of an attack, checked; a `Level` if it is a step size."""
+    """Return one parameter of an attack after checking it.
+
+    `parse_step` reads a step size.
+    """
     if key == "alpha":
         try:
             return parse_step(value)

@@ -1,29 +1,29 @@
-"""Adversarial images as they are stored: rounded to uint8 inside the eps ball, and known by how they were made."""
+"""Rounds adversarial images to uint8 inside the eps ball, and records how they were made."""
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.attacks import params
-
-if TYPE_CHECKING:
-    pass
 from pipeline.base import store
 
 
 def eps_levels(eps: float) -> int:
-    """How many of the 255 steps between stored pixels fit into `eps`: 8 for 8/255, 7 for 0.03."""
+    """Return how many of the 255 steps between stored pixels fit into `eps`.
+
+    The result is 8 for 8/255, and 7 for 0.03.
+    """
     return int(np.floor(eps * 255 + 1e-6))
 
 
 def quantise(adv_images: Tensor, images: Tensor, eps: Tensor | float) -> Tensor:
-    """Adversarial images as uint8, rounded to nearest and then projected: no pixel leaves the eps ball or [0, 255].
+    """Return adversarial images as uint8, rounded to nearest and then projected.
 
-    `adv_images` (B, 3, H, W) in [0, 1], `images` the clean ones as uint8, `eps` one for all, or (B, 1, 1, 1) in whole steps between stored
-    pixels. Rounding alone could leave the ball by half a step.
+    No pixel leaves the eps ball or [0, 255]. Rounding alone could leave the ball by half a step.
+    `adv_images` (B, 3, H, W) are in [0, 1], and `images` are the clean ones as uint8. `eps` is one
+    for all, or (B, 1, 1, 1) in whole steps between stored pixels.
     """
     levels = eps.mul(255).round().to(torch.int16) if isinstance(eps, Tensor) else eps_levels(eps)
     clean = images.to(torch.int16)
@@ -32,7 +32,7 @@ def quantise(adv_images: Tensor, images: Tensor, eps: Tensor | float) -> Tensor:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that decide what an attack gives."""
+    """Return the versions of the libraries that decide what an attack gives."""
     return {
         f"versions.{name}": version(name)
         for name in ("torch", "torchvision", "torchattacks", "h5py")
@@ -40,7 +40,10 @@ def versions() -> dict[str, str]:
 
 
 def passes(images: store.ImageSet) -> int:
-    """How many gradients of single images it took to make a set: one a step, as torchattacks' gradient attacks take them."""
+    """Return how many gradients of single images it took to make a set.
+
+    This is one per image and step, as torchattacks' gradient attacks take them.
+    """
     return len(images) * int(images.attributes.get("attack.steps", 1))
 
 
@@ -51,7 +54,7 @@ def identity(
     spec: params.Attack,
     settings: params.Generate,
 ) -> store.Attributes:
-    """The attributes by which a reader knows that a stored set is the one it wants."""
+    """Return the attributes by which a reader recognises the stored set that it wants."""
     return {
         "clean.digest": clean.digest,
         "model.sha256": model_sha256,

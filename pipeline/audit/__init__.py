@@ -1,1 +1,1 @@
-"""Everything that can be recomputed of a run, against what the run recorded."""
+"""Audit a run: recompute what can be recomputed, and check it against the run's records."""

@@ -1,4 +1,7 @@
-"""Stage `audit`: everything the run made and recorded -> one JSON of verdicts and measures; fails where anything is not as recorded."""
+"""Stage `audit`: everything that the run made and recorded -> one JSON of verdicts and measures.
+
+The stage fails where anything differs from its record.
+"""
 
 import argparse
 from pathlib import Path

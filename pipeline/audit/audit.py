@@ -1,4 +1,4 @@
-"""An audit: everything that can be found out again about a run is, and held against what the run recorded."""
+"""Audit a run: find out again what can be found out, and check it against the run's records."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,9 +16,10 @@ Made = Callable[[Project, str, str], Iterator[Row]]
 
 
 def audit(path: Path, device: torch.device) -> list[Row]:
-    """Audit a project folder, or within one a single image set: the rows found, failures last.
+    """Audit a project folder, or a single image set in one, and return the rows, failures last.
 
-    Whatever cannot be read is a failure of the check that reads it. Raises InputError for a folder that is neither.
+    What cannot be read is a failure of the check that reads it. Raises InputError for a folder that
+    is neither.
     """
     root, only = _locate(path)
     project = Project(root, device)
@@ -35,7 +36,10 @@ def audit(path: Path, device: torch.device) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text, a line each: stage, parameter, value, where it is recorded, verdict."""
+    """Return the rows as text, one per line.
+
+    The columns are stage, parameter, value, where the value is recorded, and verdict.
+    """
     lines = [
         ("stage", "parameter", "value", "recorded in", "verdict"),
         *((r.stage, r.parameter, r.value, r.where, r.verdict) for r in rows),
@@ -50,7 +54,10 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """What it comes to, in one line; raises InputError, with the names, where anything failed."""
+    """Return the number of rows of each verdict in one line.
+
+    Raises InputError where a check failed; its message names the failed rows.
+    """
     counts = ", ".join(
         f"{sum(row.verdict == verdict for row in rows)} {verdict}" for verdict in VERDICTS
     )
@@ -60,7 +67,10 @@ def verdict(rows: Sequence[Row]) -> str:
 
 
 def measures(rows: Sequence[Row]) -> dict[str, Any]:
-    """The audit as flat keys, the same from run to run: how many rows of each verdict, what failed, and every measure."""
+    """Return the audit as flat keys, which are the same from run to run.
+
+    They hold the number of rows of each verdict, the failures, and every measure.
+    """
     counts = {
         verdict.replace(" ", "_").lower(): sum(row.verdict == verdict for row in rows)
         for verdict in VERDICTS
@@ -83,17 +93,18 @@ def _key(row: Row) -> str:
 
 
 def _locate(path: Path) -> tuple[Path, str | None]:
-    """The project folder and, where `path` is an image set in it, the set's place in the project."""
+    """Return the project folder, and the path within it if `path` is an image set."""
     for root in (path, *path.resolve().parents):
         if (root / lineage.RECORDED).is_file():
             return root, None if root == path else path.resolve().relative_to(root).as_posix()
     raise InputError(
-        f"{path}: no project folder and not within one: no {lineage.RECORDED}; `dvc repro` writes it"
+        f"{path}: no project folder and not within one: no {lineage.RECORDED}; "
+        "`dvc repro` writes it"
     )
 
 
 def _stage(project: Project, stage: str) -> list[Row]:
-    """All that can be said about one stage: its record, its parameters, and what it made."""
+    """Return all rows about one stage: its record, its parameters, and what it made."""
     entry = project.stages[stage]
     rows = _tried(records.command(project, stage), stage, "command")
     rows += _tried(records.hashes(project, stage), stage, "hashes")
@@ -105,7 +116,7 @@ def _stage(project: Project, stage: str) -> list[Row]:
 
 
 def _check_of(project: Project, stage: str, path: str) -> Made | None:
-    """The check that recomputes what lies at `path`, by what the stage's record says it is."""
+    """Return the check that recomputes the output at `path`, chosen by the stage's record."""
     entry = project.stages[stage]
     if entry.outs[path].endswith(".dir"):
         if project.checkpoints(entry.outs):
@@ -119,7 +130,7 @@ def _check_of(project: Project, stage: str, path: str) -> Made | None:
 
 
 def _tried(rows: Iterator[Row], stage: str, what: str) -> list[Row]:
-    """The rows of a check, and a failure in the place of those that could not be had."""
+    """Return the rows of a check, with a failure in place of those that it could not yield."""
     found: list[Row] = []
     try:
         found.extend(rows)

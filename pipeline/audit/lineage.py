@@ -1,7 +1,8 @@
-"""What `dvc.yaml` and `dvc.lock` say about a project, and the hashes they say it with.
+"""Read what `dvc.yaml` and `dvc.lock` say about a project, and compute the hashes that they use.
 
-`dvc.yaml` and `params.yaml` together declare the stages: DVC itself reads them. `dvc.lock` records what each stage read, ran and wrote. It
-is read here as a plain file, and hashes are computed here, so that an audit does not rely on what DVC remembers of the disk.
+`dvc.yaml` and `params.yaml` together declare the stages, and DVC itself reads them. `dvc.lock`
+records what each stage read, ran and wrote. It is read here as a plain file, and hashes are
+computed here. An audit therefore does not rely on DVC's own record of the disk.
 """
 
 import hashlib
@@ -22,7 +23,10 @@ DECLARED, RECORDED = "dvc.yaml", "dvc.lock"
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """A stage as `dvc.yaml` and `params.yaml` want it, every value filled in; `params` are dotted keys."""
+    """A stage as `dvc.yaml` and `params.yaml` declare it, with every value filled in.
+
+    `params` are dotted keys.
+    """
 
     cmd: str
     deps: tuple[str, ...]
@@ -32,7 +36,11 @@ class Declared:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """A stage as it was last run: MD5 by path of what it read and wrote, and its parameters by dotted key, one for each plain value."""
+    """A stage as it was last run.
+
+    `deps` and `outs` map each path that it read or wrote to its MD5. `params` maps dotted keys to
+    values, with one key for each plain value.
+    """
 
     cmd: str
     deps: dict[str, str]
@@ -41,9 +49,10 @@ class Recorded:
 
 
 def declared(root: Path) -> dict[str, Declared]:
-    """Return the stages of a project folder by name, such as `generate@clean-pgd`, as DVC reads them.
+    """Return the stages of a project folder by name, as DVC reads them.
 
-    Raises InputError for a folder that is no project of DVC, and for stages that DVC cannot read.
+    An example of a name is `generate@clean-pgd`. Raises InputError for a folder that is not a DVC
+    project, and for stages that DVC cannot read.
     """
     from dvc.dependency import ParamsDependency
     from dvc.exceptions import DvcException
@@ -70,7 +79,10 @@ def declared(root: Path) -> dict[str, Declared]:
 
 
 def recorded(root: Path) -> dict[str, Recorded]:
-    """The stages of a project folder's `dvc.lock` by name; raises InputError where it is missing or no lock file."""
+    """Return the stages of a project folder's `dvc.lock` by name.
+
+    Raises InputError where the file is missing or is not a lock file.
+    """
     path = root / RECORDED
     try:
         return {
@@ -93,9 +105,10 @@ def recorded(root: Path) -> dict[str, Recorded]:
 
 
 def output_folders(root: Path) -> list[Path]:
-    """Return the folders above all outputs that DVC caches, as `dvc.yaml` names them without the values of `params.yaml`, outermost first.
+    """Return the folders above all outputs that DVC caches, outermost first.
 
-    Raises InputError for a `dvc.yaml` that is missing or has no stages.
+    Folders are named as in `dvc.yaml`, without the values of `params.yaml`. Raises InputError for a
+    `dvc.yaml` that is missing or has no stages.
     """
     path = root / DECLARED
     try:
@@ -111,19 +124,23 @@ def output_folders(root: Path) -> list[Path]:
 
 
 def read_yaml(path: Path) -> Any:
-    """The plain values of a YAML file; raises InputError where there is none."""
+    """Return the plain values of a YAML file.
+
+    Raises InputError where the file cannot be read or is not YAML.
+    """
     try:
         return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}); an audit needs a project folder after `dvc repro`"
+            f"{path}: cannot be read ({error.strerror}); "
+            "an audit needs a project folder after `dvc repro`"
         ) from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted key; an empty mapping stays a value."""
+    """Return nested values by dotted key; an empty mapping stays a value."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         flat |= (
@@ -135,10 +152,11 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def md5(path: Path) -> str:
-    """The MD5 that DVC 3 records: a file's, or for a folder that of the JSON list of its files' MD5s and names, followed by `.dir`.
+    """Return the MD5 that DVC 3 records for a file or a folder.
 
-    What `.dvcignore` leaves out is left out: unfinished parts, bytecode, and what marks empty folders. Raises InputError where there is
-    nothing, and OSError for what cannot be read.
+    A folder's MD5 is that of the JSON list of its files' MD5s and names, followed by `.dir`. The
+    list omits what `.dvcignore` excludes: unfinished parts, bytecode, and the files that mark empty
+    folders. Raises InputError where the path does not exist, and OSError for what cannot be read.
     """
     if path.is_file():
         return _file_md5(path)
@@ -157,7 +175,10 @@ def md5(path: Path) -> str:
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """Yield what is in a folder at any depth and is no folder; raises OSError where one cannot be listed, which `rglob` passes over."""
+    """Yield everything in a folder, at any depth, that is not a folder.
+
+    Raises OSError where a folder cannot be listed; `rglob` would skip it silently.
+    """
 
     def fail(error: OSError) -> None:
         raise error

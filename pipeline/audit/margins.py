@@ -1,4 +1,4 @@
-"""By how much a network is right or wrong about each image."""
+"""Measure by how much a network is right or wrong about each image."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch import nn
 from pipeline import networks
 from pipeline.generate import generation
 
-TIGHT = 1e-2  # of a logit: below this margin another processor may decide otherwise
+TIGHT = 1e-2  # in logits: below this margin another processor may predict another class
 
 
 def margins_of(
@@ -20,7 +20,11 @@ def margins_of(
     batch_size: int,
     device: torch.device,
 ) -> NDArray[np.float64]:
-    """By how much the label's logit beats the best other one (N,): above 0 the network is right; uint8 images, batch by batch."""
+    """Return by how much the label's logit exceeds the highest other logit (N,).
+
+    The network is right where the margin is above 0. `images` are uint8 and are judged batch by
+    batch.
+    """
     parts = []
     with torch.inference_mode():
         for part in generation.batches(len(images), batch_size):

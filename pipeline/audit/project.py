@@ -1,4 +1,7 @@
-"""A project folder after a run, opened to be audited: its params, its stages, its image sets and its models, and the rows of an audit."""
+"""Open a project folder after a run, for an audit, and define the rows of an audit.
+
+An audit reads the folder's params, stages, image sets and models.
+"""
 
 import json
 from collections.abc import Iterable
@@ -18,13 +21,16 @@ from pipeline.base import files, params, store
 from pipeline.base.errors import InputError
 from pipeline.base.values import CLEAN
 
-OWN = "audit"  # the stage that audits is not among what it audits
+OWN = "audit"  # the name of the auditing stage, which does not audit itself
 Verdict = Literal["ok", "warning", "not comparable", "FAILED"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of an audit: a value, where it is recorded, and whether that is right; `number` is the value where it is a measure."""
+    """One line of an audit: a value, where it is recorded, and the verdict on it.
+
+    `number` is the value of a measure, and None for anything else.
+    """
 
     stage: str
     parameter: str
@@ -37,7 +43,7 @@ class Row:
 def judged(
     stage: str, parameter: str, problem: str, value: str, where: str, number: float | None = None
 ) -> Row:
-    """A row that is ok with its value, or FAILED with its problem."""
+    """Return a row that is ok with its value, or FAILED with its problem."""
     return Row(
         stage=stage,
         parameter=parameter,
@@ -59,9 +65,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Project:
-    """A project folder; everything is read when it is first asked for and kept, but images are read anew by every check.
+    """A project folder. Everything except images is read on first use and kept.
 
-    `device` is where attacks and networks run again. Raises InputError for what is missing or unreadable.
+    Every check reads images again. Attacks and networks run on `device`. Raises InputError for what
+    is missing or unreadable.
     """
 
     root: Path
@@ -74,7 +81,7 @@ class Project:
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """params.yaml as it is written."""
+        """Return params.yaml as it is written."""
         return params.read(self.root / params.FILE)
 
     @cached_property
@@ -87,7 +94,10 @@ class Project:
 
     @cached_property
     def stages(self) -> dict[str, lineage.Recorded]:
-        """What was run and is still asked for, in the order of dvc.lock, all but the audit itself."""
+        """Return the stages that were run and are still declared, in the order of dvc.lock.
+
+        The audit itself is left out.
+        """
         return {
             name: stage
             for name, stage in self.recorded.items()
@@ -109,7 +119,7 @@ class Project:
         return found
 
     def checkpoint(self, path: str) -> networks.Checkpoint:
-        """A model of this project; its classes are those of the clean set."""
+        """Return a model of this project; its classes are those of the clean set."""
         architecture = self.settings.architecture_of(Path(path).stem)
         found: networks.Checkpoint = self._once(
             "checkpoint",
@@ -119,7 +129,7 @@ class Project:
         return found
 
     def network(self, path: str) -> models.ResNet:
-        """A checkpoint's network on this project's device, in evaluation mode."""
+        """Return a checkpoint's network on this project's device, in evaluation mode."""
         found: models.ResNet = self._once(
             "network", path, lambda _: self.checkpoint(path).network().to(self.device)
         )
@@ -135,7 +145,7 @@ class Project:
 
     @cached_property
     def clean(self) -> str:
-        """The path of the clean image set."""
+        """Return the path of the clean image set."""
         for stage in self.stages.values():
             for path in self.sets(stage.outs):
                 if self.images(path).attributes["kind"] == CLEAN:
@@ -145,11 +155,11 @@ class Project:
         )
 
     def sets(self, paths: dict[str, str]) -> list[str]:
-        """Return those of the recorded paths that are folders of shards."""
+        """Return the recorded paths that are folders of shards."""
         return [path for path in paths if path in self._below(path)]
 
     def _below(self, path: str) -> list[str]:
-        """Return the recorded path if it is an image set, else those of the folders in it that are."""
+        """Return the recorded path if it is an image set, else the image sets in that folder."""
         folders = sorted({shard.parent for shard in (self.root / path).rglob("*.h5")})
         found = [folder.relative_to(self.root) for folder in folders]
         return [
@@ -161,8 +171,8 @@ class Project:
     def adversarial(self, paths: dict[str, str]) -> dict[str, str]:
         """Return the adversarial sets among the recorded paths, by their names in a mix.
 
-        A set right below a path is named after its attack, one that is deeper after its model too.
-        Raises InputError for two sets of one name.
+        A set directly below a path is named after its attack. A deeper one is named after its model
+        too. Raises InputError for two sets of one name.
         """
         found: dict[str, str] = {}
         for above, path in ((folder, below) for folder in paths for below in self._below(folder)):
@@ -176,13 +186,18 @@ class Project:
                 )
                 if name in found:
                     raise InputError(
-                        f"{path}: made by {attributes['attack']}, as {found[name]} is; run `dvc repro`"
+                        f"{path}: made by {attributes['attack']}, as {found[name]} is; "
+                        "run `dvc repro`"
                     )
                 found[name] = path
         return found
 
     def attacked(self, path: str) -> str:
-        """The model that an adversarial set was made against, as the stage that wrote it records."""
+        """Return the model that an adversarial set was made against.
+
+        The stage that wrote the set records that model. Raises InputError for a set that no stage
+        wrote.
+        """
         writers = [stage for stage in self.stages.values() if path in stage.outs]
         if not writers:
             raise InputError(f"{path}: no stage in {lineage.RECORDED} wrote it; run `dvc repro`")
@@ -190,7 +205,7 @@ class Project:
         return model
 
     def refreshed(self, path: str) -> dict[str, str]:
-        """The refreshed sets in a folder of them, by their names in the mix."""
+        """Return the refreshed sets in a folder of them, by their names in the mix."""
         return {
             folder.name: f"{path}/{folder.name}"
             for folder in sorted((self.root / path).iterdir())

@@ -1,6 +1,7 @@
-"""What an audit holds against what: `dvc.lock` against `dvc.yaml`, the disk, `params.yaml` and the words that artefacts carry.
+"""Check `dvc.lock` against `dvc.yaml`, the disk, `params.yaml` and what the artefacts record.
 
-Nothing is recomputed from images here: `sets.py` and `trained.py` do that. Every check takes a project and yields rows.
+Nothing here is recomputed from images; `sets.py` and `trained.py` do that. Every check takes a
+project and yields rows.
 """
 
 import json
@@ -18,13 +19,15 @@ from pipeline.base.errors import discarding
 from pipeline.base.values import CLEAN, parse_level
 
 CODE = "pipeline"  # the folder of the code
-Held = list[
-    tuple[str, str, Any]
-]  # dotted key of params.yaml, where else it is recorded, the value there
+# Dotted key of params.yaml, where else the parameter is recorded, and the value there.
+Held = list[tuple[str, str, Any]]
 
 
 def stage_names(project: Project) -> Iterator[Row]:
-    """Every stage that dvc.yaml declares was run, and dvc.lock keeps none of another configuration."""
+    """Check that every declared stage was run, and warn of recorded stages that are not declared.
+
+    dvc.lock keeps stages of an earlier configuration.
+    """
     names = {
         "declared": project.declared.keys() - {OWN},
         "recorded": project.recorded.keys() - {OWN},
@@ -37,7 +40,10 @@ def stage_names(project: Project) -> Iterator[Row]:
 
 
 def command(project: Project, stage: str) -> Iterator[Row]:
-    """The recorded command, dependencies and outputs are the ones that dvc.yaml and params.yaml give."""
+    """Check that the recorded command, dependencies and outputs are the declared ones.
+
+    `dvc.yaml` and `params.yaml` declare them.
+    """
     wanted, found = project.declared[stage], project.recorded[stage]
     where = "dvc.yaml, dvc.lock"
     changed = "" if wanted.cmd == found.cmd else f"dvc.yaml: {wanted.cmd}; dvc.lock: {found.cmd}"
@@ -57,7 +63,10 @@ def command(project: Project, stage: str) -> Iterator[Row]:
 
 
 def hashes(project: Project, stage: str) -> Iterator[Row]:
-    """What the stage read is what an earlier one wrote; both are what lies on the disk. Code is counted, and named where it differs."""
+    """Check that a stage read what an earlier one wrote, and that the disk still holds both.
+
+    Code files are counted, and named where they differ.
+    """
     entry = project.recorded[stage]
     code = {path: md5 for path, md5 in entry.deps.items() if path.split("/")[0] == CODE}
     faults = [path for path, md5 in code.items() if _differs(project, path, md5)]
@@ -92,7 +101,7 @@ def _differs(project: Project, path: str, md5: str) -> str:
 
 
 def _other_origin(project: Project, path: str, md5: str) -> str:
-    """What is wrong with an input that another stage did not write as it was read."""
+    """Return what is wrong with an input that another stage wrote differently."""
     for name, entry in project.stages.items():
         if entry.outs.get(path, md5) != md5:
             return f"read with MD5 {md5[:12]}, but {name} wrote {entry.outs[path][:12]}"
@@ -100,7 +109,10 @@ def _other_origin(project: Project, path: str, md5: str) -> str:
 
 
 def parameters(project: Project, stage: str) -> Iterator[Row]:
-    """Every parameter of a stage has one value: in dvc.lock, in params.yaml, and in what the stage made."""
+    """Check that every parameter of a stage has one value wherever it is recorded.
+
+    The places are dvc.lock, params.yaml, and what the stage made.
+    """
     recorded, written = project.recorded[stage].params, lineage.flatten(project.values)
     wanted = {
         key
@@ -128,7 +140,7 @@ def parameters(project: Project, stage: str) -> Iterator[Row]:
 
 
 def held_parameters(project: Project, stage: str) -> Held:
-    """The parameters that a stage's image sets, checkpoints and metrics carry themselves."""
+    """Return the parameters that a stage's own image sets, checkpoints and metrics record."""
     outs, recorded = project.recorded[stage].outs, project.recorded[stage].params
     held: Held = []
     for path in project.sets(outs):
@@ -193,7 +205,10 @@ def _held_by_checkpoint(
 
 
 def _parsed(value: Any) -> Any:
-    """A value of a checkpoint's provenance, which holds all but words and numbers as JSON."""
+    """Return a value of a checkpoint's provenance, parsed.
+
+    Provenance stores everything except strings and numbers as JSON.
+    """
     return (
         json.loads(value)
         if isinstance(value, str) and (value.startswith(("{", "[")) or value == "null")
@@ -210,7 +225,10 @@ def _held_by_metrics(path: str, metrics: Mapping[str, Any], recorded: Mapping[st
 
 
 def threat_models(project: Project) -> Iterator[Row]:
-    """The attacks trained on and the attacks judged by, side by side; a warning where no attack on the other side has the same eps."""
+    """Compare the attacks that models were trained on with the attacks that judge them.
+
+    A row is a warning where no attack on the other side has the same eps.
+    """
     trained, judges = _specs(project, "model"), _specs(project, "metrics")
     for ours, others, verb in ((trained, judges, "judged by"), (judges, trained, "trained on")):
         for name, spec in ours.items():
@@ -232,7 +250,10 @@ def threat_models(project: Project) -> Iterator[Row]:
 
 
 def _specs(project: Project, makes: str) -> dict[str, dict[str, Any]]:
-    """The attacks among the parameters of the stages that make models (those in the mix) or metrics, by dotted key."""
+    """Return the attacks among the parameters of stages that make models or metrics, by dotted key.
+
+    For models, only the attacks in a mix are returned.
+    """
     specs: dict[str, dict[str, Any]] = {}
     settings = project.settings
     mixed = {name.split("-")[-1] for recipe in settings.finetuned.values() for name in recipe.mix}
@@ -285,7 +306,7 @@ def _unit(eps: object) -> str:
 
 
 def versions(project: Project) -> Iterator[Row]:
-    """The library versions that sets and checkpoints record, against those installed here."""
+    """Compare the library versions that sets and checkpoints record with those installed here."""
     places: dict[tuple[str, str], list[str]] = {}
     for stage in project.stages.values():
         records = {path: project.images(path).attributes for path in project.sets(stage.outs)}
@@ -317,7 +338,7 @@ def _listed(paths: list[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value in the one form in which it can be compared: `8/255` as a number, whole numbers as numbers."""
+    """Return a value in a form that can be compared: `8/255` and whole numbers become floats."""
     if isinstance(value, str) and "/" in value:
         try:
             return round(float(Fraction(value)), 12)

@@ -1,6 +1,7 @@
-"""What an audit finds out about image sets from the images themselves, not from what is written about them.
+"""Check image sets by their images themselves, not by what is written about them.
 
-All images of a set are read, shard by shard; attacks run again on whole batches of a sample. Every check takes a project and yields rows.
+All images of a set are read, shard by shard. Attacks run again on whole batches of a sample. Every
+check takes a project and yields rows.
 """
 
 import dataclasses
@@ -25,16 +26,20 @@ from pipeline.generate import generation
 from pipeline.networks.device import processor
 from pipeline.prepare import preparation, sources
 
-SAMPLE = 128  # images of every adversarial set that are attacked again, in whole batches
+SAMPLE = 128  # images attacked again per adversarial set, in whole batches
 CHUNK = 1024  # images compared at once
-# The share of an image's values that may differ when it is attacked again. A GPU adds in no fixed order, and in another one where a batch
-# went through the network in parts; each sign that this turns moves a pixel. An attack of other random numbers differs in most pixels.
+# The largest share of an image's values that may differ when it is attacked again. A GPU adds in no
+# fixed order, and a batch that passes through the network in parts is added in another order. Each
+# gradient sign that this flips moves a pixel. Other random numbers would move most pixels.
 SAME = {"cpu": 0.0, "cuda": 0.25}
 
 
 @dataclass
 class Tally:
-    """Counts over all rows of a set; `first` names the first row at fault by what is at fault."""
+    """Counts over all rows of a set.
+
+    `first` maps each kind of fault to the first row that has it.
+    """
 
     n: int = 0
     n_pixels: int = 0
@@ -63,7 +68,10 @@ class Tally:
 
 
 def clean_set(project: Project, stage: str, path: str) -> Iterator[Row]:
-    """The clean set holds the images that `data` chooses from its source, each once, with the split that `data` gives."""
+    """Check that the clean set holds exactly the images that `data` chooses from its source.
+
+    Each image occurs once, with the split that `data` gives.
+    """
     images, rows, data = project.images(path), project.rows(path), project.settings.data
     where = f"{path} (all images)"
     yield Row(
@@ -112,7 +120,7 @@ def _wrong_shards(images: store.ImageSet, shard_rows: int) -> str:
 
 
 def _leaks(project: Project, stage: str, path: str) -> Iterator[Row]:
-    """A warning where the very same image is on both sides of the split."""
+    """Yield a row that is a warning where an identical image is on both sides of the split."""
     sides: tuple[list[NDArray[np.uint64]], list[NDArray[np.uint64]]] = ([], [])
     for block in project.images(path).blocks():
         digests = b"".join(
@@ -134,7 +142,7 @@ def _leaks(project: Project, stage: str, path: str) -> Iterator[Row]:
 
 
 def _against_source(project: Project, stage: str, path: str) -> Iterator[Row]:
-    """Images, labels and ids against the raw data, read and chosen anew."""
+    """Compare images, labels and ids with the raw data, which is read and chosen again."""
     images, data = project.images(path), project.settings.data
     source = sources.open_source(data.model_copy(update={"path": str(project.root / data.path)}))
     chosen, tally, where = (
@@ -178,7 +186,10 @@ def _against_source(project: Project, stage: str, path: str) -> Iterator[Row]:
 
 
 def adversarial_set(project: Project, stage: str, path: str) -> Iterator[Row]:
-    """An adversarial set is its clean set, row by row, moved by at most eps, by the attack and against the model that it names."""
+    """Check that an adversarial set is its clean set, row by row, moved by at most eps.
+
+    The attack and the model must be those that the set names.
+    """
     images, clean, inputs = (
         project.images(path),
         project.images(project.clean),
@@ -221,7 +232,7 @@ def adversarial_set(project: Project, stage: str, path: str) -> Iterator[Row]:
 def _distances(
     stage: str, path: str, clean: store.ImageSet, images: store.ImageSet, spec: Attack
 ) -> Iterator[Row]:
-    """All images against their clean originals."""
+    """Compare all images with their clean originals."""
     tally, levels = Tally(), attacks.eps_levels(greatest(spec.eps))
     pairs = zip(clean.blocks(), images.blocks(), strict=True)
     for number, ((start, _), (original, stored)) in enumerate(
@@ -293,7 +304,10 @@ def _compare(
 
 
 def refreshed_sets(project: Project, stage: str, path: str) -> Iterator[Row]:
-    """Refreshed sets are cached ones whose training rows moved on within eps; `fooled` is about the model that came out."""
+    """Check that refreshed sets are cached sets whose training rows moved further within eps.
+
+    `fooled` describes the model that the stage produced.
+    """
     entry, clean = project.recorded[stage], project.images(project.clean)
     (model,) = project.checkpoints(entry.outs)
     cached = project.adversarial(entry.deps)
@@ -360,14 +374,17 @@ class Sample:
     stored: store.Block
 
     def compare(self, wrong: NDArray[np.bool_]) -> str:
-        """What is wrong where some of its rows (n,) are."""
+        """Return what is wrong where some of its rows (n,) are wrong, else an empty text."""
         tally = Tally(n=len(self.rows))
         tally.blame("sample", wrong, self.rows, self.stored.ids, self.shard)
         return tally.problem("sample")
 
 
 def _sample(clean: store.ImageSet, images: store.ImageSet, settings: Document) -> Sample:
-    """At least SAMPLE rows, if their shard has as many from there on, at a place that only the set's content decides."""
+    """Return at least SAMPLE rows, in whole batches, fewer only where their shard ends earlier.
+
+    Only the set's content decides where the sample begins.
+    """
     size = settings.generate.batch_size
     starts = [
         (shard, start)
@@ -388,14 +405,14 @@ def _sample(clean: store.ImageSet, images: store.ImageSet, settings: Document) -
 
 
 def _samples(project: Project, stage: str, path: str, model: str, sample: Sample) -> Iterator[Row]:
-    """The sample's images shown to their source model again, and made again."""
+    """Show the sample's images to their source model again, and attack their originals again."""
     where = f"{path} (rows {sample.rows.start} to {sample.rows.stop - 1})"
     yield _fooled_again(project, stage, path, model, sample)
     yield _attacked_again(project, stage, path, project.network(model), sample, where)
 
 
 def _fooled_again(project: Project, stage: str, path: str, model: str, sample: Sample) -> Row:
-    """The sample's images shown to the model that their `fooled` is about."""
+    """Show the sample's images to the model that their `fooled` flags describe."""
     stored, network = sample.stored, project.network(model)
     assert stored.fooled is not None
     where = f"{path} (rows {sample.rows.start} to {sample.rows.stop - 1})"
@@ -410,7 +427,11 @@ def _fooled_again(project: Project, stage: str, path: str, model: str, sample: S
 def _attacked_again(
     project: Project, stage: str, path: str, network: models.ResNet, sample: Sample, where: str
 ) -> Row:
-    """The sample's images made anew: the same bytes, where the same libraries on the same processor made them, or nearly those on a GPU."""
+    """Make the sample's images again and compare them with the stored ones.
+
+    The bytes are identical where the same libraries run on the same processor. On a GPU they are
+    nearly identical.
+    """
     attributes, settings, what = project.images(path).attributes, project.settings, "attacked again"
     if attributes["device"] != project.device.type:
         text = f"made on {attributes['device']}, this is {project.device.type}"

@@ -1,4 +1,4 @@
-"""What an audit finds out about models from their tensors and from what they predict, not from what is written about them.
+"""Check models by their tensors and predictions, not by what is written about them.
 
 Networks run again on all validation images. Every check takes a project and yields rows.
 """
@@ -24,7 +24,10 @@ from pipeline.networks.params import Model
 
 
 def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
-    """A checkpoint came from the sets and the model that its stage read, and never saw a validation image."""
+    """Check that a checkpoint came from the sets and the model that its stage read.
+
+    Also check that no validation image is among the training rows.
+    """
     entry, checkpoint = project.recorded[stage], project.checkpoint(path)
     yield Row(
         stage=stage,
@@ -73,7 +76,7 @@ def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
 
 
 def _pretrained(project: Project, stage: str, path: str, checkpoint: networks.Checkpoint) -> Row:
-    """The weights that training began with are those that model.weights names."""
+    """Check that training began with the weights that model.weights names."""
     recorded = str(checkpoint.provenance.get("weights.sha256", ""))
     if "weights" not in checkpoint.provenance:
         return judged(stage, "weights", "", "the parent's", path)
@@ -121,7 +124,7 @@ def _pretrained(project: Project, stage: str, path: str, checkpoint: networks.Ch
 
 
 def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Checkpoint) -> Row:
-    """The kept epoch is the first of the best ones of the history."""
+    """Check that the kept epoch is the first of the best epochs in the history."""
     (history,) = [out for out in project.recorded[stage].outs if Path(out).name == "history.csv"]
     with (project.root / history).open(encoding="utf-8", newline="") as file:
         scores = [float(line["val_accuracy"]) for line in csv.DictReader(file)]
@@ -134,7 +137,10 @@ def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Ch
     problem = (
         ""
         if agrees
-        else f"recorded epoch {epoch} with {score:.6f}, history: epoch {found[0]} with {found[1]:.6f}"
+        else (
+            f"recorded epoch {epoch} with {score:.6f}, history: epoch {found[0]} with "
+            f"{found[1]:.6f}"
+        )
     )
     return judged(
         stage,
@@ -146,7 +152,11 @@ def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Ch
 
 
 def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
-    """Clean and transfer accuracy are what the judged model gives on the stored images; robust accuracy is consistent with itself."""
+    """Check that the judged model gives the recorded accuracies on the stored images.
+
+    These are clean and transfer accuracy. Robust accuracy is not run again. It must be consistent
+    with its own number of images and interval.
+    """
     entry, metrics = project.recorded[stage], project.metrics(path)
     (model,) = project.checkpoints(entry.deps)
     sha256 = project.sha256(model)
@@ -217,7 +227,10 @@ def _accuracy(
     labels: NDArray[np.int64],
     where: str,
 ) -> Row:
-    """An accuracy against the network's own decisions; where they are all clear, its interval and classes must agree too."""
+    """Check an accuracy against the network's own predictions.
+
+    Where all predictions are clear, its interval and classes must agree too.
+    """
     found = scores.summarise(margins > 0, labels, len(project.class_names))
     tight = int((np.abs(margins) <= TIGHT).sum())
     if not tight or recorded.get("accuracy") == found["accuracy"]:
@@ -239,7 +252,7 @@ def _accuracy(
 
 
 def _inconsistent(result: Mapping[str, Any]) -> str:
-    """What is wrong with an accuracy that its own number of images and interval belie."""
+    """Return what is wrong with an accuracy that its own sample size or interval contradicts."""
     right = round(result["accuracy"] * result["n"])
     found = scores.summarise(
         np.arange(result["n"]) < right, np.zeros(result["n"], dtype=np.int64), 1
@@ -253,7 +266,10 @@ def _inconsistent(result: Mapping[str, Any]) -> str:
 
 
 def submission(project: Project, stage: str, path: str) -> Iterator[Row]:
-    """The file to hand in holds exactly the tensors of the model that export.model names."""
+    """Check that the submission file holds exactly the tensors of the model to export.
+
+    `export.model` names that model.
+    """
     (model,) = project.checkpoints(project.recorded[stage].deps)
     wanted = project.checkpoint(model).state_dict
     try:

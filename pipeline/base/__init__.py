@@ -1,1 +1,1 @@
-"""What every stage uses; imports no torch."""
+"""Provides what every stage uses, without importing torch."""

@@ -1,4 +1,4 @@
-"""What a person sees while the pipeline runs: progress, one line a stage, and one line for a mistake of theirs."""
+"""Shows progress, one line per stage, and one line for each mistake of the user."""
 
 import signal
 import sys
@@ -18,18 +18,24 @@ Bar: TypeAlias = "tqdm[Any]"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, after the work in hand was brought to a good end; says what was saved."""
+    """Ctrl-C or SIGTERM, raised once the current work was finished cleanly.
+
+    The text says what was saved.
+    """
 
 
 class Stop:
-    """Whether the run was asked to stop."""
+    """A flag that tells whether the run was asked to stop."""
 
     asked = False
 
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Let Ctrl-C and SIGTERM ask for a stop instead of making one; a second one stops at once."""
+    """Turn Ctrl-C and SIGTERM into a request to stop.
+
+    Yields the `Stop` that the first signal sets. A second signal stops the run at once.
+    """
     stop, earlier = Stop(), {}
 
     def ask(*_: object) -> None:
@@ -47,7 +53,7 @@ def stopping() -> Iterator[Stop]:
 
 
 def progress(total: int, text: str, unit: str, done: int = 0) -> Bar:
-    """A progress bar that keeps quiet where there is no terminal."""
+    """Return a progress bar that stays silent where there is no terminal."""
     return tqdm(
         total=total,
         initial=done,
@@ -60,7 +66,7 @@ def progress(total: int, text: str, unit: str, done: int = 0) -> Bar:
 
 
 def say(text: str) -> None:
-    """Print one line at once, without tearing a progress bar."""
+    """Print one line at once, without breaking a progress bar."""
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 
@@ -72,15 +78,15 @@ def say_once(text: str) -> None:
 
 
 def run(command: Callable[[], str]) -> None:
-    """Run a command to its end: print what it did and how long it took.
+    """Run a command to its end, then print what it did and how long it took.
 
-    An InputError, what the system says of a file, a full disk, a GPU without memory or an interruption becomes one line on standard error
-    and exit code 1, or 130 for the last; earlier results are not touched.
+    Some errors become one line on standard error and exit code 1: an InputError, what the system
+    says of a file, a full disk, and a GPU without memory. An interruption becomes such a line and
+    exit code 130. Earlier results are not touched.
     """
     started = time.perf_counter()
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a stop is a stop, whoever asks for it
+    # SIGTERM ends the run in the same way as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         done = command()
     except InputError as error:
@@ -89,18 +95,19 @@ def run(command: Callable[[], str]) -> None:
         if files.is_full_disk(error):
             found = " ".join(str(error).split())[:150]
             sys.exit(
-                f"error: the disk is full ({found}); free some space and run it again, it goes on from here"
+                f"error: the disk is full ({found}); free some space and run it again, "
+                "it goes on from here"
             )
         if not error.filename:
             raise
         sys.exit(f"error: {error.filename2 or error.filename}: {error.strerror}")
     except RuntimeError as error:
-        if (
-            type(error).__name__ != "OutOfMemoryError"
-        ):  # torch's, which is not imported for its name alone
+        # This error is torch's. Comparing its name saves the import of torch.
+        if type(error).__name__ != "OutOfMemoryError":
             raise
         sys.exit(
-            "error: the GPU's memory is full; lower this stage's batch_size, or see what else uses the GPU, and run it again"
+            "error: the GPU's memory is full; lower this stage's batch_size, "
+            "or see what else uses the GPU, and run it again"
         )
     except KeyboardInterrupt as interruption:
         where = f" ({interruption})" if str(interruption) else ""

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and their SHA-256."""
+"""Writes files that are either complete or absent, and computes their SHA-256."""
 
 import csv
 import errno
@@ -16,20 +16,26 @@ from pipeline.base.errors import InputError
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes, as `sha256sum` prints it."""
+    """Return the hexadecimal SHA-256 of a file's bytes, as `sha256sum` prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name only when it is complete and on the disk; makes its folder."""
+    """Write a file that appears under its name only when it is complete and on the disk.
+
+    Creates the file's folder.
+    """
     with replacing(path) as file:
         file.write(content)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """An open file that takes the name of `path` when the block ends without an error, complete and on the disk; makes its folder."""
+    """Yield an open file that replaces `path` when the block ends without an error.
+
+    The file takes the name only when it is complete and on the disk. Creates the file's folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name.removeprefix('.')}.new.part")
     with part.open("wb") as file:
@@ -40,14 +46,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain values as indented JSON; raises ValueError for NaN and infinities."""
+    """Write plain values as indented JSON.
+
+    Raises ValueError for NaN and infinities.
+    """
     write_bytes(
         path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     )
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Write rows that all have the keys of the first one; `columns` names them where there may be no row."""
+    """Write rows that all have the keys of the first one.
+
+    `columns` names the keys where there may be no row.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -56,22 +68,29 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
 
 
 def require_space(folder: Path, n_bytes: int, what: str) -> None:
-    """Raise InputError unless the disk that a folder is or will be on has room for so many bytes."""
+    """Raise InputError unless the disk of a folder has room for `n_bytes` bytes.
+
+    The folder need not exist yet.
+    """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < n_bytes:
         raise InputError(
-            f"{folder}: {what} needs {n_bytes / 2**20:,.0f} MiB, and the disk has {free / 2**20:,.0f} MiB left; free some space"
+            f"{folder}: {what} needs {n_bytes / 2**20:,.0f} MiB, "
+            f"and the disk has {free / 2**20:,.0f} MiB left; free some space"
         )
 
 
 def is_full_disk(error: OSError) -> bool:
-    """Whether a write failed for want of space; HDF5 tells it in its text alone."""
+    """Return whether a write failed for lack of space.
+
+    HDF5 reports this cause only in the text of its error.
+    """
     return error.errno in (errno.ENOSPC, errno.EDQUOT) or f"errno = {errno.ENOSPC}," in str(error)
 
 
 def sync(file: BinaryIO) -> None:
-    """Return once what was written to an open file is on the disk."""
+    """Flush an open file, and return once its content is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 

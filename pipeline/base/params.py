@@ -1,8 +1,8 @@
-"""`params.yaml`: read safely, and handed to each stage by the sections that the stage declares.
+"""Reads `params.yaml` safely, and gives each stage the sections that the stage declares.
 
-Every key is required: `params.yaml` is the single truth, so nothing is filled in behind its back.
-What several sections share is written once. `seed` and `precision` hold for all of them,
-`training` for every training and `mix` for every fine-tuning. A training may set its own.
+Every key is required. `params.yaml` is the single truth, so the code fills in no defaults. What
+several sections share is written once. `seed` and `precision` apply to all of them, `training` to
+every training and `mix` to every fine-tuning. A training may set its own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ from pipeline.base.untrusted import limits
 from pipeline.base.values import Section, explain
 
 FILE = Path("params.yaml")
-# What ruamel.yaml raises for what is not YAML, or for tags that do not fit their values.
+# ruamel.yaml raises these for what is not YAML, and for tags that do not fit their values.
 NOT_YAML = (YAMLError, ValueError, TypeError, AttributeError, OverflowError, LookupError)
 MAX_BYTES = 2**18  # of the file
 MAX_DEPTH = 20  # levels inside each other
@@ -40,8 +40,8 @@ Kind = TypeVar("Kind", bound=Section)
 def load(path: Path, kind: type[Kind], keys: Iterable[str]) -> Kind:
     """Return the sections of a params file that `keys` name, checked and frozen.
 
-    `keys` are dotted, as under `params` of a stage in `dvc.yaml`. Whatever they do not name is
-    not there. Raises InputError with the dotted key, what was expected and what was found.
+    `keys` are dotted, as under `params` of a stage in `dvc.yaml`. What they do not name is left
+    out. Raises InputError with the dotted key, what was expected and what was found.
     """
     content = chosen(read(path), keys)
     try:
@@ -65,7 +65,10 @@ def load(path: Path, kind: type[Kind], keys: Iterable[str]) -> Kind:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the plain values of a params file; raises InputError for what is not YAML."""
+    """Return the plain values of a params file.
+
+    Raises InputError for what is not YAML.
+    """
     try:
         content = YAML(typ="safe", pure=True).load(bounded_text(path))
     except MarkedYAMLError as error:
@@ -83,7 +86,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def chosen(content: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Return the part of nested mappings that dotted keys name; a key that is not there is left out."""
+    """Return the part of nested mappings that dotted keys name.
+
+    A key that does not exist is left out.
+    """
     part: dict[str, Any] = {}
     for key in keys:
         *above, last = key.split(".")
@@ -99,9 +105,10 @@ def chosen(content: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 def inherited(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sections with what they share written into each of them; see the module's text.
+    """Return the sections, with what they share written into each of them.
 
-    Raises InputError for a section that sets what holds for all alone.
+    The module's text says what they share. Raises InputError for a section that sets a key which
+    applies to all sections and may not be overridden.
     """
     sections = dict(content)
     common = {key: content[key] for key in ("seed", "precision") if key in content}
@@ -128,7 +135,10 @@ def _over(defaults: Mapping[str, Any], entry: Any) -> Any:
 
 
 def _origin(where: Sequence[Any], content: Mapping[str, Any]) -> Sequence[Any]:
-    """Return where a value that a section inherits is written; for others, the place itself."""
+    """Return where an inherited value is written.
+
+    Other values are written at `where` itself.
+    """
     found: Any = content
     for depth, key in enumerate(where):
         if isinstance(found, Mapping) and key in found:
@@ -144,7 +154,7 @@ def _origin(where: Sequence[Any], content: Mapping[str, Any]) -> Sequence[Any]:
 def bounded_text(path: Path) -> str:
     """Return the text of a YAML file that is safe to load.
 
-    It is small and not nested deeply, it has no value of endless digits, and it stays small when
+    It is small, it is not nested deeply, and it has no value of endless digits. It stays small when
     its anchors are replaced by what they refer to. Raises InputError with the line, and
     ruamel.yaml's errors for what is not YAML.
     """
@@ -170,18 +180,20 @@ def _check_events(path: Path, text: str) -> None:
 
 
 class _Budget:
-    """Counts the values of a YAML file as if every anchor were written out."""
+    """A count of a YAML file's values, as if every anchor were written out."""
 
     def __init__(self) -> None:
         self._total = 0
         self._sizes: dict[str, int] = {}  # values, by anchor
         self._collections: set[str] = set()  # the anchors of mappings and lists
-        self._begun: list[
-            tuple[str | None, int]
-        ] = []  # the anchor of each, and the values before it
+        # The anchor of each open mapping or list, and the number of values before it.
+        self._begun: list[tuple[str | None, int]] = []
 
     def spend(self, event: Event) -> None:
-        """Count one event; raises InputError for a file that is too deep or too large."""
+        """Count one event.
+
+        Raises InputError for a file that is too deep or too large.
+        """
         match event:
             case CollectionStartEvent():
                 self._begun.append((event.anchor, self._total))
@@ -191,7 +203,8 @@ class _Budget:
             case ScalarEvent():
                 if len(event.value) > MAX_LETTERS:
                     raise InputError(
-                        f"expected values of at most {MAX_LETTERS:,} letters, found one of {len(event.value):,}"
+                        f"expected values of at most {MAX_LETTERS:,} letters, "
+                        f"found one of {len(event.value):,}"
                     )
                 self._total += 1
                 self._sizes[event.anchor] = 1

@@ -1,13 +1,11 @@
-"""Seeds that depend on several numbers."""
-
-from typing import TYPE_CHECKING
+"""Derives seeds that depend on several numbers."""
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
-
 
 def batch_seed(*numbers: int) -> int:
-    """A seed that depends on all the numbers and differs for neighbours (NumPy's SeedSequence)."""
+    """Return a seed that depends on all the numbers and differs for neighbours.
+
+    It comes from NumPy's SeedSequence.
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

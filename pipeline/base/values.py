@@ -1,4 +1,4 @@
-"""The kinds of values that `params.yaml` holds: pixel distances, step sizes, names, counts and seeds."""
+"""Defines the kinds of values in `params.yaml`: distances, step sizes, names, counts, seeds."""
 
 import math
 import reprlib
@@ -13,23 +13,28 @@ MIXED = "mixed"  # the name of the validation set of clean and stored adversaria
 
 
 def parse_level(value: object) -> float:
-    """A pixel distance in [0, 1] from a number or a fraction such as "8/255".
+    """Return a pixel distance from a number or a fraction such as "8/255".
 
-    Raises ValueError for anything that is not in (0, 1], with the hint to divide by 255.
+    The unit is pixels in [0, 1]. Raises ValueError for anything that is not in (0, 1], with the
+    hint to divide by 255.
     """
-    try:  # a Fraction of "1e-999999999" would be computed exactly, for hours
+    try:  # Fraction would compute "1e-999999999" exactly, which takes hours
         level = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)  # type: ignore[arg-type]
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         level = float("nan")
     if isinstance(value, bool) or not 0 < level <= 1:
         raise ValueError(
-            f"expected more than 0 and at most 1, in units of pixels in [0, 1] (write 8/255, not 8), found {value!r}"
+            "expected more than 0 and at most 1, in units of pixels in [0, 1] "
+            f"(write 8/255, not 8), found {value!r}"
         )
     return level
 
 
 def parse_step(value: object) -> float | str:
-    """A step size: a level, or a share of eps, "eps/4" or "eps/steps"."""
+    """Return a step size, which is a level or a share of eps such as "eps/4" or "eps/steps".
+
+    Raises ValueError for anything else.
+    """
     if isinstance(value, str) and value.startswith("eps"):
         divisor = value.removeprefix("eps/")
         try:
@@ -38,13 +43,17 @@ def parse_step(value: object) -> float | str:
         except ValueError:
             pass
         raise ValueError(
-            f"expected a level (2/255), eps/steps, or eps divided by a number (eps/4; eps/1 is all of it), found {value!r}"
+            "expected a level (2/255), eps/steps, or eps divided by a number "
+            f"(eps/4; eps/1 is all of it), found {value!r}"
         )
     return parse_level(value)
 
 
 def step_size(step: float | str, eps: float, steps: int) -> float:
-    """The step size that `parse_step` read, for one eps and number of steps, in units of pixels in [0, 1]."""
+    """Return the step size that `parse_step` read, for one eps and number of steps.
+
+    The unit is pixels in [0, 1].
+    """
     if not isinstance(step, str):
         return step
     divisor = step.removeprefix("eps/")
@@ -54,22 +63,28 @@ def step_size(step: float | str, eps: float, steps: int) -> float:
 Level = Annotated[float, BeforeValidator(parse_level)]
 Step = Annotated[float | str, BeforeValidator(parse_step)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Part = Annotated[
-    str, Field(pattern=r"^[a-z][a-z0-9_]*(-[a-z][a-z0-9_]*)?$")
-]  # of a mix: an attack, or <model>-<attack>
+# A part of a mix: an attack, or <model>-<attack>.
+Part = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(-[a-z][a-z0-9_]*)?$")]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
 class Section(BaseModel):
-    """A part of `params.yaml`: no unknown key, no missing key, no conversion between types, no infinities."""
+    """A part of `params.yaml`.
+
+    It allows no unknown key, no missing key, no conversion between types and no infinities.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Spread(Section):
-    """A distribution of eps: `{uniform: [low, high]}`, or `{normal: [mean, std], within: [low, high]}`, cut off at both ends."""
+    """A distribution of eps.
+
+    It is `{uniform: [low, high]}`, or `{normal: [mean, std], within: [low, high]}`, which is cut
+    off at both ends.
+    """
 
     uniform: Annotated[list[Level], Field(min_length=2, max_length=2)] | None = None
     normal: Annotated[list[Level], Field(min_length=2, max_length=2)] | None = None
@@ -82,7 +97,10 @@ class Spread(Section):
         return low, high
 
     def quantile(self, share: float) -> float:
-        """The eps that this share of all draws stays below: a uniform random number in [0, 1) becomes a draw."""
+        """Return the eps that this share of all draws stays below.
+
+        If `share` is a uniform random number in [0, 1), the result is a draw.
+        """
         low, high = self.bounds
         if self.normal is None:
             return low + (high - low) * share
@@ -105,7 +123,7 @@ class Spread(Section):
 
 
 def parse_eps(value: object) -> object:
-    """One eps for all images, or the distribution that each image's own is drawn from."""
+    """Return one eps for all images, or the distribution of each image's own eps."""
     if not isinstance(value, dict):
         return parse_level(value)
     try:
@@ -118,7 +136,7 @@ Eps = Annotated[float | Spread, BeforeValidator(parse_eps)]
 
 
 def greatest(eps: float | Spread) -> float:
-    """The eps that no image's own exceeds."""
+    """Return the eps that no image's own eps exceeds."""
     return eps.bounds[1] if isinstance(eps, Spread) else eps
 
 
@@ -134,6 +152,9 @@ def explain(detail: Any) -> str:
             text = str(detail["ctx"]["error"])
         case _:
             expected = detail["msg"].removeprefix("Input should be ")
-            text = f"expected {expected[0].lower()}{expected[1:]}, found {reprlib.repr(detail['input'])}"
+            text = (
+                f"expected {expected[0].lower()}{expected[1:]}, "
+                f"found {reprlib.repr(detail['input'])}"
+            )
     separator = ": " if text.startswith("expected") else "."
     return f"{key}{separator if key else ''}{text}"

@@ -1,1 +1,1 @@
-"""How good a model is, and whether the numbers can be believed."""
+"""Measure how good a model is, and whether the numbers can be believed."""

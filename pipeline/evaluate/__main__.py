@@ -1,4 +1,7 @@
-"""Stage `evaluate@<model>`: a model, the clean image set and stored adversarial ones -> how good it is, and whether to believe it."""
+"""Stage `evaluate@<model>`: judge a model, and check whether the result can be believed.
+
+It reads the model, the clean image set and stored adversarial ones.
+"""
 
 import argparse
 from pathlib import Path
@@ -11,10 +14,8 @@ from pipeline.evaluate.params import EvaluateParams
 from pipeline.networks import device
 
 JUDGING = ("curves", "ensemble", "grid", "n_eval", "threats")
-KEYS = (
-    "seed",
-    *(f"evaluate.{key}" for key in JUDGING),
-)  # of params.yaml, as dvc.yaml declares them
+# The keys of params.yaml, as dvc.yaml declares them.
+KEYS = ("seed", *(f"evaluate.{key}" for key in JUDGING))
 
 
 def evaluate() -> str:
@@ -73,7 +74,10 @@ def evaluate() -> str:
         f"{name}: accuracy under {settings.curves.threat}, varied",
     )
     console.say(table.checks(found.metrics["diagnostics"]))
-    return f"{args.metrics}: {len(settings.threats)} fresh attacks on {args.model}, on {device.describe(processor)}"
+    return (
+        f"{args.metrics}: {len(settings.threats)} fresh attacks on {args.model},"
+        f" on {device.describe(processor)}"
+    )
 
 
 if __name__ == "__main__":

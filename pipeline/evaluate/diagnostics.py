@@ -1,10 +1,13 @@
-"""Whether a robust accuracy can be believed: the ways in which it comes out too high, each with a number, a limit and a verdict.
+"""Check whether a robust accuracy can be believed.
 
-After the check lists of Athalye et al. (ICML 2018, section 3.1), Carlini et al. ("On Evaluating Adversarial Robustness", 2019) and Croce et
-al. (ICML 2022, on evaluations that need more than a standard ensemble). docs/evaluation.md tells what each check means.
+Each way in which a robust accuracy comes out too high has a check. A check has a number, a limit
+and a verdict. The checks follow the lists of Athalye et al. (ICML 2018, section 3.1), Carlini et
+al. ("On Evaluating Adversarial Robustness", 2019) and Croce et al. (ICML 2022, on evaluations that
+need more than a standard ensemble). docs/evaluation.md explains what each check means.
 
-All tolerances stand here. A check looks at n images, so what it counts is binomial: it fails only where the count is more than chance (one
-time in a hundred) gives at the limit. With 50 images a limit of 2 % is exceeded by 5 images or more, with 1,000 by 32.
+This module defines all tolerances. A check looks at n images, so what it counts is binomial. It
+fails only if the count is more than chance (one time in a hundred) gives at the limit. With 50
+images, 5 or more exceed a limit of 2 %. With 1,000 images, 32 or more exceed it.
 """
 
 import math
@@ -25,15 +28,15 @@ from pipeline.evaluate.whitebox import Target
 from pipeline.networks.scores import Mask
 
 SIGNIFICANCE = 0.01
-LIMIT = 0.02  # of the images: what a sound measurement may show by its own small imperfections
-CONVERGED = 0.01  # of the images: what more steps or restarts may still find after everything that was tried
-ENOUGH = 220  # images, on which a check with that limit sees a loss of 5 points nine times in ten
-COLLAPSED = 0.6  # of the clean images: FGSM leaves them standing and PGD does not
+LIMIT = 0.02  # share of the images that small imperfections of a sound measurement may affect
+# Share of the images that more steps or restarts may still fool after everything that was tried.
+CONVERGED = 0.01
+ENOUGH = 220  # images; a check with that limit then sees a loss of 5 points nine times in ten
+COLLAPSED = 0.6  # share of the clean images that withstand FGSM but not PGD
 STATIC = 1 / 2  # robust accuracy below this share of the transfer accuracy
-COMPARABLE = (
-    3 / 4
-)  # of the threat's eps: the least at which a stored set was made to be compared with it
-UNITS = (1 / 255, 1 / 2)  # an eps outside of these was meant in other units
+# A stored set is compared with a threat only if it was made at this share of its eps, or more.
+COMPARABLE = 3 / 4
+UNITS = (1 / 255, 1 / 2)  # an eps outside this range was meant in other units
 
 STRONG, UPPER_BOUND, STATIC_ONLY, SUSPECT = "strong", "upper bound", "static only", "suspect"
 FAR_ABOVE = "transfer_far_above_robust"
@@ -41,7 +44,10 @@ FAR_ABOVE = "transfer_far_above_robust"
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One check: its number, the limit, and whether it passed; `passed` is None where there was nothing to check."""
+    """One check: its number, the limit, and whether it passed.
+
+    `passed` is None if there was nothing to check.
+    """
 
     value: float | None
     limit: float
@@ -57,7 +63,11 @@ NOT_RUN = Check(value=None, limit=0.0, passed=None)
 
 
 def share(found: Mask, limit: float = LIMIT) -> Check:
-    """The share of images (n,) that show something, held to a limit that chance may exceed one time in a hundred."""
+    """Check the share of images (n,) that show something against a limit.
+
+    The check fails if chance gives that share at the limit less than one time in a hundred. Without
+    images it is not run.
+    """
     from scipy.stats import binomtest
 
     if not len(found):
@@ -69,7 +79,12 @@ def share(found: Mask, limit: float = LIMIT) -> Check:
 
 
 def gain(standing: Mask, before: Mask, limit: float = LIMIT) -> Check:
-    """By how much more of the same images (n,) stand than before, in accuracy; chance by the exact sign test on those that changed."""
+    """Check the rise in accuracy on the same images (n,) against a limit.
+
+    `standing` and `before` tell which images withstand now and which withstood before. The check
+    fails if the rise exceeds the limit and is not chance, by the exact sign test on the images that
+    changed.
+    """
     from scipy.stats import binomtest
 
     up, down = int((standing & ~before).sum()), int((before & ~standing).sum())
@@ -79,15 +94,17 @@ def gain(standing: Mask, before: Mask, limit: float = LIMIT) -> Check:
 
 
 def none_of(count: int) -> Check:
-    """A number that must be 0."""
+    """Check that a number is 0."""
     return Check(value=float(count), limit=0.0, passed=count == 0)
 
 
 def verdict(checks: Mapping[str, Check], confirmed: bool) -> tuple[str, list[str]]:
-    """Return what the checks say together about the headline, and which of them failed.
+    """Return the joint verdict of the checks on the headline, and which of them failed.
 
-    `static only`: robust accuracy is far below transfer accuracy. `suspect`: another check failed, so robust accuracy may be far too high.
-    `strong`: none failed, and APGD-CE and targeted APGD were tried, as `confirmed` says. `upper bound`: none failed, but they were not.
+    `static only`: robust accuracy is far below transfer accuracy. `suspect`: another check failed,
+    so robust accuracy may be far too high. `strong`: no check failed, and APGD-CE and targeted APGD
+    were tried, which `confirmed` tells. `upper bound`: no check failed, but these two attacks were
+    not tried.
     """
     failed = [name for name, check in checks.items() if check.passed is False]
     if FAR_ABOVE in failed:
@@ -105,10 +122,11 @@ def diagnose(
     queries: int,
     stored: Mapping[str, Block],
 ) -> dict[str, Check]:
-    """The checks of a measurement by `threat`, a PGD, whose curves on the images of `block` are given.
+    """Return the checks of a measurement by `threat`, a PGD.
 
-    `stored` are adversarial counterparts of `block`, row by row, within the threat's eps. The checks that need other numbers are
-    `converged`, `units` and `far_above`.
+    `curves` are that threat's curves on the images of `block`. `stored` are adversarial
+    counterparts of `block`, row by row, within the threat's eps. The checks that need other numbers
+    are `converged`, `units` and `far_above`.
     """
     clean, white_box = target.is_right(block), curves.restarts[threat.restarts]
     pgd, after_fgsm = (
@@ -144,9 +162,10 @@ def diagnose(
 def converged(
     target: Target, block: Block, found: Mask, threat: Threat, settings: params.Curves
 ) -> dict[str, Check]:
-    """Return what more steps and more restarts of a PGD threat find beyond all attacks that were tried in its ball.
+    """Return what more steps and restarts of a PGD threat find beyond all attacks already tried.
 
-    `found` tells which images (n,) of `block` those attacks left standing.
+    `found` tells which images (n,) of `block` withstood those attacks, which were in the threat's
+    eps ball.
     """
     entry, restarts = threat.model_dump(), settings.restarts - threat.restarts
     varied = {
@@ -163,7 +182,10 @@ def converged(
 
 
 def units(all_eps: Sequence[float]) -> Check:
-    """Return how many eps cannot be meant: below 1/255 or above 1/2 of the range of a pixel."""
+    """Check that every eps is between 1/255 and 1/2 of the range of a pixel.
+
+    An eps outside that range was meant in other units. The check's number is how many there are.
+    """
     low, high = UNITS
     return none_of(sum(not low - 1e-9 <= eps <= high for eps in all_eps))
 
@@ -171,11 +193,12 @@ def units(all_eps: Sequence[float]) -> Check:
 def far_above(
     robust: Mapping[str, float], eps: float, transfer: Mapping[str, Mapping[str, Any]]
 ) -> Check:
-    """Return robust accuracy as a share of transfer accuracy, the least over the stored sets that can be compared.
+    """Return robust accuracy as a share of transfer accuracy, the least over the comparable sets.
 
-    Those were made against another model, at the eps of the robust accuracy or not much less. Fails where robust accuracy is significantly
-    below half of transfer accuracy: where the 95 % interval of their difference, made from the interval of each, excludes 0 (Zou and
-    Donner, Statistics in Medicine 27, 2008).
+    A stored set is comparable if it was made against another model, at no less than COMPARABLE of
+    the robust accuracy's eps. The check fails if robust accuracy is significantly below half of
+    transfer accuracy. That is so if the 95 % interval of their difference excludes 0. It is made
+    from the interval of each accuracy (Zou and Donner, Statistics in Medicine 27, 2008).
     """
     sets = [
         result
@@ -193,7 +216,7 @@ def far_above(
 
 
 def _highest_difference(robust: Mapping[str, float], transfer: Mapping[str, float]) -> float:
-    """Return the upper end of the 95 % interval of robust accuracy less half of transfer accuracy."""
+    """Return the upper end of the 95 % interval of robust minus half of transfer accuracy."""
     above, below = (
         robust["high95"] - robust["accuracy"],
         STATIC * (transfer["accuracy"] - transfer["low95"]),
@@ -202,7 +225,10 @@ def _highest_difference(robust: Mapping[str, float], transfer: Mapping[str, floa
 
 
 def _right_after_fgsm(target: Target, block: Block, threat: Threat) -> Mask:
-    """Which images (N,), clean mistakes among them, the network gets right after FGSM at the threat's eps."""
+    """Return which images (N,) the network gets right after FGSM at the threat's eps.
+
+    FGSM also attacks the images that the network gets wrong without an attack.
+    """
     fgsm = Threat.model_validate({"attack": "FGSM", "eps": threat.eps, "restarts": 1})
     return whitebox.withstands(
         target, block, fgsm, "check: FGSM", np.ones(len(block), dtype=bool)
@@ -212,7 +238,7 @@ def _right_after_fgsm(target: Target, block: Block, threat: Threat) -> Mask:
 def _withstands_square(
     target: Target, block: Block, eps: float, queries: int, standing: Mask
 ) -> Mask:
-    """Which of the standing images (N,) a black-box attack, which sees no gradient, leaves standing."""
+    """Return which of the standing images (N,) withstand a black-box attack without gradients."""
     entry = {
         "attack": "Square",
         "n_queries": queries,
@@ -226,7 +252,10 @@ def _withstands_square(
 
 
 def _without_gradient(target: Target, block: Block) -> Mask:
-    """For which images (N,) the loss that attacks climb has a gradient of zeros, or one that is not finite."""
+    """Return for which images (N,) the loss that attacks climb has no usable gradient.
+
+    Such a gradient consists of zeros, or it is not finite.
+    """
     found = np.zeros(len(block), dtype=bool)
     for _, rows in target.batches(~found):
         images, labels = target.tensors(block, rows)
@@ -240,7 +269,7 @@ def _without_gradient(target: Target, block: Block) -> Mask:
 
 
 def _logits(target: Target, block: Block) -> NDArray[np.float32]:
-    """The network's outputs (N, n_classes) for a block's images."""
+    """Return the network's outputs (N, n_classes) for a block's images."""
     with torch.inference_mode():
         parts = [
             target.network(target.tensors(block, rows)[0]).float().cpu()
@@ -251,7 +280,11 @@ def _logits(target: Target, block: Block) -> NDArray[np.float32]:
 
 
 def _greatest_rise(by_steps: Mapping[int, Mask]) -> Check:
-    """Each number of steps against the fewer ones that left the least standing: more steps of a sound attack do not lose ground."""
+    """Return the greatest rise in accuracy from fewer steps to more.
+
+    Each number of steps is compared with the fewer ones that left the fewest images standing. More
+    steps of a sound attack do not raise accuracy.
+    """
     counts = sorted(by_steps)
     rises = [
         gain(

@@ -1,10 +1,14 @@
-"""AutoAttack's ensemble: different attacks, each on the images that the ones before it left standing.
+"""Run AutoAttack's ensemble: each attack gets the images that withstood the ones before it.
 
-With all members, 100 iterations and 9 targets it is AutoAttack's `standard` version with its published settings (Croce and Hein, ICML 2020,
-and the code it came with): APGD on the cross-entropy; targeted APGD on the DLR loss towards each of the likeliest wrong classes; targeted
-FAB towards the same classes; Square with 5,000 queries and its own schedule; one restart each, rho 0.75. The first two members, with few
-iterations, find nearly as much on an adversarially trained network of the tests. The attacks are torchattacks'. Its own `AutoAttack` runs
-10 iterations and another schedule, and is not used here.
+With all members, 100 iterations and 9 targets it is AutoAttack's `standard` version with its
+published settings (Croce and Hein, ICML 2020, and the code published with it). The members are APGD
+on the cross-entropy, targeted APGD on the DLR loss, targeted FAB and Square. The targeted members
+attack towards each of the likeliest wrong classes. Square has 5,000 queries and its own schedule.
+Each member has one restart, and rho is 0.75.
+
+The first two members, with few iterations, find nearly as much on an adversarially trained network
+of the tests. The attacks are torchattacks'. Its own `AutoAttack` runs 10 iterations and another
+schedule, so this module does not use it.
 """
 
 from dataclasses import replace
@@ -28,7 +32,7 @@ def name(settings: params.Ensemble) -> str:
 
 
 def threats(settings: params.Ensemble, eps: float) -> dict[str, Threat]:
-    """Return the members in their order."""
+    """Return each member's threat by its name, in the order of the attacks."""
     apgd = {"steps": settings.iterations, "n_restarts": 1, "eot_iter": 1, "rho": 0.75}
     entries: dict[str, dict[str, Any]] = {
         "apgd_ce": {"attack": "APGD", "loss": "ce", **apgd},
@@ -36,12 +40,22 @@ def threats(settings: params.Ensemble, eps: float) -> dict[str, Threat]:
     }
     if settings.members == "all":
         entries["fab_t"] = {
-            "attack": "FAB", "steps": settings.iterations, "n_restarts": 1, "alpha_max": 0.1, "eta": 1.05, "beta": 0.9,
+            "attack": "FAB",
+            "steps": settings.iterations,
+            "n_restarts": 1,
+            "alpha_max": 0.1,
+            "eta": 1.05,
+            "beta": 0.9,
             "multi_targeted": True,
-        }  # fmt: skip
+        }
         entries["square"] = {
-            "attack": "Square", "n_queries": QUERIES, "n_restarts": 1, "p_init": 0.8, "loss": "margin", "resc_schedule": False,
-        }  # fmt: skip
+            "attack": "Square",
+            "n_queries": QUERIES,
+            "n_restarts": 1,
+            "p_init": 0.8,
+            "loss": "margin",
+            "resc_schedule": False,
+        }
     return {
         name: Threat.model_validate({**entry, "eps": eps, "restarts": 1})
         for name, entry in entries.items()
@@ -49,7 +63,10 @@ def threats(settings: params.Ensemble, eps: float) -> dict[str, Threat]:
 
 
 def left_out(settings: params.Ensemble, n_classes: int) -> list[str]:
-    """Return the members that cannot attack a network of so few classes: targeted APGD compares four logits."""
+    """Return the members that cannot attack a network of so few classes.
+
+    The loss of targeted APGD compares four logits.
+    """
     return [
         name for name, threat in threats(settings, 1.0).items() if threat.fewest_classes > n_classes
     ]
@@ -58,9 +75,10 @@ def left_out(settings: params.Ensemble, n_classes: int) -> list[str]:
 def withstands(
     target: Target, block: Block, settings: params.Ensemble, eps: float
 ) -> tuple[Mask, dict[str, Any]]:
-    """Return which of a block's images (N,) stand after all members, and what is known of the attack.
+    """Return which of a block's images (N,) withstand all members, and a record of the attack.
 
-    That is its settings, the accuracy after each member, the passes, and the members that were left out.
+    The record holds its settings, the accuracy after each member, the passes, and the members that
+    were left out.
     """
     standing = target.is_right(block)
     details: dict[str, Any] = {}
@@ -69,7 +87,7 @@ def withstands(
     for member, threat in threats(settings, eps).items():
         if member in skipped:
             continue
-        # torchattacks aims at all classes but one.
+        # torchattacks targets all classes except one.
         aimed = replace(target, n_classes=min(target.n_classes, settings.targets + 1))
         outcome = whitebox.withstands(aimed, block, threat, f"judge by {member}", standing)
         standing = outcome.standing
@@ -93,4 +111,7 @@ def described(settings: params.Ensemble) -> str:
     )
     if all(getattr(settings, key) == value for key, value in STANDARD.items()):
         return f"{names} at AutoAttack's standard settings, through torchattacks"
-    return f"{names}, {settings.iterations} iterations, {settings.targets} target classes, through torchattacks"
+    return (
+        f"{names}, {settings.iterations} iterations, {settings.targets} target classes,"
+        " through torchattacks"
+    )

@@ -1,8 +1,9 @@
-"""How good a model is, in three words that are never mixed up.
+"""Measure how good a model is, in three terms that are never mixed up.
 
-**Clean accuracy** is on unattacked images. **Transfer accuracy** is on stored adversarial images: it says nothing about an attacker who
-attacks the judged model, unless the images were made against that very model. **Robust accuracy** is under a white-box attack run afresh
-against the judged model, and only that.
+**Clean accuracy** is on unattacked images. **Transfer accuracy** is on stored adversarial images.
+It says nothing about an attacker who attacks the judged model, unless the images were made against
+the judged model itself. **Robust accuracy** is only ever under a white-box attack run freshly
+against the judged model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,11 @@ WORST = "worst"
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """What one attack found: the rows (n,) of the validation images that it was tried on, and which of them stand; eps in [0, 1]."""
+    """What one attack found.
+
+    `rows` (n,) are the rows of the validation images that it was tried on. `standing` (n,) tells
+    which of them withstood it. `eps` is in [0, 1].
+    """
 
     eps: float
     rows: NDArray[np.int64]
@@ -35,7 +40,11 @@ class Tried:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """All that is found about a model: numbers, its clean predictions for a confusion matrix, the grid's guesses and the curves' points."""
+    """All that is found about a model.
+
+    That is: numbers, its clean predictions for a confusion matrix, the grid's guesses and the
+    curves' points.
+    """
 
     metrics: dict[str, Any]
     confusion: list[dict[str, str]]
@@ -45,7 +54,10 @@ class Judgement:
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A stored set's adversarial validation images, their eps, and the SHA-256 of the model that they were made against."""
+    """A stored set's adversarial validation images, and how they were made.
+
+    `eps` is in [0, 1]. `model_sha256` is the SHA-256 of the model that they were made against.
+    """
 
     block: Block
     eps: float
@@ -59,10 +71,12 @@ def judge(
     model_sha256: str,
     settings: params.Evaluate,
 ) -> Judgement:
-    """Clean, transfer and robust accuracy of a network on the validation images, and whether the robust one can be believed.
+    """Return clean, transfer and robust accuracy of a network, and whether to believe the last.
 
-    `stored` are adversarial sets of the same clean set, all made against one model; `model_sha256` tells whether that is this very network.
-    Raises InputError for sets of another clean set, or of several models, which an attack's name would not tell apart.
+    All are measured on the validation images. `stored` are adversarial sets of the same clean set,
+    all made against one model. `model_sha256` tells whether that model is the judged network
+    itself. Raises InputError for sets of another clean set. Raises it also for sets of several
+    models, which an attack's name would not tell apart.
     """
     val, names = clean.load("val"), clean.class_names
     target = Target.of(network, len(names), batch_size=whitebox.BATCH_SIZE, seed=settings.seed)
@@ -114,7 +128,10 @@ def _opened(images: ImageSet, clean: ImageSet) -> Stored:
 def _transfer(
     target: Target, val: Block, clean_right: Mask, sets: Mapping[str, Stored], model_sha256: str
 ) -> dict[str, Any]:
-    """Accuracy on stored adversarial validation images, set by set, and on the mix of them and the clean ones."""
+    """Return the accuracy on stored adversarial validation images.
+
+    It is given set by set, and on the mix of all sets and the clean images.
+    """
     results: dict[str, Any] = {}
     all_right, all_labels = [clean_right], [val.labels]
     for name, images in sets.items():
@@ -135,9 +152,10 @@ def _transfer(
 def _robust(
     target: Target, val: Block, settings: params.Evaluate
 ) -> tuple[dict[str, Any], list[Tried]]:
-    """Return the accuracy under every threat, under the ensemble and under all of them together, and what each of them found.
+    """Return the accuracy under every attack and under all together, and each one's findings.
 
-    The accuracy under all is the headline: an image counts if it withstands everything that was tried on it, at whatever eps.
+    The attacks are the threats and the ensemble. The accuracy under all is the headline. An image
+    counts there if it withstands everything that was tried on it, at whatever eps.
     """
     results: dict[str, Any] = {}
     tried: list[Tried] = []
@@ -169,7 +187,10 @@ def _robust(
 
 
 def _worst(tried: Sequence[Tried]) -> tuple[NDArray[np.int64], Mask]:
-    """Return the rows on which everything was tried, the smallest of the nested samples, and which of them stand after everything."""
+    """Return the rows on which everything was tried, and which of them withstand everything.
+
+    The rows are the smallest of the nested samples.
+    """
     smallest = min((one.rows for one in tried), key=len)
     return smallest, np.logical_and.reduce(
         [one.standing[np.isin(one.rows, smallest)] for one in tried]
@@ -186,7 +207,10 @@ def _confirmed(settings: params.Evaluate, n_classes: int) -> bool:
 def _grid(
     target: Target, val: Block, settings: params.Evaluate
 ) -> tuple[list[sweeps.Row], dict[str, Any] | None]:
-    """The hidden grader's view, where it is asked for."""
+    """Return the grid's rows and metrics, which are a hidden grader's view.
+
+    Without a grid in the settings, return no rows and None.
+    """
     if settings.grid is None:
         return [], None
     return sweeps.grid(

@@ -1,4 +1,4 @@
-"""The section `evaluate` of `params.yaml`: the attacks that a model is judged by."""
+"""Define the section `evaluate` of `params.yaml`: the attacks that a model is judged by."""
 
 from typing import Annotated, Literal, Self
 
@@ -7,30 +7,30 @@ from pydantic import Field, model_validator
 from pipeline.attacks.params import Threat
 from pipeline.base.values import Count, Level, Name, Section, Seed, Step
 
-RESERVED_THREATS = {
-    "worst",
-    "apgd",
-    "ensemble",
-}  # names of results that are made from several attacks
+# Names of results that are made from several attacks.
+RESERVED_THREATS = {"worst", "apgd", "ensemble"}
 
 
 class Ensemble(Section):
-    """AutoAttack's attacks, at the eps of the threat that the curves vary: APGD-CE and targeted APGD, or all four.
+    """AutoAttack's attacks, at the eps of the threat that the curves vary.
 
-    `iterations` of each gradient attack, towards each of the `targets` likeliest wrong classes where it is targeted; the standard's are 100
-    and 9.
+    `members` are APGD-CE and targeted APGD, or all four attacks. Each gradient attack takes
+    `iterations`. A targeted one takes them towards each of the `targets` likeliest wrong classes.
+    The standard's values are 100 iterations and 9 targets.
     """
 
     members: Literal["first_two", "all"]
     n_eval: Count
     iterations: Count
-    targets: Annotated[
-        int, Field(ge=3, lt=2**31)
-    ]  # the loss of targeted APGD compares four classes
+    # The loss of targeted APGD compares four classes.
+    targets: Annotated[int, Field(ge=3, lt=2**31)]
 
 
 class Grid(Section):
-    """A hidden grader's possible choices: FGSM at every eps, and PGD at every eps, alpha and number of steps."""
+    """The attacks that a hidden grader might choose.
+
+    These are FGSM at every eps, and PGD at every eps, alpha and number of steps.
+    """
 
     n_eval: Count
     eps: Annotated[list[Level], Field(min_length=1)]
@@ -39,9 +39,10 @@ class Grid(Section):
 
 
 class Curves(Section):
-    """A PGD threat, by name, that is varied by eps, by steps and by restarts; and Square's queries, for each image that it leaves standing.
+    """The variations of one PGD threat by eps, by steps and by restarts.
 
-    The checks that tell a false result are made from these.
+    `threat` is its name. `queries` are Square's, for each image that the threat leaves standing.
+    The checks that detect a false result are made from these curves.
     """
 
     threat: Name
@@ -58,13 +59,14 @@ class Curves(Section):
                 raise ValueError(f"{key}: expected rising values, found {values}")
         if self.eps[-1] != 1:
             raise ValueError(
-                f"eps: expected 1, at which every image must fall, as the last value, found {self.eps[-1]}"
+                "eps: expected 1, at which every image must fall, as the last value,"
+                f" found {self.eps[-1]}"
             )
         return self
 
 
 class Evaluate(Section):
-    """The attacks that a model is judged by, and on how many images."""
+    """The attacks that a model is judged by, and the number of images for each."""
 
     n_eval: Count | None
     seed: Seed
@@ -77,7 +79,8 @@ class Evaluate(Section):
     def _check_threats(self) -> Self:
         for name in self.threats.keys() & RESERVED_THREATS:
             raise ValueError(
-                f"threats.{name}: expected another name, {name!r} stands for a result over several attacks"
+                f"threats.{name}: expected another name,"
+                f" {name!r} stands for a result over several attacks"
             )
         varied = self.threats.get(self.curves.threat)
         if varied is None or varied.attack != "PGD":
@@ -86,28 +89,34 @@ class Evaluate(Section):
                 or "there is none"
             )
             raise ValueError(
-                f"curves.threat: expected a threat whose attack is PGD ({of_pgd}), found {self.curves.threat!r}"
+                f"curves.threat: expected a threat whose attack is PGD ({of_pgd}),"
+                f" found {self.curves.threat!r}"
             )
         if self.curves.restarts <= varied.restarts:
             raise ValueError(
-                f"curves.restarts: expected more than that threat's own {varied.restarts}, found {self.curves.restarts}"
+                f"curves.restarts: expected more than that threat's own {varied.restarts},"
+                f" found {self.curves.restarts}"
             )
         own = varied.parameters["steps"]
         if self.curves.steps[-1] <= own:
             raise ValueError(
-                f"curves.steps: expected more than that threat's own {own} as the last value, found {self.curves.steps[-1]}"
+                f"curves.steps: expected more than that threat's own {own} as the last value,"
+                f" found {self.curves.steps[-1]}"
             )
         return self
 
 
 class Evaluated(Evaluate):
-    """The whole section: `models` are judged; the stored images made against `stored` give transfer accuracy."""
+    """The whole section, with the models to judge.
+
+    `models` are judged. The stored images made against the model `stored` give transfer accuracy.
+    """
 
     models: list[Name]
     stored: Name
 
 
 class EvaluateParams(Section):
-    """What the stage `evaluate@<model>` reads."""
+    """The parameters that the stage `evaluate@<model>` reads."""
 
     evaluate: Evaluate

@@ -1,4 +1,7 @@
-"""Pictures for people: the same numbers give the same bytes, so that Git shows a change only where there is one."""
+"""Draw a model's accuracies as pictures for people.
+
+The same numbers give the same bytes, so Git shows a change only where there is one.
+"""
 
 import io
 from collections.abc import Sequence
@@ -20,7 +23,10 @@ AXES = {
 
 
 def heat_map(path: Path, rows: Sequence[Row], title: str) -> None:
-    """A PNG of a grid's accuracies: a line a guess, a column an eps; without rows, a picture that says so."""
+    """Write a PNG of a grid's accuracies, with a line per guess and a column per eps.
+
+    Without rows, the picture shows only the title.
+    """
     columns = sorted({row["eps"] for row in rows})
     cells: dict[str, dict[float, float]] = {}
     for row in rows:
@@ -34,8 +40,15 @@ def heat_map(path: Path, rows: Sequence[Row], title: str) -> None:
         axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
         for y, line in enumerate(values):
             for x, value in enumerate(line):
-                axes.text(x, y, f"{value:.0f}" if value == value else "", ha="center", va="center", fontsize=6,
-                          color="black" if value > 60 else "white")  # fmt: skip
+                axes.text(
+                    x,
+                    y,
+                    f"{value:.0f}" if value == value else "",
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color="black" if value > 60 else "white",
+                )
         axes.set_xticks(
             range(len(columns)), [_level(column) for column in columns], fontsize=6, rotation=60
         )
@@ -47,7 +60,7 @@ def heat_map(path: Path, rows: Sequence[Row], title: str) -> None:
 
 
 def curves(path: Path, rows: Sequence[Row], title: str) -> None:
-    """A PNG of the accuracy with its 95 % interval against eps, steps and restarts."""
+    """Write a PNG of the accuracy with its 95 % interval against eps, steps and restarts."""
     figure = _figure(9, 3)
     figure.suptitle(title, fontsize=9)
     for place, (name, label) in enumerate(AXES.items(), 1):
@@ -72,12 +85,18 @@ def curves(path: Path, rows: Sequence[Row], title: str) -> None:
 
 
 def _level(eps: float) -> str:
-    """An eps as people write it: a whole number of steps between stored pixels as 8/255, anything else as a decimal."""
+    """Return an eps as people write it.
+
+    A whole number of steps between stored pixels is written as 8/255, any other eps as a decimal.
+    """
     return f"{eps * 255:.0f}/255" if abs(eps * 255 - round(eps * 255)) < 1e-3 else f"{eps:g}"
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches, drawn without a screen and without pyplot's global state."""
+    """Return an empty figure of that many inches.
+
+    It needs neither a screen nor pyplot's global state.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

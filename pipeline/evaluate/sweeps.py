@@ -1,4 +1,8 @@
-"""Accuracy under many variations of an attack: what a grader who chose other parameters would find, and curves that show a false result."""
+"""Measure accuracy under many variations of an attack.
+
+The grid shows what a grader who chose other parameters would find. The curves reveal a false
+result.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,10 +26,11 @@ CURVE_COLUMNS = ("curve", "value", "n", "accuracy", "low95", "high95")
 
 
 def grid(target: Target, block: Block, settings: params.Grid) -> tuple[list[Row], dict[str, Any]]:
-    """FGSM and PGD for every guess at eps, alpha and steps: a row a guess, and the worst of them.
+    """Return a row for FGSM and for PGD at every guess of eps, alpha and steps, and the metrics.
 
-    A row `worst of them` for each eps, and `worst` in the metrics, count an image only if it withstands every guess, at that eps or at all.
-    Clean mistakes are lost under every guess.
+    A row `worst of them` for each eps counts an image only if it withstands every guess at that
+    eps. `worst` in the metrics counts an image only if it withstands every guess at all eps. Images
+    that the network gets wrong unattacked are lost under every guess.
     """
     guessed: list[Row] = []
     worst: list[Row] = []
@@ -63,7 +68,10 @@ def grid(target: Target, block: Block, settings: params.Grid) -> tuple[list[Row]
 def _guesses(
     target: Target, block: Block, eps: float, settings: params.Grid
 ) -> Iterator[tuple[Row, Mask]]:
-    """Every guess at one eps, and who stands (N,) under it; runs of PGD that differ in their steps alone are one run."""
+    """Yield every guess at one eps, and which images (N,) withstand it.
+
+    Guesses of PGD that differ only in their steps share one run.
+    """
     fgsm = Threat.model_validate({"attack": "FGSM", "eps": eps, "restarts": 1})
     shown: Row = {"guess": "FGSM", "eps": round(eps, 6), "alpha": "", "steps": ""}
     yield shown, whitebox.withstands(target, block, fgsm, f"grid: FGSM, eps {eps:.4f}").standing
@@ -89,7 +97,7 @@ def _guesses(
 
 
 def pgd(eps: float, alpha: float, steps: int, restarts: int = 1) -> Threat:
-    """PGD with a random start; eps and alpha in units of pixels in [0, 1]."""
+    """Return PGD with a random start, with eps and alpha in units of pixels in [0, 1]."""
     entry = {
         "attack": "PGD",
         "eps": eps,
@@ -103,14 +111,17 @@ def pgd(eps: float, alpha: float, steps: int, restarts: int = 1) -> Threat:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Who stands (N,) by eps, by steps and by restarts of one PGD threat; eps 0 is unattacked."""
+    """The images (N,) that withstand one PGD threat, by eps, by steps and by restarts.
+
+    Eps 0 is unattacked.
+    """
 
     eps: dict[float, Mask]
     steps: dict[int, Mask]
     restarts: dict[int, Mask]
 
     def rows(self) -> list[Row]:
-        """A row a point."""
+        """Return one row per point."""
         named: dict[str, dict[Any, Mask]] = {
             "eps": self.eps,
             "steps": self.steps,
@@ -129,10 +140,12 @@ class Curves:
 
 
 def curves(target: Target, block: Block, threat: Threat, settings: params.Curves) -> Curves:
-    """Vary a PGD threat three ways.
+    """Vary a PGD threat in three ways.
 
-    By eps, alpha in proportion: whoever is lost at a smaller eps is lost at a greater one, whose ball holds the smaller, so it is not
-    attacked again. By steps: every number of steps for itself, as more of them might help. By restarts: whoever is lost stays lost.
+    By eps: alpha varies in proportion. The ball of a greater eps contains the ball of a smaller
+    one. An image that is lost at a smaller eps is therefore not attacked again. By steps: each
+    number of steps attacks all images, because more steps might raise the accuracy. By restarts: a
+    lost image stays lost.
     """
     standing = target.is_right(block)
     by_eps: dict[float, Mask] = {0.0: standing}

@@ -1,4 +1,7 @@
-"""The table at the end of a run: what a model is worth on clean images, on stored attacks, and under fresh ones."""
+"""Format the table at the end of a run.
+
+It shows a model's accuracy on clean images, on stored attacks and under fresh ones.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,23 +10,32 @@ from typing import Any
 
 from pipeline.base.errors import InputError
 
-NOTE = """attacks:  gradients of single images that attacks took to train the model, stored sets included.
-transfer: accuracy on stored adversarial images (* made against this very model). It says nothing about an attacker of this model.
-robust:   accuracy under white-box attacks run freshly against the model itself. worst: under all of them together.
-evidence: how well the robust accuracy was tested, not how robust the model is (docs/evaluation.md)."""
-# By the words of `diagnostics.verdict`, which is not imported because torch comes with it.
+NOTE = (
+    "attacks:  gradients of single images that attacks took to train the model,"
+    " stored sets included.\n"
+    "transfer: accuracy on stored adversarial images (* made against this very model)."
+    " It says nothing about an attacker of this model.\n"
+    "robust:   accuracy under white-box attacks run freshly against the model itself."
+    " worst: under all of them together.\n"
+    "evidence: how well the robust accuracy was tested,"
+    " not how robust the model is (docs/evaluation.md)."
+)
+# The keys are the verdicts of `diagnostics.verdict`. It is not imported, because it imports torch.
 WORTH = {
-    "strong": "worst of {models} was found with APGD-CE and targeted APGD, and more iterations, targets or images may lower it a little",
-    "upper bound": "worst of {models} was found without APGD-CE and targeted APGD, so it is only an upper bound",
-    "static only": "{models} withstands stored images only, so expect worst from an attacker of this model, never transfer",
+    "strong": "worst of {models} was found with APGD-CE and targeted APGD,"
+    " and more iterations, targets or images may lower it a little",
+    "upper bound": "worst of {models} was found without APGD-CE and targeted APGD,"
+    " so it is only an upper bound",
+    "static only": "{models} withstands stored images only,"
+    " so expect worst from an attacker of this model, never transfer",
     "suspect": "a check of {models} failed, so worst may be far too high",
 }
 
 
 def results(folder: Path, models: Sequence[str]) -> str:
-    """A text table of the models that have metrics in a folder, one row a model; what lies there of other models is left out.
+    """Return a text table of the models that have metrics in a folder, one row per model.
 
-    Raises InputError where there are no metrics.
+    Other models' metrics in the folder are left out. Raises InputError if there are no metrics.
     """
     paths = [path for path in (folder / f"{model}.json" for model in models) if path.exists()]
     if not paths:
@@ -74,7 +86,10 @@ def results(folder: Path, models: Sequence[str]) -> str:
 
 
 def worth(verdicts: Mapping[str, str]) -> str:
-    """Return one sentence on what the robust accuracies are worth, from the verdict on each model's."""
+    """Return one sentence on what the robust accuracies are worth.
+
+    `verdicts` hold the verdict on each model's robust accuracy.
+    """
     clauses = []
     for verdict, clause in WORTH.items():
         if models := [model for model, found in verdicts.items() if found == verdict]:
@@ -83,9 +98,13 @@ def worth(verdicts: Mapping[str, str]) -> str:
 
 
 def checks(found: Mapping[str, Any]) -> str:
-    """Return the checks of one model's measurement, a line each: number, limit and verdict; then the verdict over all."""
+    """Return the checks of one model's measurement as text.
+
+    Each line has a check's number, limit and verdict. The last line has the verdict over all.
+    """
     lines = [
-        f"  {name:<30} {_number(check['value']):>8}  (limit {_number(check['limit'])})  {check['verdict']}"
+        f"  {name:<30} {_number(check['value']):>8}  (limit {_number(check['limit'])})"
+        f"  {check['verdict']}"
         for name, check in found["checks"].items()
     ]
     head = f"checks of what {found['threat']} measured, on {found['n']} images:"
@@ -93,9 +112,10 @@ def checks(found: Mapping[str, Any]) -> str:
 
 
 def _reasons(found: Mapping[str, Any]) -> str:
-    """Return the failed checks with their numbers."""
+    """Return the verdict, and the failed checks with their numbers."""
     failed = ", ".join(
-        f"{name} ({_number(found['checks'][name]['value'])}, limit {_number(found['checks'][name]['limit'])})"
+        f"{name} ({_number(found['checks'][name]['value'])},"
+        f" limit {_number(found['checks'][name]['limit'])})"
         for name in found["failed"]
     )
     return f"{found['verdict']}: {failed}"
@@ -106,7 +126,7 @@ def _number(value: float | None) -> str:
 
 
 def _percent(result: Mapping[str, Any] | None) -> str:
-    """One cell: the accuracy with half the width of its 95 % interval."""
+    """Return one cell: the accuracy with half the width of its 95 % interval."""
     if result is None:
         return "-"
     mark = "*" if result.get("made_against_this_model") else ""

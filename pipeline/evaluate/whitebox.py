@@ -1,7 +1,8 @@
-"""Fresh attacks on the very network that is judged: who withstands them, and what they cost.
+"""Run fresh attacks on the judged network: which images withstand them, and what they cost.
 
-Every robust accuracy of this project is counted here. The attack and the judge use the same network, in float32 and in evaluation mode;
-adversarial images are not rounded, and are held to the eps ball and to [0, 1] before they are judged.
+Every robust accuracy of this project is counted here. The attack and the judge use the same
+network, in float32 and in evaluation mode. Adversarial images are not rounded. They are clamped to
+the eps ball and to [0, 1] before they are judged.
 """
 
 from collections import Counter
@@ -24,14 +25,15 @@ if TYPE_CHECKING:
     from torchattacks.attack import Attack
 from pipeline.networks.scores import Mask
 
-BATCH_SIZE = 256  # images that share the random numbers of an attack: part of the result
+BATCH_SIZE = 256  # images that share an attack's random numbers, so it affects the result
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A frozen copy of the judged network, which takes images in [0, 1], and what every attack on it shares.
+    """A frozen copy of the judged network, with the settings that all attacks on it share.
 
-    `batch_size` and `seed` decide which random numbers an image gets.
+    The network takes images in [0, 1]. `batch_size` and `seed` decide which random numbers an image
+    gets.
     """
 
     network: InParts
@@ -41,7 +43,7 @@ class Target:
 
     @classmethod
     def of(cls, network: nn.Module, n_classes: int, *, batch_size: int, seed: int) -> Self:
-        """The network is copied; the caller's own is not touched."""
+        """Return a target with a copy of the network. The caller's own is not changed."""
         return cls(
             network=InParts(networks.frozen_copy(network)),
             n_classes=n_classes,
@@ -54,24 +56,33 @@ class Target:
         return next(self.network.parameters()).device
 
     def is_right(self, block: Block) -> Mask:
-        """Which unattacked images (N,) the network gets right."""
+        """Return which unattacked images (N,) the network gets right."""
         right: Mask = networks.predict(self.network, block.images, self.batch_size) == block.labels
         return right
 
     def tensors(self, block: Block, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) in [0, 1] and labels (B,) on the network's device; torchattacks' FAB takes contiguous images alone."""
+        """Return images (B, 3, H, W) in [0, 1] and labels (B,) on the network's device.
+
+        The images are contiguous, because torchattacks' FAB takes no others.
+        """
         return networks.pixels(block.images[rows], self.device).contiguous(), torch.from_numpy(
             block.labels[rows]
         ).to(self.device)
 
     def batches(self, standing: Mask) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """The first place of every batch and which of its images still stand; batches keep their places whoever has fallen."""
+        """Yield the first place of every batch, and the rows of its images that are not lost.
+
+        A batch keeps its place whichever images were lost before.
+        """
         for start in range(0, len(standing), self.batch_size):
             yield start, start + np.flatnonzero(standing[start : start + self.batch_size])
 
 
 class Passes:
-    """Counts the images that go forward and backward through a network while it is entered: the cost of an attack."""
+    """A counter of the images that pass forward and backward through a network.
+
+    These passes are the cost of an attack. It counts while its context is entered.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self._network, self.forward, self.backward = network, 0, 0
@@ -97,23 +108,25 @@ class Passes:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Which images (N,) still stand after each restart, and the passes that it took."""
+    """The images (N,) that are not lost after each restart, and the passes that it took."""
 
     after: list[Mask]
     passes: Passes
 
     @property
     def standing(self) -> Mask:
-        """Who withstood every restart."""
+        """Return which images withstood every restart."""
         return self.after[-1]
 
 
 def withstands(
     target: Target, block: Block, threat: Threat, text: str, standing: Mask | None = None
 ) -> Outcome:
-    """Which of a block's images (N,) the network gets right, clean and after every restart of a fresh attack against it.
+    """Return which of a block's images (N,) withstand every restart of a fresh attack.
 
-    An image that is lost stays lost: it is not attacked again. `standing` leaves out images lost before, by an attack in the same ball.
+    The network gets such an image right unattacked, and after every restart against the network
+    itself. A lost image is not attacked again. `standing` excludes images that were lost before, to
+    an attack in the same ball.
     """
     attack, passes = attacks.build(threat, target.network, target.n_classes), Passes(target.network)
     standing = target.is_right(block) if standing is None else standing.copy()
@@ -140,9 +153,10 @@ def withstands(
 def perturb(
     attack: "Attack", images: Tensor, labels: Tensor, eps: float, passes: Passes, seed: int
 ) -> Tensor:
-    """Adversarial images (B, 3, H, W) of one batch, held to the eps ball and to [0, 1].
+    """Return adversarial images (B, 3, H, W) of one batch, in the eps ball and in [0, 1].
 
-    APGD, FAB and Square seed themselves: they are given the batch's seed, or every restart would be the same.
+    APGD, FAB and Square seed themselves. They get the batch's seed, because every restart would
+    otherwise be the same.
     """
     if hasattr(attack, "seed"):
         attack.seed = seed
@@ -154,10 +168,12 @@ def perturb(
 def by_steps(
     target: Target, block: Block, threat: Threat, steps: Sequence[int], text: str
 ) -> dict[int, Mask]:
-    """Which images (N,) stand after each of several numbers of steps of one restart of PGD; clean mistakes never stand.
+    """Return which images (N,) withstand PGD, for each of several numbers of steps.
 
-    torchattacks' PGD shows the network each of its iterates once, so a run of the most steps holds the runs of fewer: they are equal, not
-    alike. Nobody is left out for having fallen at fewer steps, so more steps may raise a number here, which is what one looks for.
+    PGD has one restart. Images that the network gets wrong unattacked never count. torchattacks'
+    PGD shows the network each of its iterates once. A run of the most steps therefore contains the
+    runs of fewer steps, and its images are equal to theirs. An image that is lost at fewer steps is
+    still attacked, so more steps may raise a number. The checks look for such a rise.
     """
     assert threat.attack == "PGD"
     longest = Threat.model_validate({**threat.model_dump(), "steps": max(steps)})
@@ -190,11 +206,14 @@ def _iterates(
     steps: Sequence[int],
     seed: int,
 ) -> dict[int, Tensor]:
-    """PGD's images after each number of steps: what the network is shown after `count` steps, and at last what the attack returns."""
+    """Return PGD's images after each number of steps.
+
+    After `count` steps these are the images that the network is shown. After the most steps they
+    are what the attack returns.
+    """
     shown: dict[int, Tensor] = {}
-    counts: Counter[int | None] = (
-        Counter()
-    )  # an attack that begins again does so with smaller parts
+    # Counted by part size, because an attack that begins again does so with smaller parts.
+    counts: Counter[int | None] = Counter()
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         count = counts[network.most]

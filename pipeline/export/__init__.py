@@ -1,1 +1,1 @@
-"""The file that is submitted."""
+"""Exports the file that is submitted."""

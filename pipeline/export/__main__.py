@@ -1,4 +1,4 @@
-"""Stage `export`: the chosen model -> the plain state_dict that is handed in."""
+"""Stage `export`: the chosen model -> the plain state_dict that is submitted."""
 
 import argparse
 from pathlib import Path
@@ -33,10 +33,14 @@ def export_model() -> str:
     console.say("\n".join(["a grader with these attacks is expected to find", *lines]))
     if accuracy <= settings.min_clean:
         console.say(
-            f"warning: {args.model}: clean validation accuracy {accuracy:.4f} is not above export.min_clean ({settings.min_clean}); "
+            f"warning: {args.model}: clean validation accuracy {accuracy:.4f} "
+            f"is not above export.min_clean ({settings.min_clean}); "
             "a grader with that limit would refuse the file"
         )
-    return f"{args.out}: a stock {checkpoint.architecture} for {len(clean.class_names)} classes, SHA-256 {files.sha256(args.out)}"
+    return (
+        f"{args.out}: a stock {checkpoint.architecture} for {len(clean.class_names)} classes, "
+        f"SHA-256 {files.sha256(args.out)}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The section `export` of `params.yaml`."""
+"""Defines the section `export` of `params.yaml`."""
 
 from typing import Annotated
 
@@ -8,13 +8,17 @@ from pipeline.base.values import Name, Section
 
 
 class Export(Section):
-    """Which model is submitted, and the clean accuracy in [0, 1] that it must exceed to be submitted without a warning."""
+    """Which model is submitted.
+
+    `min_clean` is the clean accuracy in [0, 1] that it must exceed to be submitted without a
+    warning.
+    """
 
     model: Name
     min_clean: Annotated[float, Field(ge=0, lt=1)]
 
 
 class ExportParams(Section):
-    """What the stage `export` reads."""
+    """The params that the stage `export` reads."""
 
     export: Export

@@ -1,4 +1,7 @@
-"""The file that is handed in: a plain state_dict of a stock torchvision ResNet, tried as a grader would before it says yes."""
+"""Writes the submitted file, which is a plain state_dict of a stock torchvision ResNet.
+
+The file is first tried as a grader would try it before accepting it.
+"""
 
 import io
 import json
@@ -16,22 +19,25 @@ from pipeline.base.store import Block
 
 
 def export(checkpoint: networks.Checkpoint, val: Block, out: Path) -> float:
-    """Write the checkpoint's tensors as `out`, repeat what a grader does with it, and return its clean accuracy on `val`.
+    """Write the checkpoint's tensors to `out`, and return their clean accuracy on `val`.
 
-    The network takes raw images in [0, 1], so there is nothing to normalise outside. Raises InputError, and writes nothing, for a model
-    that the stock network cannot hold or that holds numbers that are not finite.
+    The accuracy comes from repeating what a grader does with the file. The network takes raw images
+    in [0, 1], so nothing is normalised outside it. Raises InputError, and writes nothing, for a
+    model that the stock network cannot hold or that holds numbers that are not finite.
     """
     stock = models.get_model(
         checkpoint.architecture, weights=None, num_classes=len(checkpoint.class_names)
     ).state_dict()
     for name in sorted(checkpoint.state_dict.keys() ^ stock.keys()):
         raise InputError(
-            f"export: the model differs from a stock {checkpoint.architecture} in {name}; a grader could not load it"
+            f"export: the model differs from a stock {checkpoint.architecture} in {name}; "
+            "a grader could not load it"
         )
     for name, tensor in checkpoint.state_dict.items():
         if not torch.isfinite(tensor).all():
             raise InputError(
-                f"export: {name} holds numbers that are not finite; train the model anew with a lower lr"
+                f"export: {name} holds numbers that are not finite; "
+                "train the model anew with a lower lr"
             )
     buffer = io.BytesIO()
     torch.save(
@@ -45,14 +51,17 @@ def export(checkpoint: networks.Checkpoint, val: Block, out: Path) -> float:
 
 
 def write_classes(class_names: Sequence[str], out: Path) -> None:
-    """Write which class each of the network's outputs stands for, as a CSV with columns `output` and `class_name`."""
+    """Write the class of each of the network's outputs.
+
+    The file is a CSV with the columns `output` and `class_name`.
+    """
     files.write_csv(
         out, [{"output": number, "class_name": name} for number, name in enumerate(class_names)]
     )
 
 
 def graded(file: io.BytesIO, architecture: str, val: Block, n_classes: int) -> float:
-    """What a grader does with the file, step by step; returns the clean accuracy on `val`."""
+    """Do what a grader does with the file, and return the clean accuracy on `val`."""
     network = models.get_model(architecture, weights=None)
     network.fc = torch.nn.Linear(network.fc.in_features, n_classes)
     network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), strict=True)
@@ -69,9 +78,10 @@ def graded(file: io.BytesIO, architecture: str, val: Block, n_classes: int) -> f
 
 
 def expectation(metrics: Path, sha256: str) -> list[str]:
-    """What the judged model is expected to score, clean and robust, a line each; transfer accuracy has no place here.
+    """Return the scores that the judged model is expected to reach, one per line.
 
-    Raises InputError for metrics of another model.
+    They are clean and robust accuracies. Transfer accuracy has no place here. Raises InputError for
+    metrics of another model.
     """
     try:
         content: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))

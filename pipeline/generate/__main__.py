@@ -1,4 +1,4 @@
-"""Stage `generate@<model>-<attack>`: a model and the clean image set -> the adversarial image set."""
+"""Stage `generate@<model>-<attack>`: attack the clean image set and store the result."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,10 @@ from pipeline.networks import device
 
 
 def keys(attack: str) -> list[str]:
-    """Return the dotted keys of `params.yaml` that this stage reads, as `dvc.yaml` declares them."""
+    """Return the dotted keys of `params.yaml` that this stage reads.
+
+    They are the ones that `dvc.yaml` declares.
+    """
     return ["seed", "precision", "generate", f"attacks.{attack}"]
 
 
@@ -55,7 +58,10 @@ def generate() -> str:
         device=processor,
     )
     fooled = attacked.column("fooled").mean()
-    return f"{args.out}: {len(attacked)} images, {fooled:.1%} of them fool {args.model}, on {device.describe(processor)}"
+    return (
+        f"{args.out}: {len(attacked)} images, {fooled:.1%} of them fool {args.model},"
+        f" on {device.describe(processor)}"
+    )
 
 
 if __name__ == "__main__":

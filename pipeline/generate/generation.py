@@ -1,4 +1,4 @@
-"""Attack every image of the clean set and store what comes out, shard by shard."""
+"""Attack every image of the clean set, and store the results shard by shard."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from pipeline.networks.device import multiplies_bfloat16, processor
 from pipeline.networks.memory_fit import InParts
 
 SAMPLE = 256  # images on which both precisions are tried before one is chosen
-MOST_LOST = 0.005  # of the attacked images
+MOST_LOST = 0.005  # share of the attacked images that bf16 may fool less than fp32
 
 
 def generate(
@@ -35,11 +35,13 @@ def generate(
     out: Path,
     device: torch.device,
 ) -> store.ImageSet:
-    """Store adversarial images for all rows of `clean`, train and validation, made against `network`.
+    """Store adversarial images for all rows of `clean`, made against `network`.
 
-    Rows, labels, ids and split are those of the clean set. Batches start at every shard's first row and have their own seeds, so an
-    interrupted run goes on with the same images. A shard is written while the next one is attacked. The network is not changed. Raises
-    Interrupted after Ctrl-C or SIGTERM, once the current batch is done; whole shards are kept.
+    The rows are those of the train and the validation split. Rows, labels, ids and split are those
+    of the clean set. Batches start at every shard's first row and have their own seeds. An
+    interrupted run therefore resumes with the same images. A shard is written while the next one is
+    attacked. The network is not changed. Raises Interrupted after Ctrl-C or SIGTERM, once the
+    current batch is done. Whole shards are kept.
     """
     files.require_space(
         out,
@@ -72,10 +74,11 @@ def choose_target(
     settings: Generate,
     device: torch.device,
 ) -> tuple[str, nn.Module]:
-    """The network to attack and its precision: the exact one (fp32), or the same function as bfloat16 matrix products (bf16).
+    """Return the precision, and the network to attack.
 
-    With `auto`, bf16 is taken where the device multiplies it, unless attacks on it fool the exact network less often: both are tried on the
-    same images, and a loss of more than MOST_LOST is too much.
+    That is the exact network (fp32), or the same function as bfloat16 matrix products (bf16). With
+    `auto`, bf16 is taken if the device multiplies it, unless attacks on it fool the exact network
+    less often. Both are tried on the same images. A loss of more than MOST_LOST is too much.
     """
     if settings.precision == "fp32" or (
         settings.precision == "auto" and not multiplies_bfloat16(device)
@@ -92,7 +95,8 @@ def choose_target(
         }
         if fooled["fp32"] - fooled["bf16"] > max(1, MOST_LOST * len(sample)):
             console.say(
-                f"bf16 attacks fool {fooled['bf16']} of {len(sample)} images, fp32 ones {fooled['fp32']}: going on with fp32"
+                f"bf16 attacks fool {fooled['bf16']} of {len(sample)} images,"
+                f" fp32 ones {fooled['fp32']}: going on with fp32"
             )
             return "fp32", exact
     return "bf16", fast
@@ -108,7 +112,10 @@ def attacked_again(
     *,
     device: torch.device,
 ) -> store.Block:
-    """What a stored set should hold from row `start` on, where a batch begins: `original` attacked once more, in the recorded precision."""
+    """Return what a stored set should hold from row `start` on, where a batch begins.
+
+    `original` is attacked once more, in the recorded precision.
+    """
     exact = networks.frozen_copy(network).to(device)
     fast = images.attributes["precision"] == "bf16"
     target = (
@@ -124,7 +131,7 @@ def attacked_again(
 def _attack_missing(
     clean: store.ImageSet, writer: store.Writer, attacker: "_Attacker", text: str
 ) -> None:
-    """Attack and write the shards that are not there yet."""
+    """Attack and write the shards that do not exist yet."""
     missing = {start for start, _ in writer.missing()}
     with console.progress(len(clean), text, "images") as bar, console.stopping() as stop:
         for (start, end), block in zip(clean.bounds, clean.blocks(), strict=True):
@@ -147,7 +154,10 @@ def _fooled(
     settings: Generate,
     device: torch.device,
 ) -> int:
-    """How many images, attacked through `network` and stored, the exact network gets wrong."""
+    """Return how many attacked images the exact network gets wrong.
+
+    They are attacked through `network`, and rounded as they would be stored.
+    """
     attack = attacks.build(spec, InParts(network), exact.fc.out_features)
     images, labels = (
         torch.from_numpy(sample.images).to(device),
@@ -160,7 +170,7 @@ def _fooled(
 
 
 class _Attacker:
-    """Attacks `target`, and has `exact` tell what is fooled."""
+    """An attacker of `target` that asks `exact` which images are fooled."""
 
     def __init__(
         self,
@@ -177,7 +187,10 @@ class _Attacker:
     def rows(
         self, block: store.Block, start: int, bar: console.Bar, stop: console.Stop
     ) -> store.Block | None:
-        """Return the adversarial counterpart of a shard that begins at row `start`; None if stopped before its end."""
+        """Return the adversarial counterpart of a shard that begins at row `start`.
+
+        Return None if it is stopped before the shard's end.
+        """
         parts: list[store.Block] = []
         for part in self.batches(block, start, bar):
             parts.append(part)
@@ -187,7 +200,7 @@ class _Attacker:
         return attacked if len(attacked) == len(block) else None
 
     def batches(self, block: store.Block, start: int, bar: console.Bar) -> Iterator[store.Block]:
-        """Yield the adversarial counterparts of the batches of a shard that begins at row `start`."""
+        """Yield the adversarial batches of a shard that begins at row `start`."""
         for rows in batches(len(block), self._settings.batch_size):
             yield self._batch(
                 block.select(rows), seeds.batch_seed(self._settings.seed, start + rows.start)
@@ -220,7 +233,11 @@ class _Attacker:
 
 
 def eps_of(eps: float | Spread, n_images: int, seed: int) -> NDArray[np.float64]:
-    """The eps (N,) of each image: the same for all, or drawn from a distribution and lowered to the steps between stored pixels."""
+    """Return the eps (N,) of each image.
+
+    It is the same for all, or drawn from a distribution and lowered to a whole number of steps
+    between stored pixels.
+    """
     if not isinstance(eps, Spread):
         return np.full(n_images, eps)
     shares = np.random.default_rng(seed).random(n_images)
@@ -228,6 +245,6 @@ def eps_of(eps: float | Spread, n_images: int, seed: int) -> NDArray[np.float64]
 
 
 def batches(n_rows: int, size: int) -> Iterator[slice]:
-    """The rows of each batch, in order; the last one may be smaller."""
+    """Yield the rows of each batch, in order. The last batch may be smaller."""
     for start in range(0, n_rows, size):
         yield slice(start, min(start + size, n_rows))

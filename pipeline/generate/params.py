@@ -1,4 +1,4 @@
-"""What the stage `generate@<model>-<attack>` reads of `params.yaml`."""
+"""Define what the stage `generate@<model>-<attack>` reads of `params.yaml`."""
 
 from pipeline.attacks.params import Attack, Generate
 from pipeline.base.values import Name, Section

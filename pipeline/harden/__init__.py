@@ -1,1 +1,1 @@
-"""Fine-tuning on stored adversarial images, and training on images made for every batch."""
+"""Fine-tune on stored adversarial images, and train on images made for every batch."""

@@ -1,4 +1,7 @@
-"""How good a model in training is: what decides which of its epochs is kept, and the warning of a collapse."""
+"""Score a model during training.
+
+The score decides which epoch is kept. A collapse of the training gives a warning.
+"""
 
 from collections.abc import Sequence
 
@@ -19,18 +22,23 @@ from pipeline.train.loop import Row
 def validation(
     recipe: params.Online | params.Finetune, val: Block, settings: params.Held, device: torch.device
 ) -> Validate:
-    """What the recipe's `best_on` asks for, on validation images (`mixed` and `clean`: all of `val`; `robust`: clean ones)."""
+    """Return the validation that the recipe's `best_on` names.
+
+    `mixed` and `clean` validate on all of `val`. `robust` needs clean images in `val`.
+    """
     if recipe.best_on == "robust":
         return robust_accuracy_on(val, settings, precision.dtype_for(recipe.precision, device))
     return accuracy_on(val)
 
 
 def robust_accuracy_on(val: Block, settings: params.Held, dtype: torch.dtype) -> Validate:
-    """Accuracy under PGD made afresh against the network of that moment; also under FGSM, and on the same images unattacked.
+    """Return a validation that measures robust accuracy against the current network.
 
-    `val` are clean validation images; those that `evaluate` does not attack are taken first, so that a model is judged by other images than
-    it was chosen by, as far as there are enough. Attacks follow the gradients of the network in `dtype`; whether they succeed, the network
-    itself decides.
+    It runs PGD and FGSM against the network at each call, and also classifies the same images
+    without an attack. `val` contains clean validation images. Those that `evaluate` does not
+    attack are taken first. So the evaluation uses other images than the choice of the epoch, as
+    far as there are enough. Attacks follow the gradients of the network in `dtype`. The network
+    itself, not its version in `dtype`, decides whether they succeed.
     """
     chosen, spec = _sample(val, settings), settings.selection
     image_size = val.images.shape[2]
@@ -54,9 +62,11 @@ def robust_accuracy_on(val: Block, settings: params.Held, dtype: torch.dtype) ->
 
 
 def collapse(history: Sequence[Row]) -> str:
-    """A warning in the epoch in which training against single-step attacks fails (Wong et al., ICLR 2020), else nothing.
+    """Return a warning if training against single-step attacks fails in the last epoch.
 
-    PGD accuracy then falls to less than half its best while FGSM accuracy does not fall.
+    In such a collapse, PGD accuracy falls to less than half its best while FGSM accuracy does not
+    fall (Wong et al., ICLR 2020). Only the first epoch of a collapse gives a warning. Otherwise
+    the result is empty.
     """
     if "val_fgsm" not in (history[-1] if history else {}):
         return ""
@@ -71,8 +81,10 @@ def collapse(history: Sequence[Row]) -> str:
         return ""
     best, last = max(history, key=lambda row: row["val_pgd"]), history[-1]
     return (
-        f"collapse in epoch {last['epoch']}: held-out PGD accuracy fell from {best['val_pgd']:.3f} to {last['val_pgd']:.3f}, FGSM accuracy "
-        f"is {last['val_fgsm']:.3f}; epoch {best['epoch']} is kept (more steps, a random start or a smaller alpha help)"
+        f"collapse in epoch {last['epoch']}: held-out PGD accuracy fell from "
+        f"{best['val_pgd']:.3f} to {last['val_pgd']:.3f}, FGSM accuracy "
+        f"is {last['val_fgsm']:.3f}; epoch {best['epoch']} is kept (more steps, "
+        "a random start or a smaller alpha help)"
     )
 
 
@@ -90,7 +102,10 @@ def _under(threat: Attack, target: nn.Module, exact: nn.Module, chosen: Block) -
 
 
 def _sample(val: Block, settings: params.Held) -> Block:
-    """`selection.n_images` validation images, those first that `evaluate` leaves alone."""
+    """Return `selection.n_images` validation images.
+
+    Images that `evaluate` does not attack are taken first.
+    """
     judged = np.isin(
         np.arange(len(val)), scores.sample(val, settings.evaluate.n_eval, settings.evaluate.seed)
     )

@@ -1,6 +1,7 @@
-"""Stage `finetune@<model>`: a model, the clean image set and stored adversarial ones -> a model fine-tuned on a mix of them.
+"""Stage `finetune@<model>`: fine-tune a model on a mix of clean and stored adversarial images.
 
-Adversarial sets of further models may join (Tramèr et al., "Ensemble Adversarial Training", ICLR 2018).
+The mix may contain adversarial sets that were made against other models (Tramèr et al., "Ensemble
+Adversarial Training", ICLR 2018).
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pipeline.train import augmentation, checkpointed, mixing
 
 
 def keys(model: str) -> list[str]:
-    """Return the dotted keys of `params.yaml` that this stage reads, as `dvc.yaml` declares them."""
+    """Return the dotted keys that this stage reads of `params.yaml`, as declared in `dvc.yaml`."""
     shared = [
         "seed",
         "precision",
@@ -132,7 +133,10 @@ def finetune() -> str:
 
 
 def _mixed_sets(own: Path, sources: Path, recipe: Finetune, name: str) -> dict[str, store.ImageSet]:
-    """Return the adversarial sets that a recipe mixes, by their names in the mix; raises InputError for one that is not there."""
+    """Return the adversarial sets that a recipe mixes, by their names in the mix.
+
+    Raises InputError for a set that does not exist.
+    """
     paths = {}
     for part in recipe.mix.keys() - {CLEAN}:
         source, attack = part.rpartition("-")[::2]
@@ -140,7 +144,8 @@ def _mixed_sets(own: Path, sources: Path, recipe: Finetune, name: str) -> dict[s
         if not paths[part].is_dir():
             there = ", ".join(path.name for path in store.paths_below(paths[part].parent)) or "none"
             raise InputError(
-                f"{paths[part]}: no such image set, which finetuned.{name} mixes (found {there}); `dvc repro` makes it"
+                f"{paths[part]}: no such image set, which finetuned.{name} mixes (found {there}); "
+                "`dvc repro` makes it"
             )
     return {part: store.ImageSet(paths[part]) for part in recipe.mix if part != CLEAN}
 
@@ -152,7 +157,11 @@ def _batches(
     processor: torch.device,
     folder: Path,
 ) -> augmentation.AugmentedBatches | refreshed_batches.RefreshedBatches:
-    """The recipe's mixed batches; where it refreshes them, against `network` as it trains, in a working copy in `folder`."""
+    """Return the recipe's mixed batches.
+
+    Where the recipe refreshes them, the attacks run against `network` as it trains, and `folder`
+    contains the working copy.
+    """
     if recipe.refresh is None:
         return augmentation.AugmentedBatches(
             mixing.training_batches(sets, recipe, processor), recipe.augment, recipe.seed
@@ -170,7 +179,10 @@ def _store_refreshed(
     out: Path,
     processor: torch.device,
 ) -> None:
-    """Store what refreshing has made of the adversarial sets of the mix, if it did; `out` is the file of `checkpoint`."""
+    """Store the refreshed adversarial sets of the mix, if the recipe refreshes them.
+
+    `out` is the file of `checkpoint`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(batches, refreshed_batches.RefreshedBatches):
         network, sha256 = checkpoint.network().to(processor), files.sha256(out)

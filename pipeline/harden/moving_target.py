@@ -1,4 +1,4 @@
-"""The network in training as attacks see it: frozen, in evaluation mode, as it is at that moment."""
+"""Give attacks a frozen view of a network that is being trained."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from pipeline.networks.memory_fit import InParts
 
 
 class Target:
-    """A network as attacks see it: frozen, in evaluation mode, and as it is at that moment."""
+    """A network as attacks see it: frozen, in evaluation mode, and with its current weights."""
 
     def __init__(self, network: nn.Module, image_size: int, dtype: torch.dtype) -> None:
         self._network = network
@@ -22,7 +22,7 @@ class Target:
         self._frozen = InParts(self._fast or networks.frozen_copy(network))
 
     def now(self) -> InParts:
-        """The network to attack, brought up to date."""
+        """Return the network to attack, updated to the current weights."""
         if self._fast is None:
             self._frozen.network = networks.frozen_copy(self._network)
         else:

@@ -1,7 +1,8 @@
-"""Training batches whose adversarial images are made for every batch.
+"""Make training batches whose adversarial images are computed for every batch.
 
-The usual adversarial training (Goodfellow et al., ICLR 2015; Kurakin et al., ICLR 2017; Madry et al., ICLR 2018). Attacks see the model in
-evaluation mode, as an attacker does, and never change it.
+This is the usual adversarial training (Goodfellow et al., ICLR 2015; Kurakin et al., ICLR 2017;
+Madry et al., ICLR 2018). Attacks see the model in evaluation mode, as an attacker does, and never
+change it.
 """
 
 from collections.abc import Iterator
@@ -19,9 +20,11 @@ from pipeline.train import augmentation, mixing
 
 
 class OnlineBatches:
-    """Clean images and adversarial ones made from them against the network in training, or against a fixed other one.
+    """Batches of clean images and of adversarial images made from them.
 
-    With `clean_weight` 0 the batches hold adversarial images alone. The shares of the loss sum to `clean_weight` and `adv_weight`. `passes`
+    The attack runs against the network in training, or against another, `fixed` one. With
+    `clean_weight` 0 the batches contain only adversarial images. The shares of the loss sum to
+    `clean_weight` for the clean images and to `adv_weight` for the adversarial ones. `passes`
     counts the images whose gradient an attack computes in one epoch.
     """
 
@@ -34,11 +37,15 @@ class OnlineBatches:
         self.state: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return len(self._batches)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
-        """From batch `first` of an epoch on: images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss."""
+        """Yield the batches of an epoch, from batch `first` on.
+
+        A batch has images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the
+        loss.
+        """
         recipe = self._recipe
         for index, (images, labels) in enumerate(self._batches.epoch(number, first), first):
             generator = augmentation.generator_for(images.device, recipe.seed, number, index)
@@ -55,7 +62,7 @@ class OnlineBatches:
     def _attacked(
         self, images: Tensor, labels: Tensor, eps: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Adversarial images within `eps` (B, 1, 1, 1)."""
+        """Return adversarial images within `eps` (B, 1, 1, 1) of `images`."""
         adversary = self._recipe.adversary
         network = self._fixed or self._target.now()
         aim, towards = labels, adversary.target == "least_likely"
@@ -77,7 +84,10 @@ class OnlineBatches:
         )
 
     def _eps(self, epoch: int, n_images: int, generator: torch.Generator) -> Tensor:
-        """The eps (B, 1, 1, 1) of a batch: fixed, or drawn for each image, once a batch or once an epoch."""
+        """Return the eps (B, 1, 1, 1) of a batch.
+
+        It is fixed, or it is drawn for each image, once per batch or once per epoch.
+        """
         eps, per, device = (
             self._recipe.adversary.eps,
             self._recipe.adversary.eps_per,

@@ -1,4 +1,4 @@
-"""The sections `finetuned`, `online` and `selection` of `params.yaml`."""
+"""Define the sections `finetuned`, `online` and `selection` of `params.yaml`."""
 
 from typing import Annotated, Literal, Self
 
@@ -11,7 +11,7 @@ from pipeline.train.params import Training
 
 
 class Refresh(Section):
-    """How stored adversarial images are brought up to date with the model while it trains."""
+    """How stored adversarial images are updated against the model while it trains."""
 
     every: Count
     steps: Count
@@ -22,8 +22,9 @@ class Refresh(Section):
 class Finetune(Training):
     """A run of the training loop on batches that mix clean and stored adversarial images.
 
-    Training starts from the model `of`. A part of `mix` that an attack names is its set against
-    that model; `<model>-<attack>` is one against a model of `sources`.
+    Training starts from the model `of`. Each part of `mix` names an image set. `<attack>` is the
+    set of that attack against the model `of`. `<model>-<attack>` is a set against a model of
+    `sources`.
     """
 
     of: Name
@@ -33,7 +34,7 @@ class Finetune(Training):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images of each kind in one full batch; they sum to `batch_size` exactly."""
+        """The number of images of each kind in a full batch; the sum is exactly `batch_size`."""
         return batch_counts(self.mix, self.batch_size)
 
     @model_validator(mode="after")
@@ -43,7 +44,11 @@ class Finetune(Training):
 
 
 class Adversary(Section):
-    """The attack inside online adversarial training: signed-gradient steps against the model as it is at that moment."""
+    """The attack inside online adversarial training.
+
+    It takes signed-gradient steps against the current weights of the model, or against the clean
+    model, as `against` says.
+    """
 
     eps: Eps
     eps_per: Literal["image", "batch", "epoch"]
@@ -56,7 +61,11 @@ class Adversary(Section):
 
 
 def parse_start(value: object) -> object:
-    """The clean model, or a fresh one with its architecture and weights."""
+    """Return the start of a training: the clean model, or a new network.
+
+    A new network is described by its architecture and weights. Raises ValueError for anything
+    else.
+    """
     if value == CLEAN:
         return value
     if not isinstance(value, dict):
@@ -68,7 +77,7 @@ def parse_start(value: object) -> object:
 
 
 class Online(Training):
-    """A run of the training loop on adversarial images made anew for every batch."""
+    """A run of the training loop on adversarial images that are made again for every batch."""
 
     start: Annotated[Literal["clean"] | Model, BeforeValidator(parse_start)]
     adversary: Adversary
@@ -78,7 +87,10 @@ class Online(Training):
 
 
 class Selection(Section):
-    """The held-out images and the PGD attack by which an epoch's robust accuracy is estimated during training."""
+    """The held-out images and the PGD attack for scoring epochs.
+
+    They estimate the robust accuracy of each epoch during training.
+    """
 
     n_images: Count
     eps: Level
@@ -87,43 +99,49 @@ class Selection(Section):
 
 
 def batch_counts(mix: dict[str, float], batch_size: int) -> dict[str, int]:
-    """How many images of each kind make up a batch of `batch_size`.
+    """Return how many images of each kind are in a batch of `batch_size`.
 
-    All streams but clean are rounded; clean takes the remainder, so the counts always sum exactly. Raises ValueError for fractions that
-    do not sum to 1, a mix without clean images, and a kind that would get no image.
+    All streams except clean are rounded. Clean takes the remainder, so the counts always sum
+    exactly. Raises ValueError for fractions that do not sum to 1, for a mix without clean images,
+    and for a kind that would get no image.
     """
     if CLEAN not in mix:
         raise ValueError(f"mix: expected a fraction of {CLEAN} images, found only {', '.join(mix)}")
     if abs(sum(mix.values()) - 1) > 1e-9:
         raise ValueError(
-            f"mix: expected fractions that sum to 1, found {' + '.join(map(str, mix.values()))} = {sum(mix.values()):g}"
+            "mix: expected fractions that sum to 1, "
+            f"found {' + '.join(map(str, mix.values()))} = {sum(mix.values()):g}"
         )
     counts = {name: round(fraction * batch_size) for name, fraction in mix.items()}
     counts[CLEAN] = batch_size - sum(count for name, count in counts.items() if name != CLEAN)
     for name, count in counts.items():
         if count < 1:
             raise ValueError(
-                f"mix.{name}: expected at least one image in a batch of {batch_size}, found {mix[name]} of it = {count}"
+                f"mix.{name}: expected at least one image in a batch of {batch_size}, "
+                f"found {mix[name]} of it = {count}"
             )
     return counts
 
 
 class JudgedImages(Section):
-    """The part of `evaluate` that tells which validation images a judge will attack."""
+    """The part of `evaluate` that decides which validation images the evaluation attacks."""
 
     n_eval: Count | None
     seed: Seed
 
 
 class Held(Section):
-    """What decides on which images a model in training is scored: others than a judge's, where there are enough."""
+    """The sections that decide on which images a model in training is scored.
+
+    They are other images than those of the evaluation, where there are enough.
+    """
 
     selection: Selection
     evaluate: JudgedImages
 
 
 class FinetuneParams(Held):
-    """What the stage `finetune@<model>` reads."""
+    """The sections that the stage `finetune@<model>` reads."""
 
     attacks: dict[Name, Attack]
     generate: Generate
@@ -131,7 +149,7 @@ class FinetuneParams(Held):
 
 
 class OnlineParams(Held):
-    """What the stage `train_online@<model>` reads."""
+    """The sections that the stage `train_online@<model>` reads."""
 
     model: Model
     online: dict[Name, Online]

@@ -1,7 +1,8 @@
-"""Training batches whose stored adversarial images are attacked for a few more steps whenever they are drawn.
+"""Make training batches whose stored adversarial images are attacked again when sampled.
 
-Each attack begins at the stored perturbation and the result is stored again, so one or two steps do what many steps from scratch do (Zheng
-et al., "Efficient Adversarial Training with Transferable Adversarial Examples", CVPR 2020).
+Each attack begins at the stored perturbation, takes a few more steps, and its result is stored
+again. So one or two steps do what many steps from scratch do (Zheng et al., "Efficient Adversarial
+Training with Transferable Adversarial Examples", CVPR 2020).
 
 Attacks see the model in evaluation mode, as an attacker does, and never change it.
 """
@@ -27,12 +28,13 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class RefreshedBatches:
-    """Mixed batches from a working copy of the stored sets, whose adversarial images are refreshed as they are drawn.
+    """Mixed batches whose adversarial images are refreshed as they are sampled.
 
-    `sets` are named as in the recipe's mix; training row i of an adversarial one belongs to training row i of
-    `clean`. The stored sets are not touched; `working_copy` gives what they have become, kept in a file in
-    `folder` where it does not fit on a GPU. `passes` counts the images whose gradient an attack computes in one
-    epoch. Raises InputError for sets whose rows do not belong together.
+    Batches come from a working copy of the stored sets. The stored sets are not touched.
+    `working_copy` returns the current images. They are kept in a file in `folder` where they do
+    not fit on a GPU. `sets` are named as in the recipe's mix. Training row i of an adversarial set
+    belongs to training row i of `clean`. `passes` counts the images whose gradient an attack
+    computes in one epoch. Raises InputError for sets whose rows do not belong together.
     """
 
     def __init__(
@@ -48,7 +50,8 @@ class RefreshedBatches:
         for name in names:
             if not np.array_equal(sets[name].training_column("ids"), ids):
                 raise InputError(
-                    f"{name}: its training rows are not those of the clean set; `dvc repro` makes it again"
+                    f"{name}: its training rows are not those of the clean set; "
+                    "`dvc repro` makes it again"
                 )
         self._images = working_copy([sets[name] for name in names], device, folder)
         self._batches = mixing.mixed(self._images, sets, recipe, device)
@@ -66,11 +69,15 @@ class RefreshedBatches:
         self.state = {"images": self._images.images}
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return len(self._batches)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
-        """From batch `first` of an epoch on: images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss."""
+        """Yield the batches of an epoch, from batch `first` on.
+
+        A batch has images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the
+        loss.
+        """
         for index, (rows, stored, labels) in enumerate(self._batches.stored(number, first), first):
             generator = augmentation.generator_for(rows.device, self._recipe.seed, number, index)
             move = augmentation.draw(self._recipe.augment, len(rows), generator)
@@ -94,7 +101,10 @@ class RefreshedBatches:
         move: augmentation.Move,
         generator: torch.Generator,
     ) -> Tensor:
-        """Attack the moved images once more, put the perturbations back into the working copy, and return what the attack gave."""
+        """Attack the moved images again, and return the adversarial images.
+
+        The perturbations are written back into the working copy.
+        """
         refresh, eps = self.refresh, self._eps[rows]
         originals = self._images.get(rows % self._n + self._rows[CLEAN].start)
         images = move.apply(originals / 255)
@@ -111,5 +121,5 @@ class RefreshedBatches:
         return adv_images
 
     def working_copy(self, name: str) -> Tensor:
-        """The images (N, 3, H, W; uint8) of one stream as they are now."""
+        """Return the current images (N, 3, H, W; uint8) of one stream."""
         return self._images.images[self._rows[name]]

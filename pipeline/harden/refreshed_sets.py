@@ -1,4 +1,4 @@
-"""The sets that refreshing has made of the cached ones."""
+"""Store the adversarial sets that were refreshed during training."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ from pipeline import networks
 from pipeline.base import store
 from pipeline.harden import params
 
-BATCH = 256  # images shown to the network at a time
+BATCH = 256  # images per forward pass
 
 
 def store_refreshed(
@@ -21,9 +21,10 @@ def store_refreshed(
     refresh: params.Refresh,
     out: Path,
 ) -> store.ImageSet:
-    """Store what the training rows of a cached set have become: `images` (N, 3, H, W; uint8). Validation rows stay as they were.
+    """Store a cached set with refreshed training rows.
 
-    `model_sha256` names `network`, the model that came out of the training, which is the one that `fooled` is about.
+    `images` (N, 3, H, W; uint8) replace the training rows. Validation rows are unchanged.
+    `model_sha256` identifies `network`, the trained model. The column `fooled` refers to it.
     """
     attributes: store.Attributes = {
         **cached.attributes,

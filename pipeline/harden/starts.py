@@ -1,4 +1,4 @@
-"""Where attacks inside training begin, and how far they step."""
+"""Compute the starting points and the step sizes of attacks inside training."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,13 @@ from pipeline.base.values import step_size
 
 
 def random_start(images: Tensor, eps: Tensor, generator: torch.Generator) -> Tensor:
-    """Images moved by uniform noise within their `eps` (B, 1, 1, 1), in [0, 1]."""
+    """Return images in [0, 1], moved by uniform noise within their `eps` (B, 1, 1, 1)."""
     noise = torch.rand(images.shape, generator=generator, device=images.device) * 2 - 1
     return (images + noise * eps).clamp(0, 1)
 
 
 def step_sizes(alpha: float | str, eps: Tensor, steps: int) -> Tensor:
-    """Each image's step size (B, 1, 1, 1)."""
+    """Return each image's step size (B, 1, 1, 1)."""
     return (
         step_size(alpha, 1.0, steps) * eps
         if isinstance(alpha, str)

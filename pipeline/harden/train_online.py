@@ -1,4 +1,7 @@
-"""Stage `train_online@<model>`: the clean image set -> a model trained on adversarial images made again for every batch."""
+"""Stage `train_online@<model>`: train a model on adversarial images made for every batch.
+
+The adversarial images are made from the clean image set.
+"""
 
 import argparse
 from pathlib import Path
@@ -14,7 +17,7 @@ from pipeline.train import checkpointed, mixing
 
 
 def keys(model: str) -> list[str]:
-    """Return the dotted keys of `params.yaml` that this stage reads, as `dvc.yaml` declares them."""
+    """Return the dotted keys that this stage reads of `params.yaml`, as declared in `dvc.yaml`."""
     return [
         "seed",
         "precision",

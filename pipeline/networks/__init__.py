@@ -1,4 +1,4 @@
-"""torchvision's ResNets: built, read from files, and asked for what they see."""
+"""Build torchvision's ResNets, read them from files, and ask for their predictions."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     )
     from pipeline.networks.resnet import SCRATCH, Pretrained, build
 
-# Where each public name is defined. It is imported when it is first asked for, so that reading the
-# params of this folder does not import torch.
+# Where each public name is defined. A name is imported on its first use, so that reading the params
+# of this folder does not import torch.
 HOMES = {
     "BATCH_SIZE": "prediction",
     "Checkpoint": "checkpoint",

@@ -1,7 +1,8 @@
-"""Trained networks and the files that they are stored in.
+"""Store trained networks in files, and read them.
 
-A checkpoint is a safetensors file: the length of a header (8 bytes), the header as JSON, and the tensors. One metadata entry holds all
-the rest as JSON. With several entries, their order and so the bytes of the file would change from one run to the next.
+A checkpoint is a safetensors file. It consists of the length of a header (8 bytes), the header as
+JSON, and the tensors. One metadata entry holds all the rest as JSON. With several entries, their
+order would change from one run to the next, and so would the bytes of the file.
 """
 
 import json
@@ -46,7 +47,7 @@ class Checkpoint:
         return network.eval()
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint; the same content gives the same bytes."""
+        """Write the checkpoint. The same content gives the same bytes."""
         about = {
             "format": FORMAT,
             "architecture": self.architecture,
@@ -61,9 +62,11 @@ class Checkpoint:
 def load(
     path: Path, *, class_names: tuple[str, ...], architecture: str | None = None
 ) -> Checkpoint:
-    """Read a checkpoint. Its tensors are read only where they are those of its architecture.
+    """Read a checkpoint.
 
-    Raises InputError for a missing, damaged or foreign file, and for another architecture than the one given or other classes.
+    Its tensors are read only if they are those of its architecture. Raises InputError for a
+    missing, damaged or foreign file. Raises it also for other classes, and for another architecture
+    than the one given.
     """
     if not path.exists():
         raise InputError(f"{path}: no such model; `dvc repro` trains it")
@@ -120,14 +123,17 @@ def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a name that stands twice: two readers might take different ones."""
+    """Return the pairs as a dictionary, and refuse a name that occurs twice.
+
+    Two readers might take different values.
+    """
     if len(found := dict(pairs)) < len(pairs):
         raise InputError("its header has a name twice")
     return found
 
 
 def _about(metadata: Mapping[str, str]) -> Checkpoint:
-    """Return the checkpoint that the metadata spells out, without its tensors."""
+    """Return the checkpoint that the metadata describes, without its tensors."""
     content = json.loads(metadata[ENTRY])
     if content.pop("format", None) != FORMAT:
         raise InputError("another format")
@@ -153,9 +159,11 @@ def _expect_model(
         )
     if architecture is not None and checkpoint.architecture != architecture:
         raise InputError(
-            f"{path}: expected a {architecture}, as model.architecture says, found a {checkpoint.architecture}"
+            f"{path}: expected a {architecture}, as model.architecture says,"
+            f" found a {checkpoint.architecture}"
         )
     if tuple(checkpoint.class_names) != class_names:
         raise InputError(
-            f"{path}: expected the {len(class_names)} classes of the data, found a model for {len(checkpoint.class_names)} other ones"
+            f"{path}: expected the {len(class_names)} classes of the data,"
+            f" found a model for {len(checkpoint.class_names)} other ones"
         )

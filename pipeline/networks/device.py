@@ -1,4 +1,7 @@
-"""The processor that a run uses: chosen when it starts, recorded in what it makes, never a parameter."""
+"""Choose and describe the processor that a run uses.
+
+It is chosen when the run starts, and recorded in what the run makes. It is never a parameter.
+"""
 
 import os
 
@@ -10,9 +13,10 @@ VARIABLE = "PIPELINE_DEVICE"
 
 
 def choose() -> torch.device:
-    """The device named by the environment variable `PIPELINE_DEVICE`, or the first GPU, or else the CPU.
+    """Return the device that the environment variable `PIPELINE_DEVICE` names.
 
-    Raises InputError for a device that is not there: nothing falls back to the CPU that was asked to run elsewhere.
+    The default is the first GPU, or the CPU if there is none. Raises InputError for a device that
+    does not exist. Never falls back to the CPU silently.
     """
     name = os.environ.get(VARIABLE, "auto")
     if name == "auto":
@@ -25,7 +29,8 @@ def choose() -> torch.device:
         ) from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
-            f"{VARIABLE}: {name} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; set it to cpu or auto"
+            f"{VARIABLE}: {name} was asked for,"
+            f" but torch sees {torch.cuda.device_count()} CUDA devices; set it to cpu or auto"
         )
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"{VARIABLE}: expected auto, cpu, cuda or cuda:N, found {name!r}")
@@ -33,21 +38,30 @@ def choose() -> torch.device:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions that multiply bfloat16, so that it is worth the rounding."""
+    """Return whether the device has instructions that multiply bfloat16.
+
+    Only then is bfloat16 worth the rounding.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def describe(device: torch.device) -> str:
-    """The device in words, such as "cpu (2 threads)" or "cuda (NVIDIA H100 80GB HBM3)"."""
+    """Return the device in words, such as "cpu (2 threads)" or "cuda (NVIDIA H100 80GB HBM3)"."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"cpu ({torch.get_num_threads()} threads)"
 
 
 def processor(device: torch.device) -> str:
-    """What decides which bits an attack gives, beside library versions, such as "cpu (AVX512, bf16)" or "cuda (NVIDIA H100 80GB HBM3)"."""
+    """Return what decides, apart from library versions, which bits an attack gives.
+
+    Examples are "cpu (AVX512, bf16)" and "cuda (NVIDIA H100 80GB HBM3)".
+    """
     if device.type == "cuda":
         return describe(device)
-    return f"cpu ({torch.backends.cpu.get_cpu_capability()}{', bf16' if multiplies_bfloat16(device) else ''})"
+    return (
+        f"cpu ({torch.backends.cpu.get_cpu_capability()}"
+        f"{', bf16' if multiplies_bfloat16(device) else ''})"
+    )

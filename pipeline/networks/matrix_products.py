@@ -1,11 +1,14 @@
-"""torchvision's ResNets computed with matrix products where their maps are small: the same function, several times faster.
+"""Compute torchvision's ResNets with matrix products where their maps are small.
 
-At 32x32 pixels the last stages of a ResNet work on maps of 4x4, 2x2 and 1x1, where convolution kernels spend most of their time on padding.
-There a whole convolution is one product with a matrix that holds the kernel's taps, and zeros where an output does not see an input. A 1x1
-convolution is a product at any size. Maps are kept with channels last, (B, H, W, C), so that no product needs a copy.
+The function is the same, and several times faster. At 32x32 pixels the last stages of a ResNet work
+on maps of 4x4, 2x2 and 1x1. There, convolution kernels spend most of their time on padding. On such
+maps a whole convolution is one product with a matrix. The matrix holds the kernel's taps, and zeros
+where an output does not see an input. A 1x1 convolution is a product at any size. Maps are kept
+with channels last, (B, H, W, C), so that no product needs a copy.
 
-`Frozen` is for attacks: BatchNorm is folded into the matrices (Jacob et al., CVPR 2018, section 3.2). `training_logits` is for training: it
-uses the network's own parameters and running statistics.
+`Frozen` is for attacks. It folds BatchNorm into the matrices (Jacob et al., CVPR 2018, section
+3.2). `training_logits` is for training. It uses the network's own parameters and running
+statistics.
 """
 
 import copy
@@ -18,14 +21,15 @@ from torch.nn import functional
 from torchvision import models
 
 Layer = Callable[[Tensor, nn.Conv2d, nn.BatchNorm2d], Tensor]
-UNSEEN = 9  # the place behind a 3x3 kernel's nine taps: zero
+UNSEEN = 9  # the place after a 3x3 kernel's nine taps, which holds zero
 
 
 class Frozen(nn.Module):
-    """A copy of a network for attacks: evaluation mode, no gradients for parameters; the original is not touched.
+    """A copy of a network for attacks, in evaluation mode and without gradients for parameters.
 
-    Takes images (B, 3, S, S) in [0, 1] of the one size S that it is made for and gives float32 logits (B, n_classes). In float32 they equal
-    the network's up to rounding; `dtype` bfloat16 is for hardware that multiplies it faster.
+    The original is not changed. The copy takes images (B, 3, S, S) in [0, 1] of the one size S that
+    it is made for. It gives float32 logits (B, n_classes). In float32 they equal the network's up
+    to rounding. `dtype` bfloat16 is for hardware that multiplies it faster.
     """
 
     def __init__(self, network: models.ResNet, image_size: int, dtype: torch.dtype) -> None:
@@ -37,7 +41,7 @@ class Frozen(nn.Module):
         self._fold_all()
 
     def update(self, network: models.ResNet) -> None:
-        """Become a copy of what the network is now, for attacks on a network in training."""
+        """Copy the network's current tensors, for attacks on a network in training."""
         own, new = self.network.state_dict(), network.state_dict()
         for name, tensor in own.items():
             tensor.copy_(new[name])
@@ -69,9 +73,10 @@ class Frozen(nn.Module):
 
 
 def training_logits(network: models.ResNet, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """The logits (B, n_classes) of a network in training mode, as its own forward gives them; brings its running statistics up to date.
+    """Return the logits (B, n_classes) of a network in training mode.
 
-    Products are in `dtype`; parameters, statistics and the last layer stay in their own.
+    They are those of its own forward. Its running statistics are updated. Products are in `dtype`.
+    Parameters, statistics and the last layer keep their own dtypes.
     """
 
     def layer(maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
@@ -82,7 +87,10 @@ def training_logits(network: models.ResNet, images: Tensor, dtype: torch.dtype) 
 
 
 def logits(network: models.ResNet, images: Tensor, layer: Layer, dtype: torch.dtype) -> Tensor:
-    """A torchvision ResNet's logits, each convolution and the BatchNorm behind it computed by `layer` on maps (B, H, W, C)."""
+    """Return a torchvision ResNet's logits (B, n_classes).
+
+    `layer` computes each convolution and the BatchNorm after it, on maps (B, H, W, C).
+    """
     maps = images.to(dtype).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
     maps = functional.relu(layer(maps, network.conv1, network.bn1))
     maps = functional.max_pool2d(maps.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1)
@@ -101,13 +109,20 @@ def logits(network: models.ResNet, images: Tensor, layer: Layer, dtype: torch.dt
 
 
 def _is_whole_map(size: int, stride: int) -> bool:
-    """Whether one product over the whole map beats a convolution: up to 2x2, and from 4x4 to 2x2."""
+    """Return whether one product over the whole map is faster than a convolution.
+
+    It is faster for maps of up to 2x2, and from 4x4 to 2x2.
+    """
     return size <= 2 or (size == 4 and stride == 2)
 
 
 @cache
 def _taps(size: int, stride: int) -> Tensor:
-    """Which tap of a 3x3 kernel with padding 1 joins each output of a map (rows) to each of its inputs (columns); UNSEEN for none."""
+    """Return which tap of a 3x3 kernel joins each output of a map to each of its inputs.
+
+    Rows are outputs and columns are inputs. The kernel has a padding of 1. UNSEEN marks pairs that
+    no tap joins.
+    """
     outputs = range(0, size, stride)
     return torch.tensor(
         [
@@ -123,7 +138,10 @@ def _taps(size: int, stride: int) -> Tensor:
 
 
 def _kernel(weight: Tensor, size: int, stride: int) -> Tensor:
-    """A convolution's weight (O, C, k, k) in the form that suits maps of `size`: a matrix, or itself."""
+    """Return a convolution's weight (O, C, k, k) in the form that suits maps of `size`.
+
+    That is a matrix, or the weight itself.
+    """
     n_out, n_in, width, _ = weight.shape
     if width == 1:
         return weight.view(n_out, n_in)
@@ -137,13 +155,16 @@ def _kernel(weight: Tensor, size: int, stride: int) -> Tensor:
 
 
 def _product(maps: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
-    """A convolution of maps (B, H, W, C) with what `_kernel` made of its weight; gives (B, H', W', O)."""
+    """Return a convolution (B, H', W', O) of maps (B, H, W, C).
+
+    `weight` is what `_kernel` made of the convolution's weight.
+    """
     stride = conv.stride[0]
     if weight.dim() == 4:
         return functional.conv2d(
             maps.permute(0, 3, 1, 2), weight, bias, stride, conv.padding[0]
         ).permute(0, 2, 3, 1)
-    # As a matrix: a product with strided maps is many times slower.
+    # The maps become a matrix, because a product with strided maps is many times slower.
     rows = (
         maps[:, ::stride, ::stride].reshape(-1, conv.in_channels)
         if conv.kernel_size[0] == 1
@@ -154,7 +175,10 @@ def _product(maps: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d)
 
 
 def _normalised(maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """BatchNorm in training mode of maps (B, H, W, C); one long row of pixels is the fastest shape for its kernels."""
+    """Return maps (B, H, W, C) after BatchNorm in training mode.
+
+    One long row of pixels is the fastest shape for its kernels.
+    """
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
     row = maps.reshape(1, -1, 1, maps.shape[3]).permute(0, 3, 1, 2)

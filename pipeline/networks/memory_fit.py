@@ -1,9 +1,12 @@
-"""Batches that do not fit into the GPU's memory, without another result than theirs.
+"""Compute batches that do not fit into the GPU's memory, without changing their results.
 
-An attack draws its random numbers for a whole batch, so a smaller batch would give other images. Here the attack keeps its batch, and the
-network takes it in parts; each part's activations are computed again for its gradient and held no longer (Chen et al., "Training Deep Nets
-with Sublinear Memory Cost", 2016). Training keeps its batch too, since BatchNorm's statistics are those of a whole batch; what must be held
-for the gradients waits in main memory (Rhu et al., "vDNN", MICRO 2016).
+An attack draws its random numbers for a whole batch, so a smaller batch would give other images.
+Here the attack keeps its batch, and the network takes it in parts. Each part's activations are
+computed again for its gradient, and are not kept until then (Chen et al., "Training Deep Nets with
+Sublinear Memory Cost", 2016).
+
+Training keeps its batch too, since BatchNorm's statistics are those of a whole batch. What the
+gradients need is kept in main memory until then (Rhu et al., "vDNN", MICRO 2016).
 """
 
 from collections.abc import Callable
@@ -23,9 +26,11 @@ Result = TypeVar("Result")
 
 
 class InParts(nn.Module):
-    """A frozen network that takes batches whole, until one does not fit: from then on in parts of half the size, and of half that.
+    """A frozen network that takes batches whole until one does not fit, and then in parts.
 
-    Gives the logits of the whole batch (B, n_classes), up to rounding: products of other sizes may add in another order.
+    The parts have half the size, and half of that if they do not fit either. Gives the logits of
+    the whole batch (B, n_classes), up to rounding. Products of other sizes may add in another
+    order.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -33,7 +38,7 @@ class InParts(nn.Module):
         self.network = network
         self.most: int | None = None
         self._asked = 0
-        self.eval()  # torchattacks returns a model to the mode that it found it in, with all its parts
+        self.eval()  # torchattacks restores the mode that it finds, in the model and all its parts
 
     def forward(self, images: Tensor) -> Tensor:
         self._asked = len(images)
@@ -47,7 +52,10 @@ class InParts(nn.Module):
         return torch.cat([self.network(part) for part in parts])
 
     def halve(self, images_device: torch.device) -> None:
-        """Take half as many images at once as before. Raises InputError where it was one already."""
+        """Take half as many images at once as before.
+
+        Raises InputError if it was one image already.
+        """
         now = min(self._asked, self.most or self._asked)
         where = f"the memory of {device.describe(images_device)}"
         if now <= 1:
@@ -55,25 +63,32 @@ class InParts(nn.Module):
         self.most = -(-now // 2)
         _empty(images_device)
         console.say_once(
-            f"{now} images at once do not fit into {where}: going on with {self.most}, in the same batches"
+            f"{now} images at once do not fit into {where}:"
+            f" going on with {self.most}, in the same batches"
         )
 
 
 def fitted(network: nn.Module, images: Tensor, compute: Callable[[], Result]) -> Result:
-    """What `compute` gives, from its beginning again each time that it needs more memory than there is and `network` is InParts."""
+    """Return the result of `compute`, with smaller parts if it needs more memory than there is.
+
+    Each attempt calls `compute` from its beginning. Raises OutOfMemoryError if `network` is not
+    InParts.
+    """
     while True:
         try:
             return compute()
         except torch.OutOfMemoryError:
             if not isinstance(network, InParts):
                 raise
-        network.halve(
-            images.device
-        )  # behind the except block, where the failed attempt's tensors are let go
+        # After the except block, where the failed attempt's tensors are released.
+        network.halve(images.device)
 
 
 class Offload:
-    """Computes the gradients of a network in training; from the first batch that does not fit, with its activations in main memory."""
+    """A way to compute the gradients of a network in training with less device memory.
+
+    From the first batch that does not fit, the activations are kept in main memory.
+    """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self._device = device
@@ -82,29 +97,32 @@ class Offload:
         self._before = [tensor.clone() for tensor in self._statistics]
 
     def fitted(self, gradients: Callable[[], Result]) -> Result:
-        """Return what `gradients` returns; it must begin by clearing the gradients. Raises OutOfMemoryError if it fits in neither way."""
-        torch._foreach_copy_(
-            self._before, self._statistics
-        )  # one launch on a GPU; a loop of copies would be one for every layer
+        """Return what `gradients` returns, which must begin by clearing the gradients.
+
+        Raises OutOfMemoryError if the batch fits neither on the device nor with activations in main
+        memory.
+        """
+        # This is one launch on a GPU. A loop of copies would be one for every layer.
+        torch._foreach_copy_(self._before, self._statistics)
         try:
             with self._saving():
                 return gradients()
         except torch.OutOfMemoryError:
             if self._saving is save_on_cpu:
                 raise
-        torch._foreach_copy_(
-            self._statistics, self._before
-        )  # a forward that was cut off may have moved some of them
+        # A forward pass that was cut off may have changed some of them.
+        torch._foreach_copy_(self._statistics, self._before)
         self._saving = save_on_cpu
         _empty(self._device)
         where = f"the memory of {device.describe(self._device)}"
         console.say_once(
-            f"training does not fit into {where}: going on in the same batches, slower, with activations in main memory"
+            f"training does not fit into {where}: going on in the same batches, slower,"
+            " with activations in main memory"
         )
         return self.fitted(gradients)
 
 
 def _empty(full: torch.device) -> None:
-    """Give back what the allocator holds for later."""
+    """Free the memory that the allocator keeps for later."""
     if full.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The section `model` of `params.yaml`: which network is trained, and from which weights."""
+"""Define the section `model` of `params.yaml`: the network to train, and its first weights."""
 
 import posixpath
 import shlex
@@ -9,21 +9,28 @@ from pydantic import model_validator
 
 from pipeline.base.values import Section
 
-# The folder of starting weights. DVC watches all of it: dvc.yaml cannot name a file that `weights: null` leaves out.
+# The folder of starting weights. DVC watches all of it, because dvc.yaml cannot name a file that
+# `weights: null` leaves out.
 PRETRAINED = PurePosixPath("models/pretrained")
 ENDINGS = (".pth", ".pt")
 Architecture = Literal["resnet18", "resnet34", "resnet50"]
 
 
 class Model(Section):
-    """What is trained; `weights` are torchvision's by name, a state_dict in a file, or None for a start from scratch."""
+    """The network to train, and the weights that it starts from.
+
+    `weights` are torchvision's by name, a state_dict in a file, or None for a start from scratch.
+    """
 
     architecture: Architecture
     weights: str | None
 
     @property
     def file(self) -> Path | None:
-        """The file in PRETRAINED that holds the weights; None for torchvision's, and for a start from scratch."""
+        """Return the file in PRETRAINED that holds the weights.
+
+        It is None for torchvision's weights, and for a start from scratch.
+        """
         return Path(self.weights) if self.weights is not None and "/" in self.weights else None
 
     @model_validator(mode="after")
@@ -40,7 +47,8 @@ class Model(Section):
         if not inside or str(path) != self.weights:
             remedy = f"write {path}" if inside else f"mv {shlex.quote(self.weights)} {PRETRAINED}/"
             raise ValueError(
-                f"weights: expected {', '.join(names)}, null or, for {self.architecture}, a .pth or .pt file in {PRETRAINED}/, which DVC"
-                f" watches, found {self.weights!r}{f' ({remedy})' if PurePosixPath(self.weights).suffix in ENDINGS else ''}"
+                f"weights: expected {', '.join(names)}, null or, for {self.architecture},"
+                f" a .pth or .pt file in {PRETRAINED}/, which DVC watches, found {self.weights!r}"
+                f"{f' ({remedy})' if PurePosixPath(self.weights).suffix in ENDINGS else ''}"
             )
         return self

@@ -1,4 +1,4 @@
-"""What a network says of images: predicted classes and accuracy."""
+"""Ask a network about images: predicted classes and accuracy."""
 
 import copy
 from typing import TypeVar
@@ -16,7 +16,10 @@ BATCH_SIZE = 256  # for networks that are only asked for their predictions
 def predict(
     network: nn.Module, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE
 ) -> NDArray[np.int64]:
-    """The predicted class (N,) of uint8 images (N, 3, H, W), in evaluation mode; the network's mode is restored."""
+    """Return the predicted class (N,) of uint8 images (N, 3, H, W), in evaluation mode.
+
+    The network's mode is restored.
+    """
     device, was_training = next(network.parameters()).device, network.training
     network.eval()
     try:
@@ -36,24 +39,27 @@ def accuracy(
     labels: NDArray[np.int64],
     batch_size: int = BATCH_SIZE,
 ) -> float:
-    """The share of uint8 images (N, 3, H, W) that the network gets right, in [0, 1]."""
+    """Return the share of uint8 images (N, 3, H, W) that the network gets right, in [0, 1]."""
     return float((predict(network, images, batch_size) == labels).mean())
 
 
 def pixels(images: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Images in [0, 1] on a device, from stored uint8 ones."""
+    """Return images in [0, 1] on a device, from stored uint8 ones."""
     return torch.from_numpy(images).to(device).contiguous(memory_format=torch.channels_last) / 255
 
 
 def is_right(network: nn.Module, images: Tensor, labels: Tensor) -> NDArray[np.bool_]:
-    """Which images (B, 3, H, W) in [0, 1] the network, in its present mode, gives their labels (B,)."""
+    """Return which images (B, 3, H, W) in [0, 1] the network gives their labels (B,).
+
+    The network is used in its present mode.
+    """
     with torch.inference_mode():
         right: NDArray[np.bool_] = (_predicted(network, images) == labels).cpu().numpy()
     return right
 
 
 def _predicted(network: nn.Module, images: Tensor) -> Tensor:
-    """The predicted class (B,) of images (B, 3, H, W) in [0, 1]."""
+    """Return the predicted class (B,) of images (B, 3, H, W) in [0, 1]."""
     predicted: Tensor = fitted(network, images, lambda: network(images).argmax(1))
     return predicted
 
@@ -62,8 +68,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def frozen_copy(network: Network) -> Network:
-    """A copy for attacks to use: evaluation mode, no gradients for parameters, channels last; the original is not touched.
+    """Return a copy of a network for attacks to use.
 
-    torchattacks changes its model's mode and does not restore it after an error, so it is never given the caller's own.
+    The copy is in evaluation mode, without gradients for parameters, with channels last. The
+    original is not changed. torchattacks changes its model's mode and does not restore it after an
+    error, so it never gets the caller's own network.
     """
     return copy.deepcopy(network).eval().requires_grad_(False).to(memory_format=torch.channels_last)

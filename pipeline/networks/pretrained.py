@@ -1,4 +1,4 @@
-"""Weights to start from: torchvision's, by name, or a state_dict in a file."""
+"""Read the weights to start from: torchvision's, by name, or a state_dict in a file."""
 
 from collections.abc import Mapping
 from http.client import HTTPException
@@ -18,11 +18,12 @@ from pipeline.networks.torch_files import UNREADABLE, is_state_dict, reason
 
 
 def pretrained_weights(model: params.Model, where: str = "model") -> Pretrained:
-    """Return the tensors that `model.weights` names: torchvision's ImageNet weights, a state_dict in a file, or none.
+    """Return the tensors that `model.weights` names.
 
-    torchvision's are downloaded once to torch's hub folder; the hash in the file's name is compared on every use. `where` is the dotted key
-    of `model`. Raises InputError for weights that cannot be read whole, of another network or not finite: nothing starts from scratch
-    instead.
+    They are torchvision's ImageNet weights, a state_dict in a file, or none. torchvision's are
+    downloaded once to torch's hub folder. The hash in the file's name is compared on every use.
+    `where` is the dotted key of `model`. Raises InputError for weights that cannot be read whole,
+    that belong to another network or that are not finite. Never starts from scratch instead.
     """
     where, path = f"{where}.weights", weights_file(model)
     if path is None:
@@ -34,7 +35,10 @@ def pretrained_weights(model: params.Model, where: str = "model") -> Pretrained:
 
 
 def expect_weights(model: params.Model, where: str) -> None:
-    """Check the weights that `pretrained_weights` will read; of torchvision's that are not here yet, say where they are expected."""
+    """Check the weights that `pretrained_weights` will read.
+
+    If torchvision's weights are not downloaded yet, say where they are expected.
+    """
     path = weights_file(model)
     if path is None or model.file is not None or path.exists():
         pretrained_weights(model, where)
@@ -48,7 +52,10 @@ def expect_weights(model: params.Model, where: str) -> None:
 
 
 def read_state_dict(path: Path, where: str) -> dict[str, Tensor]:
-    """Return the tensors by name that a file holds. Raises InputError, which begins with `where`, for any other content."""
+    """Return the tensors by name that a file holds.
+
+    Raises InputError, which begins with `where`, for any other content.
+    """
     try:
         limits.regular(path, "put it there")
     except InputError as error:
@@ -68,7 +75,7 @@ def read_state_dict(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def _contents(content: Any) -> str:
-    """What a file holds instead of a state_dict, and what to do."""
+    """Return what a file holds instead of a state_dict, and what to do."""
     if not isinstance(content, dict):
         return f"a {type(content).__name__}; save network.state_dict() instead"
     others = [
@@ -81,9 +88,10 @@ def _contents(content: Any) -> str:
 
 
 def _body(tensors: Mapping[str, Tensor], architecture: str, where: str) -> dict[str, Tensor]:
-    """The tensors of all layers but the last, as the network holds them.
+    """Return the tensors of all layers except the last, in the network's own types.
 
-    Old files, torchvision's among them, lack BatchNorm's counts of batches (num_batches_tracked). Those start at 0, as torch's own would.
+    Old files, torchvision's among them, lack BatchNorm's counts of batches (num_batches_tracked).
+    Those start at 0, as in torch.
     """
     with torch.device("meta"):
         expected = _without_last(resnet.stock(architecture, 2).state_dict())
@@ -96,7 +104,8 @@ def _body(tensors: Mapping[str, Tensor], architecture: str, where: str) -> dict[
     ]
     if differing:
         raise InputError(
-            f"{where}: its tensors are not those of a {architecture}: {_differences(differing, expected, found)}"
+            f"{where}: its tensors are not those of a {architecture}:"
+            f" {_differences(differing, expected, found)}"
         )
     return {
         name: _converted(tensor, expected[name].dtype, where, name)
@@ -105,7 +114,11 @@ def _body(tensors: Mapping[str, Tensor], architecture: str, where: str) -> dict[
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype, where: str, name: str) -> Tensor:
-    """A tensor in the network's own type; says once that a file has others. Raises InputError for numbers that are not finite there."""
+    """Return a tensor in the network's own type.
+
+    Says once that a file has other types. Raises InputError for numbers that are not finite in the
+    network's type.
+    """
     converted = tensor.to(dtype)
     if tensor.dtype != dtype:
         console.say_once(
@@ -113,7 +126,8 @@ def _converted(tensor: Tensor, dtype: torch.dtype, where: str, name: str) -> Ten
         )
     if not converted.isfinite().all():
         raise InputError(
-            f"{where}: {name}: expected finite numbers in {_type(converted)}, found NaN or infinity; use other weights"
+            f"{where}: {name}: expected finite numbers in {_type(converted)},"
+            " found NaN or infinity; use other weights"
         )
     return converted
 
@@ -121,13 +135,17 @@ def _converted(tensor: Tensor, dtype: torch.dtype, where: str, name: str) -> Ten
 def _differences(
     names: list[str], expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> str:
-    """How many tensors differ, and the first ones: two of the network's and one that only the file has."""
+    """Return how many tensors differ, and the first ones.
+
+    These are two of the network's, and one that only the file has.
+    """
     first = [
         *[name for name in names if name in expected][:2],
         *[name for name in names if name not in expected][:1],
     ]
     shown = [
-        f"{ascii(name)[1:-1][:100]} (expected {_shown(expected.get(name))}, found {_shown(found.get(name))})"
+        f"{ascii(name)[1:-1][:100]} (expected {_shown(expected.get(name))},"
+        f" found {_shown(found.get(name))})"
         for name in first
     ]
     return f"{len(names)} differ, first {', '.join(shown)}"
@@ -145,7 +163,10 @@ def _type(tensor: Tensor) -> str:
 
 
 def _kind(tensor: Tensor | None) -> tuple[torch.Size, bool] | None:
-    """What must agree: float16, bfloat16 and float64 can be converted to float32, whole numbers cannot."""
+    """Return what must agree: the shape, and whether the numbers are floating point.
+
+    float16, bfloat16 and float64 can be converted to float32. Whole numbers cannot.
+    """
     return None if tensor is None else (tensor.shape, tensor.is_floating_point())
 
 
@@ -154,7 +175,10 @@ def _without_last(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weights_file(model: params.Model) -> Path | None:
-    """Where the weights that `model.weights` names are kept, whether they are there or not; None for a start from scratch."""
+    """Return where the weights that `model.weights` names are kept.
+
+    The file may be missing. Return None for a start from scratch.
+    """
     if model.weights is None:
         return None
     return model.file or Path(torch.hub.get_dir()) / "checkpoints" / _url(model).rsplit("/", 1)[1]
@@ -165,12 +189,12 @@ def _url(model: params.Model) -> str:
 
 
 def _hash_prefix(path: Path) -> str:
-    """What the SHA-256 of a file in torch's hub folder begins with, as its name says."""
+    """Return the start of the SHA-256 of a file in torch's hub folder, as its name says."""
     return path.stem.rsplit("-", 1)[1]
 
 
 def _download(url: str, path: Path, where: str) -> None:
-    """Download the file of that address unless it is there, and compare its hash with the one that its name ends in."""
+    """Download a file unless it exists, and compare its hash with the one in its name."""
     prefix = _hash_prefix(path)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,5 +209,6 @@ def _download(url: str, path: Path, where: str) -> None:
     found = files.sha256(path)
     if not found.startswith(prefix):
         raise InputError(
-            f"{where}: {path}: expected a SHA-256 that begins with {prefix}, found {found[:8]}; delete the file"
+            f"{where}: {path}: expected a SHA-256 that begins with {prefix},"
+            f" found {found[:8]}; delete the file"
         )

@@ -1,6 +1,7 @@
-"""torchvision's ResNets with a new last layer.
+"""Build torchvision's ResNets with a new last layer.
 
-The networks take images in [0, 1]: whatever normalisation they need is learned, so an attack's eps is in the pixels' own units.
+The networks take images in [0, 1]. They learn whatever normalisation they need, so an attack's eps
+is in the pixels' own units.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from pipeline.networks import params
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """Tensors to start from, for all layers but the last, and the SHA-256 of their file; empty for a start from scratch."""
+    """Tensors to start from, for all layers except the last.
+
+    `sha256` is that of their file. Both are empty for a start from scratch.
+    """
 
     state_dict: dict[str, Tensor]
     sha256: str
@@ -27,9 +31,10 @@ SCRATCH = Pretrained(state_dict={}, sha256="")
 def build(
     model: params.Model, n_classes: int, seed: int, pretrained: Pretrained = SCRATCH
 ) -> models.ResNet:
-    """A network to train: stock torchvision with a last layer for `n_classes`, everything else from `pretrained` where it has tensors.
+    """Return a network to train: stock torchvision with a last layer for `n_classes`.
 
-    Random tensors come from `seed`; the global generator is left as it was.
+    Everything else comes from `pretrained` where it has tensors. Random tensors come from `seed`.
+    The global generator is not changed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Accuracies with their intervals, and the images that they are found on."""
+"""Compute accuracies with their intervals, and choose the images to attack."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +14,19 @@ Mask = NDArray[np.bool_]
 
 
 def sample(val: Block, n_eval: int | None, seed: int) -> NDArray[np.int64]:
-    """The rows of the validation images to attack, in order: all, or `n_eval` at random. A smaller sample is part of every larger one."""
+    """Return the rows of the validation images to attack, in order.
+
+    That is all rows, or `n_eval` at random. A smaller sample is part of every larger one.
+    """
     rows = np.random.default_rng(seed).permutation(len(val))[:n_eval]
     return np.sort(rows)
 
 
 def summarise(right: Mask, labels: NDArray[np.int64], n_classes: int) -> dict[str, Any]:
-    """Accuracy, its 95 % interval (Wilson, 1927), the mean of the classes' accuracies, the number of images, and each class's accuracy.
+    """Return accuracy over all images and by class, in [0, 1].
 
-    All in [0, 1]; a class without images has None.
+    That is: accuracy, its 95 % interval (Wilson, 1927), the mean of the classes' accuracies, the
+    number of images, and each class's accuracy. A class without images has None.
     """
     of_class = [right[labels == label] for label in range(n_classes)]
     return {
@@ -36,7 +40,7 @@ def summarise(right: Mask, labels: NDArray[np.int64], n_classes: int) -> dict[st
 
 
 def interval(right: Mask) -> dict[str, float]:
-    """Accuracy and its 95 % interval (Wilson, 1927), in [0, 1]."""
+    """Return accuracy and its 95 % interval (Wilson, 1927), in [0, 1]."""
     from scipy.stats import binomtest
 
     bounds = binomtest(int(right.sum()), len(right)).proportion_ci(
@@ -53,5 +57,5 @@ Validate = Callable[[nn.Module], dict[str, float]]
 
 
 def accuracy_on(val: Block) -> Validate:
-    """Accuracy on validation images as they are stored."""
+    """Return a function that measures accuracy on validation images as they are stored."""
     return lambda network: {"val_accuracy": networks.accuracy(network, val.images, val.labels)}

@@ -1,6 +1,8 @@
-"""Files of tensors, looked through before torch loads them: what they ask for, and whether they hold what they claim.
+"""Check files of tensors before torch loads them.
 
-torch.load(weights_only=True) runs no code, but allocates what a file asks for and makes tensors that claim more than was stored.
+The checks are what a file asks for, and whether it holds what it claims.
+torch.load(weights_only=True) runs no code. It does allocate what a file asks for, and it makes
+tensors that claim more than was stored.
 """
 
 import io
@@ -28,17 +30,18 @@ ITEM_BYTES = {
 }
 TENSOR, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
 ALLOWED = {TENSOR, PARAMETER, "collections.OrderedDict", *ITEM_BYTES}
-MAX_PICKLE = 2**24  # bytes; the largest ResNet's takes 40,000
+MAX_PICKLE = 2**24  # bytes; the largest ResNet's pickle takes 40,000
 MAX_STEPS = 1_000_000
 MAX_DEPTH = 20
-# A file as torch.save wrote it before version 1.6 begins with this number, pickled.
+# A file that torch.save wrote before version 1.6 begins with this number, pickled.
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def load(path: Path) -> Any:
-    """The tensors and plain values of a torch.save file, on the CPU.
+    """Return the tensors and plain values of a torch.save file, on the CPU.
 
-    Raises InputError, without the path, that names what was found; torch's and zipfile's own errors for damaged files.
+    Raises InputError that names what was found, without the path. Damaged files raise torch's and
+    zipfile's own errors.
     """
     limits.expect_fits(2 * path.stat().st_size, path.stat().st_size)
     content = path.read_bytes()
@@ -63,12 +66,17 @@ def _check_zip(file: BinaryIO) -> None:
         member = members.get(entry.filename.removesuffix("data.pkl") + f"data/{key}")
         if member is None or member.file_size != n_bytes:
             raise InputError(
-                f"refused: storage {key!r} claims {n_bytes:,} bytes, the file holds {member.file_size if member else 0:,}"
+                f"refused: storage {key!r} claims {n_bytes:,} bytes,"
+                f" the file holds {member.file_size if member else 0:,}"
             )
 
 
 def _check_legacy(file: BinaryIO, size: int) -> None:
-    """Magic number, version and system come first, then the content, the storages' keys, and the storages themselves."""
+    """Check a file that torch.save wrote before version 1.6.
+
+    Its magic number, version and system come first. The content, the storages' keys and the
+    storages themselves follow.
+    """
     _, _, _, value, keys = [
         pickles.read(file, min(size, MAX_PICKLE), ALLOWED.__contains__, MAX_STEPS) for _ in range(5)
     ]
@@ -87,7 +95,10 @@ def _check_legacy(file: BinaryIO, size: int) -> None:
 
 
 def _storages(value: Any) -> dict[str, int]:
-    """The bytes that every storage claims, by its key, after all tensors in `value` were held to their storages."""
+    """Return the bytes that every storage claims, by its key.
+
+    Each tensor in `value` is checked against its storage.
+    """
     storages: dict[str, int] = {}
     seen: set[int] = set()
 
@@ -114,7 +125,10 @@ def _storages(value: Any) -> dict[str, int]:
 
 
 def _checked_tensor(call: Call) -> tuple[str, int]:
-    """The key and the bytes of a tensor's storage; the tensor must lie inside it."""
+    """Return the key and the bytes of a tensor's storage.
+
+    Raises InputError unless the tensor is inside its storage.
+    """
     match call.arguments:
         case (
             Stored(("storage", Global(kind), str(key), _, int(count), *view)),
@@ -158,5 +172,8 @@ def is_state_dict(content: Any) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """What an InputError says, which names what was found; others' errors speak of their own code."""
+    """Return why a file cannot be read, in words for the user.
+
+    An InputError names what was found. Other errors describe their own code, so they are replaced.
+    """
     return str(error) if isinstance(error, InputError) else "is it whole?"

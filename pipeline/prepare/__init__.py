@@ -1,1 +1,1 @@
-"""Labelled images of any source become the clean image set."""
+"""Convert labelled images of any source into the clean image set."""

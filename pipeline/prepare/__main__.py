@@ -27,13 +27,14 @@ def prepare() -> str:
     clean = preparation.prepare(source, settings.data, settings.store, args.out)
     per_class = np.bincount(clean.column("labels")[clean.column("split") == store.SPLITS["train"]])
     return (
-        f"{args.out}: {len(clean)} images, {len(clean) - settings.data.n_val} to train and {settings.data.n_val} to validate, "
+        f"{args.out}: {len(clean)} images, {len(clean) - settings.data.n_val} to train and "
+        f"{settings.data.n_val} to validate, "
         f"{len(per_class)} classes with {per_class.min()} to {per_class.max()} training images"
     )
 
 
 def told(source: sources.Source) -> Iterator[str]:
-    """What the source did to the images, and which number each class with a name has got."""
+    """Yield what the source did to the images, and the number of each class that has a name."""
     for words, count in source.notes.items():
         yield f"{count:,} {words}"
     names = [f"{number} = {name[:40]}" for number, name in enumerate(source.class_names)]

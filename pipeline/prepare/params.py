@@ -1,4 +1,4 @@
-"""The sections `data` and `store` of `params.yaml`."""
+"""Define the sections `data` and `store` of `params.yaml`."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,7 +8,7 @@ from pipeline.base.values import Count, Section, Seed
 
 
 class Hdf5(Section):
-    """Names of the datasets in a user's own HDF5 file."""
+    """The names of the datasets in a user's own HDF5 file."""
 
     images: str
     labels: str
@@ -40,13 +40,13 @@ class Data(Section):
 
 
 class Store(Section):
-    """How many images one HDF5 file of a set holds."""
+    """The layout of an image set: `shard_rows` images in each HDF5 file."""
 
     shard_rows: Count
 
 
 class PrepareParams(Section):
-    """What the stage `prepare` reads."""
+    """The sections that the stage `prepare` reads."""
 
     data: Data
     store: Store

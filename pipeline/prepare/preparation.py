@@ -1,4 +1,4 @@
-"""From a source of labelled images to the clean image set: choose, split, store."""
+"""Choose, split and store the images of a source as the clean image set."""
 
 import json
 from importlib.metadata import version
@@ -18,8 +18,8 @@ def prepare(
 ) -> store.ImageSet:
     """Store the images that `data` chooses from a source, with an exact, stratified split.
 
-    Rows keep the order and the ids of the source. Raises InputError where the source holds fewer images than
-    asked for, or a class too few for both parts of the split.
+    Rows keep the order and the ids of the source. Raises InputError where the source has fewer
+    images than requested, or where a class has too few images for both parts of the split.
     """
     rows = choose_rows(source.labels, data)
     labels = source.labels[rows]
@@ -56,11 +56,15 @@ def prepare(
 
 
 def choose_rows(labels: Labels, data: params.Data) -> NDArray[np.int64]:
-    """The source rows to use, in the source's order: all, or `n_images` with every class in its share."""
+    """Return the source rows to use (int64), in the source's order.
+
+    They are all rows, or `n_images` of them with every class in its share.
+    """
     n_images = len(labels) if data.n_images is None else data.n_images
     if n_images > len(labels):
         raise InputError(
-            f"data.n_images: expected at most {len(labels)}, all that the source holds, found {n_images}"
+            f"data.n_images: expected at most {len(labels)}, all that the source holds, "
+            f"found {n_images}"
         )
     if n_images == len(labels):
         return np.arange(len(labels))
@@ -68,22 +72,30 @@ def choose_rows(labels: Labels, data: params.Data) -> NDArray[np.int64]:
 
 
 def split_rows(labels: Labels, data: params.Data) -> NDArray[np.uint8]:
-    """0 (train) or 1 (val) for each row: exactly `n_val` rows of 1, every class in its share and in both parts."""
+    """Return 0 (train) or 1 (val) for each row (uint8), with exactly `n_val` rows of 1.
+
+    Every class has its share, and is present in both parts.
+    """
     return _stratified_choice(labels, data.n_val, data.seed, "data.n_val").astype(np.uint8)
 
 
 def _stratified_choice(labels: Labels, n_chosen: int, seed: int, key: str) -> NDArray[np.bool_]:
-    """A mask of exactly `n_chosen` rows in which every class has its share, and at least one row inside and one outside."""
+    """Return a mask of exactly `n_chosen` rows in which every class has its share.
+
+    Every class has at least one row inside the mask and one outside. Raises InputError, which
+    names `key`, where that is not possible.
+    """
     from sklearn.model_selection import train_test_split
 
     n_classes = int(labels.max()) + 1
     if not n_classes <= n_chosen <= len(labels) - n_classes:
         raise InputError(
-            f"{key}: expected from {n_classes} to {len(labels) - n_classes} of {len(labels)} images, found {n_chosen}"
+            f"{key}: expected from {n_classes} to {len(labels) - n_classes} of {len(labels)} "
+            f"images, found {n_chosen}"
         )
     counts = np.bincount(labels)
     chosen = np.zeros(len(labels), dtype=bool)
-    if counts.min() >= 2:  # the split refuses smaller classes in its own words
+    if counts.min() >= 2:  # scikit-learn refuses smaller classes with another message
         chosen[
             train_test_split(
                 np.arange(len(labels)), test_size=n_chosen, stratify=labels, random_state=seed
@@ -94,7 +106,8 @@ def _stratified_choice(labels: Labels, n_chosen: int, seed: int, key: str) -> ND
     if len(unsplit):
         label = unsplit[counts[unsplit].argmin()]
         raise InputError(
-            f"{key}: expected every class on both sides of the choice, found class {label} with {counts[label]} images, too few for "
+            f"{key}: expected every class on both sides of the choice, "
+            f"found class {label} with {counts[label]} images, too few for "
             f"{n_chosen} of {len(labels)}; raise {key} or leave the class out"
         )
     return chosen

@@ -1,1 +1,1 @@
-"""The training loop, its batches, and the stage that trains the clean model."""
+"""Provides the training loop, its batches, and the stage that trains the clean model."""

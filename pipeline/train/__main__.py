@@ -10,13 +10,7 @@ from pipeline.networks import device, scores
 from pipeline.train import augmentation, checkpointed, mixing
 from pipeline.train.params import TrainParams
 
-KEYS = (
-    "seed",
-    "precision",
-    "model",
-    "training",
-    "clean",
-)  # of params.yaml, as dvc.yaml declares them
+KEYS = ("seed", "precision", "model", "training", "clean")  # of params.yaml, as in dvc.yaml
 
 
 def train_clean() -> str:

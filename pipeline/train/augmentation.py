@@ -1,4 +1,7 @@
-"""Random flips and crops of a whole batch, on its device: drawn once, applied to several images, and taken back."""
+"""Flips and crops a whole batch at random, on its device.
+
+A move is drawn once, can be applied to several batches of images, and can be undone.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,31 +13,42 @@ from torch.nn import functional
 from pipeline.base import seeds
 from pipeline.train.mixing import MixedBatches
 
-CROP_PADDING = 4  # pixels a side, as in "Deep Residual Learning for Image Recognition" for CIFAR-10 (He et al., 2016)
+# Pixels per side, as for CIFAR-10 in "Deep Residual Learning for Image Recognition"
+# (He et al., 2016).
+CROP_PADDING = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Move:
-    """Where each image of a batch goes: `flipped` (B, 1, 1, 1), and the `top` and `left` (B, 1, 1, 1) of its crop in the padded image."""
+    """Where each image of a batch goes.
+
+    `flipped` is (B, 1, 1, 1). `top` and `left` (B, 1, 1, 1) place its crop in the padded image.
+    """
 
     flipped: Tensor | None
     top: Tensor | None
     left: Tensor | None
 
     def select(self, chosen: Tensor) -> "Move":
-        """The moves of the images where a mask (B,) is true."""
+        """Return the moves of the images where a mask (B,) is true."""
         return Move(
             **{name: None if part is None else part[chosen] for name, part in vars(self).items()}
         )
 
     def apply(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W), each flipped and shifted, with zeros where the crop leaves the image."""
+        """Return images (B, C, H, W), each flipped and shifted.
+
+        Pixels are zero where the crop leaves the image.
+        """
         if self.flipped is not None:
             images = torch.where(self.flipped, images.flip(3), images)
         return self._shifted(images, 1)
 
     def undo(self, images: Tensor) -> Tensor:
-        """Moved images (B, C, H, W) back where they came from, with zeros where the crop had cut them off."""
+        """Return moved images (B, C, H, W) to where they came from.
+
+        Pixels are zero where the crop had cut them off.
+        """
         images = self._shifted(images, -1)
         return images if self.flipped is None else torch.where(self.flipped, images.flip(3), images)
 
@@ -58,7 +72,11 @@ class Move:
 
 
 def draw(kind: str, n_images: int, generator: torch.Generator) -> Move:
-    """Random moves for a batch: none, flip (every second image), crop (a window of the padded image), or flip+crop."""
+    """Draw random moves for a batch.
+
+    `kind` is none, flip (an image with probability 0.5), crop (a window of the padded image), or
+    flip+crop.
+    """
     flipped = top = left = None
     if "flip" in kind:
         flipped = torch.rand(n_images, 1, 1, 1, generator=generator, device=generator.device) < 0.5
@@ -74,7 +92,10 @@ def draw(kind: str, n_images: int, generator: torch.Generator) -> Move:
 
 
 def generator_for(device: torch.device, *numbers: int) -> torch.Generator:
-    """Random numbers for one batch of one epoch of one run: a run that goes on draws the same ones again."""
+    """Return the random numbers for one batch of one epoch of one run.
+
+    A resumed run draws the same ones again.
+    """
     return torch.Generator(device).manual_seed(seeds.batch_seed(*numbers))
 
 
@@ -86,11 +107,14 @@ class AugmentedBatches:
         self.state: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return len(self._batches)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """From batch `first` of an epoch on: images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss."""
+        """Yield the batches of an epoch, from batch `first` on.
+
+        Each is images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss.
+        """
         for index, (images, labels) in enumerate(self._batches.epoch(number, first), first):
             move = draw(
                 self._kind, len(labels), generator_for(images.device, self._seed, number, index)

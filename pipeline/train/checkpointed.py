@@ -1,4 +1,4 @@
-"""A training whose best epoch becomes a checkpoint that says where it comes from."""
+"""Trains a network, and writes its best epoch as a checkpoint that says where it comes from."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,9 @@ from pipeline.networks.scores import Validate
 from pipeline.train import params
 from pipeline.train.loop import Batches, Watch, fit
 
-COPIES = 12  # of the weights on the disk at most: unfinished work twice, of up to five copies each, and the checkpoint twice
+# Of the weights on the disk, at most. The unfinished work is there twice, with up to five copies
+# each, and the checkpoint is there twice.
+COPIES = 12
 
 
 def train(
@@ -37,10 +39,11 @@ def train(
     watch: Watch = lambda _: "",
     device: torch.device,
 ) -> str:
-    """Train, write the best epoch's checkpoint and the history, and return what to say of it.
+    """Train, write the best epoch's checkpoint and the history, and return what to print.
 
-    `attack_passes` counts the gradients of single images that attacks computed: beforehand, and in every epoch. `also_write` writes
-    whatever else the training makes. `watch` is passed to `loop.fit`. The unfinished work is deleted last.
+    `attack_passes` counts the gradients of single images that attacks computed. The first number is
+    for those before the training, the second for those in every epoch. `also_write` writes what
+    else the training makes. `watch` is passed to `loop.fit`. The unfinished work is deleted last.
     """
     origin = _origin(provenance, settings, device)
     part = unfinished.path_for(out, {**origin, "architecture": architecture})
@@ -66,14 +69,17 @@ def train(
     files.write_csv(history, fitted.history)
     also_write(checkpoint)
     part.unlink()
-    kept = f"epoch {fitted.best['epoch']} of {len(fitted.history)} kept, validation accuracy {fitted.best['val_accuracy']:.4f}"
+    kept = (
+        f"epoch {fitted.best['epoch']} of {len(fitted.history)} kept, "
+        f"validation accuracy {fitted.best['val_accuracy']:.4f}"
+    )
     return f"{out}: {kept}, on {describe(device)}"
 
 
 def _origin(
     provenance: Mapping[str, str | int | float], settings: params.Training, device: torch.device
 ) -> dict[str, str | int | float]:
-    """All that decides what comes out of a training, as plain values."""
+    """Return all that decides the result of a training, as plain values."""
     return {
         **provenance,
         **{

@@ -1,6 +1,7 @@
-"""The training images of several sets, one set after another, wherever they are kept.
+"""Reads the training images of several sets, one set after another, wherever they are kept.
 
-Every kind gives the same bytes for the same rows, so memory never decides a result.
+Every way of keeping them gives the same bytes for the same rows. The size of the memory therefore
+never decides a result.
 """
 
 import math
@@ -57,7 +58,7 @@ class HeldImages:
 class MappedImages:
     """The training rows of stored sets, read from the disk through the page cache.
 
-    The next batch is read by a thread while one is used.
+    A thread reads the next batch while the current one is used.
     """
 
     def __init__(self, sets: Sequence[ImageSet], device: torch.device) -> None:
@@ -82,7 +83,7 @@ class MappedImages:
     def get(self, rows: Rows) -> Tensor:
         """Return the images (B, 3, H, W; uint8) of some rows (B,), in main memory."""
         places = self._places[rows]
-        order = np.argsort(places)  # shard by shard, and there in the order of the disk
+        order = np.argsort(places)  # by shard, and within a shard by place on the disk
         places = places[order]
         edges = np.searchsorted(places, self._starts)
         images = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
@@ -105,17 +106,17 @@ class MappedImages:
 def stored(sets: Sequence[ImageSet], device: torch.device) -> Images:
     """Return the training images of some sets, after checking every byte against its SHA-256.
 
-    They are kept on a GPU where they fit, and else read from the disk.
+    They are kept on a GPU where they fit. Otherwise, they are read from the disk.
     """
     mapped = _verified(sets, device)
     return _on_gpu(mapped, device) if _fits(mapped, device) else mapped
 
 
 def working_copy(sets: Sequence[ImageSet], device: torch.device, folder: Path) -> HeldImages:
-    """Return a copy of the training images of some sets that can be changed, checked like `stored`.
+    """Return a copy of the training images of some sets that can be changed.
 
-    It is kept on a GPU where it fits, and else in a file in `folder` that has no name. Raises
-    InputError where the disk has no room for it.
+    The sets are checked as by `stored`. The copy is kept on a GPU where it fits. Otherwise, it is
+    kept in a file without a name in `folder`. Raises InputError where the disk has no room for it.
     """
     mapped = _verified(sets, device)
     if _fits(mapped, device):
@@ -142,10 +143,10 @@ def _on_gpu(images: MappedImages, device: torch.device) -> HeldImages:
 
 
 def _in_a_file(shape: tuple[int, ...], folder: Path) -> Tensor:
-    """Return a tensor whose memory is a file that goes when the tensor goes."""
+    """Return a tensor whose memory is a file, which is deleted together with the tensor."""
     n_bytes = math.prod(shape)
     files.require_space(folder, n_bytes, "a working copy of the images to refresh")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, n_bytes)  # a full disk would end the process later
+        os.posix_fallocate(file.fileno(), 0, n_bytes)  # else a full disk ends the process later
         return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=shape))

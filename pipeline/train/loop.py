@@ -1,4 +1,7 @@
-"""The one training loop: its steps, the model of the best epoch, and resuming after an interruption."""
+"""Runs the one training loop.
+
+It takes the steps, keeps the model of the best epoch, and resumes after an interruption.
+"""
 
 import functools
 import math
@@ -31,8 +34,9 @@ Watch = Callable[[Sequence[Row]], str]
 class Batches(Protocol):
     """What the loop trains on.
 
-    `epoch` gives, from batch `first` of an epoch on, images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss.
-    The tensors of `state` are all that they depend on besides the epoch, the network and the params.
+    `epoch` yields the batches of an epoch, from batch `first` on. Each is images (B, 3, H, W) in
+    [0, 1], labels (B,), and each image's share (B,) of the loss. The batches depend only on the
+    epoch, the network, the params and the tensors of `state`.
     """
 
     state: dict[str, Tensor]
@@ -44,9 +48,11 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A finished training: the tensors of the best epoch, that epoch's row of the history, and the history of all epochs.
+    """A finished training.
 
-    Rows hold `epoch` (from 1), `lr` of its first batch, `train_loss` and `train_accuracy` over its images, and what `validate` gave.
+    It holds the tensors of the best epoch, that epoch's row of the history, and the history of all
+    epochs. A row holds `epoch` (from 1), `lr` of its first batch, `train_loss` and `train_accuracy`
+    over its images, and what `validate` gave.
     """
 
     state_dict: dict[str, Tensor]
@@ -65,12 +71,15 @@ def fit(
     part: Path | None = None,
     watch: Watch = lambda _: "",
 ) -> Fit:
-    """Train `network` in place and keep the first of the epochs with the best `val_accuracy`, in [0, 1], of what `validate` gives.
+    """Train `network` in place, and keep the first of the epochs with the best `val_accuracy`.
 
-    Ends after `settings.epochs`, or after `settings.patience` epochs without a better one. With `part`, unfinished work is kept there and
-    gone on with: the result is the same to the bit, on the same machine and build. Raises InputError when the loss is no longer finite, and
-    Interrupted after Ctrl-C or SIGTERM, once the current batch is done and saved. `watch` reads the history after every epoch and returns
-    what to warn of, or nothing.
+    `validate` gives `val_accuracy`, in [0, 1]. Training ends after `settings.epochs`, or after
+    `settings.patience` epochs without a better one. `watch` reads the history after every epoch and
+    returns what to warn of, or nothing.
+
+    With `part`, unfinished work is kept there and resumed. The result is then the same to the bit,
+    on the same machine and build. Raises InputError when the loss is no longer finite. Raises
+    Interrupted after Ctrl-C or SIGTERM, once the current batch is done and saved.
     """
     run = _Run(network, batches, settings, device)
     if part is not None and part.exists():
@@ -92,7 +101,8 @@ def fit(
                     )
             if not math.isfinite(loss := float(run.totals[0])):
                 raise InputError(
-                    f"{text}: the loss is {loss} after epoch {run.epoch + 1}; lower its lr in params.yaml (now {settings.lr})"
+                    f"{text}: the loss is {loss} after epoch {run.epoch + 1}; "
+                    f"lower its lr in params.yaml (now {settings.lr})"
                 )
             run.close_epoch(validate(run.judged))
             bar.set_postfix_str(
@@ -109,7 +119,7 @@ def fit(
 
 
 class _Run:
-    """A training under way."""
+    """A training in progress."""
 
     def __init__(
         self, network: nn.Module, batches: Batches, settings: params.Training, device: torch.device
@@ -128,7 +138,7 @@ class _Run:
 
     @property
     def judged(self) -> nn.Module:
-        """The network whose accuracy counts: the average of the weights, if there is one."""
+        """The network whose accuracy counts, or the average of its weights if there is one."""
         return self.network if self._average is None else self._average.module
 
     @property
@@ -140,7 +150,10 @@ class _Run:
         )
 
     def step(self, images: Tensor, labels: Tensor, shares: Tensor) -> None:
-        """One batch. Sums stay on the device: reading them would stall it at every step."""
+        """Train on one batch.
+
+        Sums stay on the device, because reading them would stall it at every step.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr(self.batch + 0.5)
         self.network.train()
@@ -153,7 +166,7 @@ class _Run:
         self.batch += 1
 
     def _gradients(self, images: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the parameters their gradients; the loss and the logits (B, n_classes)."""
+        """Set the parameters' gradients, and return the loss and the logits (B, n_classes)."""
         self._optimizer.zero_grad()
         logits = self._forward(images.contiguous(memory_format=torch.channels_last))
         losses = functional.cross_entropy(
@@ -164,7 +177,7 @@ class _Run:
         return loss.detach(), logits.detach()
 
     def close_epoch(self, scores: dict[str, float]) -> None:
-        """Enter the epoch into the history and keep its tensors if it is the best so far."""
+        """Add the epoch to the history, and keep its tensors if it is the best so far."""
         loss, n_right, n_images = self.totals.tolist()
         row = {
             "lr": self._lr(0.5),
@@ -189,7 +202,10 @@ class _Run:
         )
 
     def save(self, path: Path) -> None:
-        """Write all that the rest of the run depends on, which is little at its end."""
+        """Write all that the rest of the run depends on.
+
+        At the end of the run, this is little.
+        """
         content = (
             {}
             if self.is_finished
@@ -210,7 +226,10 @@ class _Run:
             torch.save({**content, **plain}, file)
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote; a file that cannot be read is deleted, and the run starts from its beginning."""
+        """Resume from what `save` wrote.
+
+        A file that cannot be read is deleted, and the run starts from its beginning.
+        """
         try:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except torch_files.UNREADABLE:
@@ -236,7 +255,7 @@ class _Run:
 
 
 class _Saver:
-    """Saves a run after its epochs, but spends no more than a tenth of the time on it."""
+    """A saver of a run after its epochs, which spends at most a tenth of the time on it."""
 
     def __init__(self, run: _Run, path: Path | None) -> None:
         self._run, self._path = run, path
@@ -257,7 +276,7 @@ class _Saver:
 def _forward(
     network: nn.Module, precision: Precision, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """The network's own forward, or the same function as bfloat16 matrix products."""
+    """Return the network's own forward, or the same function as bfloat16 matrix products."""
     if precision_for(precision, device) == "bf16" and isinstance(network, models.ResNet):
         return functools.partial(matrix_products.training_logits, network, dtype=torch.bfloat16)
     return network

@@ -1,8 +1,9 @@
-"""Batches that mix clean and stored adversarial images in exact proportion.
+"""Builds batches that mix clean and stored adversarial images in exact proportion.
 
-One epoch is one pass over the clean images. Every other stream has a shuffled order of its own that goes on from epoch to epoch, so each
-of its images is used as often as any other. The kinds are shuffled within a batch. With balanced sampling an epoch has as many batches,
-but every stream draws its classes equally often, and within a class its images equally often.
+One epoch is one pass over the clean images. Every other stream has its own shuffled order, which
+continues from epoch to epoch, so each of its images is used as often as any other. The kinds are
+shuffled within a batch. With balanced sampling, an epoch has as many batches, but every stream
+draws its classes equally often. Within a class, it draws the images equally often.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,10 +20,11 @@ from pipeline.train.images import Images, Rows, stored
 
 
 class MixSampler:
-    """Which rows make up each batch: a pure function of seed and epoch; `n_images` in all.
+    """The rows that make up each batch, as a pure function of seed and epoch.
 
-    `labels` gives the classes (N,) of each stream's images, `counts` how many of them are in a full batch. The last batch of an epoch is
-    smaller, in the same proportion. `balanced` draws all classes equally often.
+    `labels` gives the classes (N,) of each stream's images, `counts` how many of them are in a full
+    batch. The last batch of an epoch is smaller, in the same proportion. `balanced` draws all
+    classes equally often. `n_images` is the number of images in an epoch.
     """
 
     def __init__(
@@ -37,35 +39,38 @@ class MixSampler:
         per_batch, n_clean = counts[CLEAN], len(labels[CLEAN])
         edges = [*range(0, n_clean, per_batch), n_clean]
         if len(edges) > 2 and edges[-1] - edges[-2] == 1:
-            del edges[-2]  # BatchNorm cannot train on a single image: it joins the batch before
+            del edges[-2]  # BatchNorm cannot train on one image, so it joins the previous batch
         self._clean_counts = np.diff(edges)
         self.n_images = sum(
             int((self._clean_counts * count // per_batch).sum()) for count in counts.values()
         )
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return len(self._clean_counts)
 
     def epoch(self, epoch: int) -> Iterator[dict[str, Rows]]:
-        """The rows of each stream in each batch of an epoch (counted from 0)."""
+        """Yield the rows of each stream in each batch of an epoch (counted from 0)."""
         per_stream = {name: self._batches(name, epoch) for name in self._counts}
         for index in range(len(self)):
             yield {name: batches[index] for name, batches in per_stream.items()}
 
     def _batches(self, name: str, epoch: int) -> list[Rows]:
-        """One stream's rows for an epoch, batch by batch."""
+        """Return one stream's rows for an epoch, batch by batch."""
         counts = self._clean_counts * self._counts[name] // self._counts[CLEAN]
         taken = int(counts.sum())
         order = self._balanced_order if self._balanced else self._natural_order
         return np.split(order(name, epoch * taken, taken), np.cumsum(counts)[:-1])
 
     def _natural_order(self, name: str, start: int, length: int) -> Rows:
-        """Places `start` to `start + length` of a stream's endless order."""
+        """Return places `start` to `start + length` of a stream's endless order."""
         return self._endless(name, len(self._labels[name]), start, length)
 
     def _balanced_order(self, name: str, start: int, length: int) -> Rows:
-        """The same with all classes in every run of n_classes places, and each class in an endless order of its own."""
+        """Return places `start` to `start + length` of a stream's balanced order.
+
+        Every run of n_classes places has all classes. Each class has an endless order of its own.
+        """
         members = [
             np.flatnonzero(self._labels[name] == label) for label in np.unique(self._labels[name])
         ]
@@ -84,7 +89,10 @@ class MixSampler:
         return rows[start - first * len(members) :][:length]
 
     def _endless(self, purpose: str, size: int, start: int, length: int) -> Rows:
-        """Places `start` to `start + length` of one shuffled pass over `size` rows after another."""
+        """Return places `start` to `start + length` of an endless order of `size` rows.
+
+        The order is one shuffled pass over the rows after another.
+        """
         first, last = start // size, -(-(start + length) // size)
         passes = [
             self.generator(purpose, number).permutation(size) for number in range(first, last)
@@ -94,15 +102,18 @@ class MixSampler:
         ]
 
     def generator(self, purpose: str, number: int) -> np.random.Generator:
-        """Random numbers for one purpose: the order of a stream in one pass, or the shuffling of one epoch's batches."""
+        """Return the random numbers for one purpose.
+
+        A purpose is the order of a stream in one pass, or the shuffling of one epoch's batches.
+        """
         return np.random.default_rng([self._seed, number, *purpose.encode()])
 
 
 class MixedBatches:
     """Mixed batches of clean and stored adversarial images.
 
-    `images` are the training images of all streams, one stream after another in the order of `counts`;
-    `labels` (N,) are each stream's own. `clean` must be among them.
+    `images` are the training images of all streams, one stream after another in the order of
+    `counts`. `labels` (N,) are each stream's own. `clean` must be among them.
     """
 
     def __init__(
@@ -123,12 +134,12 @@ class MixedBatches:
         self._sampler = MixSampler(labels, counts, seed, balanced=balanced)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return len(self._sampler)
 
     @property
     def n_images(self) -> int:
-        """Images in an epoch."""
+        """The number of images in an epoch."""
         return self._sampler.n_images
 
     def stored(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -140,7 +151,10 @@ class MixedBatches:
             yield rows, images, self._labels[rows]
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of an epoch from batch `first` on: images (B, 3, H, W) in [0, 1], labels (B,)."""
+        """Yield the batches of an epoch, from batch `first` on.
+
+        Each is images (B, 3, H, W) in [0, 1] and labels (B,).
+        """
         for _, images, labels in self.stored(epoch, first):
             yield images / 255, labels
 
@@ -156,7 +170,10 @@ class MixedBatches:
 def training_batches(
     sets: Mapping[str, ImageSet], recipe: params.Training, device: torch.device
 ) -> MixedBatches:
-    """Return the batches that a recipe asks for, from the training rows of the sets that it mixes."""
+    """Return the batches that a recipe asks for.
+
+    They come from the training rows of the sets that the recipe mixes.
+    """
     images = stored([sets[name] for name in recipe.counts], device)
     return mixed(images, sets, recipe, device)
 
@@ -164,7 +181,10 @@ def training_batches(
 def mixed(
     images: Images, sets: Mapping[str, ImageSet], recipe: params.Training, device: torch.device
 ) -> MixedBatches:
-    """Return the batches that a recipe asks for, from `images`: the training rows of the sets that it mixes."""
+    """Return the batches that a recipe asks for, from `images`.
+
+    `images` are the training rows of the sets that the recipe mixes.
+    """
     labels = {name: sets[name].training_column("labels") for name in recipe.counts}
     return MixedBatches(
         images, labels, recipe.counts, recipe.seed, device, balanced=recipe.sampling == "balanced"

@@ -1,4 +1,7 @@
-"""What a training is told: the section `clean` of `params.yaml`, and the common part of all trainings."""
+"""Defines the settings of trainings.
+
+These are the section `clean` of `params.yaml`, and the common part of all trainings.
+"""
 
 from typing import Annotated, Literal, Self
 
@@ -9,7 +12,7 @@ from pipeline.networks.params import Model
 
 
 class Training(Section):
-    """One run of the training loop."""
+    """The settings of one run of the training loop."""
 
     epochs: Count
     batch_size: Annotated[int, Field(ge=2, lt=2**31)]
@@ -29,20 +32,21 @@ class Training(Section):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images of each kind in one full batch: here, clean ones alone."""
+        """Images of each kind in one full batch, which are only clean ones here."""
         return {CLEAN: self.batch_size}
 
     @model_validator(mode="after")
     def _check_warmup(self) -> Self:
         if self.warmup_epochs > self.epochs:
             raise ValueError(
-                f"warmup_epochs: expected at most epochs ({self.epochs}), found {self.warmup_epochs}"
+                f"warmup_epochs: expected at most epochs ({self.epochs}), "
+                f"found {self.warmup_epochs}"
             )
         return self
 
 
 class TrainParams(Section):
-    """What the stage `train_clean` reads."""
+    """The params that the stage `train_clean` reads."""
 
     model: Model
     clean: Training

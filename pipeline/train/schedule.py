@@ -1,4 +1,7 @@
-"""What moves the weights: the learning rate of every batch, the optimizer, and the average of the weights."""
+"""Defines what moves the weights.
+
+This is the learning rate of every batch, the optimizer, and the average of the weights.
+"""
 
 import math
 
@@ -10,7 +13,11 @@ from pipeline.train import params
 
 
 def learning_rate(epoch: float, settings: params.Training) -> float:
-    """The factor on `settings.lr` at a fractional epoch: a linear warm-up from 0, then constant or half a cosine down to 0."""
+    """Return the factor on `settings.lr` at a fractional epoch.
+
+    It rises linearly from 0 during the warm-up. Then it is constant, or falls to 0 as half a
+    cosine.
+    """
     if epoch < settings.warmup_epochs:
         return epoch / settings.warmup_epochs
     if settings.schedule == "constant":
@@ -40,5 +47,8 @@ def optimizer(network: nn.Module, settings: params.Training) -> torch.optim.Opti
 
 
 def average(network: nn.Module, decay: float) -> AveragedModel:
-    """A running average of the parameters and of BatchNorm's statistics, brought up to date after every step."""
+    """Return a running average of the parameters and of BatchNorm's statistics.
+
+    The training loop updates it after every step.
+    """
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]

@@ -24,7 +24,10 @@ from tests.conftest import FGSM, PGD, attack_spec, make_block, write_set
 
 
 class Linear(nn.Module):
-    """Logits that are a known linear function of the pixels, so that the best attack is known too."""
+    """Logits that are a known linear function of the pixels.
+
+    The best attack is therefore known too.
+    """
 
     def __init__(self, n_classes: int = 2) -> None:
         super().__init__()
@@ -62,7 +65,10 @@ def test_pgd_without_random_start_reaches_the_same_corner(images):
 
 
 class Sure(Linear):
-    """So sure of class 0 that in float32 the gradient of the mean loss is zero at the pixels, and that of the sure class is before."""
+    """So sure of class 0 that in float32 the gradient of the mean loss is zero at the pixels.
+
+    For the sure class it is zero even before it reaches them.
+    """
 
     def forward(self, images):
         return 1e-4 * super().forward(images) + torch.tensor([95.0, 0.0])
@@ -102,7 +108,7 @@ def ends(numbers):
 
 
 def variants(name):
-    """An entry for every word, truth value and end of a range that a parameter of the attack may be."""
+    """Yield an entry for every word, truth value and range end of the attack's parameters."""
     entry = samples.attack_entry(name)
     yield entry
     for key in ATTACK_PARAMETERS[name]:
@@ -175,7 +181,10 @@ def test_resized_images_fit_a_network_made_for_one_size(name, network):
 def test_losses_that_compare_more_classes_than_there_are_are_refused(name, values, fewest):
     spec = attack_spec(**{**samples.attack_entry(name), **values})
     expect_classes({"attacks.x": spec}, fewest)
-    message = f"^attacks.x: expected at least {fewest} classes, which the loss of {name} compares, found {fewest - 1}; use another loss"
+    message = (
+        f"^attacks.x: expected at least {fewest} classes, which the loss of {name} compares, "
+        f"found {fewest - 1}; use another loss"
+    )
     with pytest.raises(InputError, match=message):
         expect_classes({"attacks.x": spec}, fewest - 1)
 
@@ -204,7 +213,9 @@ def test_stages_refuse_too_few_classes_before_any_work(
     monkeypatch.setattr(sys, "argv", [stage, "--clean", "clean", *arguments.split()])
     with pytest.raises(
         InputError,
-        match=f"^{section}.x: expected at least 3 classes, which the loss of APGD compares, found 2",
+        match=(
+            f"^{section}.x: expected at least 3 classes, which the loss of APGD compares, found 2"
+        ),
     ):
         getattr(importlib.import_module(f"pipeline.{stage}.__main__"), command)()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "params.yaml"]

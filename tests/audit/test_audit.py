@@ -1,4 +1,7 @@
-"""A tiny project made by the real DVC, then tampered with one thing at a time: each is found, and named."""
+"""A tiny project made by the real DVC, then tampered with one thing at a time.
+
+The audit finds and names each change.
+"""
 
 import json
 import os
@@ -40,7 +43,10 @@ OWN_PGD, R_PGD = (
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Three shards of tiny images, two models, every stage but the audit run once by DVC, in this process: torch is imported but once."""
+    """Three shards of tiny images and two models, with every stage but the audit run once by DVC.
+
+    The stages run in this process, so that torch is imported only once.
+    """
     folder = tmp_path_factory.mktemp("made")
     for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
@@ -58,7 +64,10 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def joined(made, tmp_path_factory):
-    """The project with one model more, which is fine-tuned from `robust` and mixes a set made against `clean`."""
+    """The project with one more model, `again`.
+
+    It is fine-tuned from `robust` and mixes a set made against `clean`.
+    """
     folder = shutil.copytree(made, tmp_path_factory.mktemp("joined") / "project")
     change_params(folder, two_sources)
     reproduce(folder)
@@ -131,7 +140,10 @@ def replace(path, write):
 
 @pytest.fixture
 def folder(made, tmp_path):
-    """The project, for one test to spoil: files are links to the same bytes until they are replaced."""
+    """The project, for one test to spoil.
+
+    Files are links to the same bytes until they are replaced.
+    """
     return shutil.copytree(made, tmp_path / "project", copy_function=os.link)
 
 
@@ -152,7 +164,10 @@ def own(path):
 
 
 def spoil(folder, shard, name, edit, *, rehash=False):
-    """Change a dataset of a shard, and its SHA-256 in the manifest too if whoever does it knows how."""
+    """Change a dataset of a shard.
+
+    With `rehash`, also change its SHA-256 in the manifest, as a careful attacker would.
+    """
     path = own(folder / shard)
     with h5py.File(path, "r+") as file:
         array = file[name][...]
@@ -328,7 +343,10 @@ def test_a_validation_image_among_the_training_rows_is_found(folder):
 
 @pytest.mark.parametrize("row", ["fooled again", "attacked again"])
 def test_a_set_that_another_attack_made_is_found_by_running_its_own_again(folder, row):
-    """Within eps, with right hashes: the flags turned over, or every image moved by one level in place of the attack."""
+    """Every image is within eps, with right hashes.
+
+    The flags are inverted, or every image is moved by one level in place of the attack.
+    """
     for shard in ("00000.h5", "00001.h5", "00002.h5"):
         with h5py.File(folder / CLEAN / shard) as file:
             clean = file["images"][...]
@@ -515,7 +533,8 @@ def test_a_threat_that_only_a_set_of_another_model_trained_on_is_compared(twice)
 
 
 FINETUNE = (
-    "python -m pipeline.harden.finetune --clean data/clean --out models/again.safetensors --history plots/x/history.csv"
+    "python -m pipeline.harden.finetune --clean data/clean --out models/again.safetensors "
+    "--history plots/x/history.csv"
     " --refreshed data/refreshed/x --model {model} --adversarial {own} --sources {sources}"
 )
 SOURCES = "data/adversarial/sources"
@@ -546,7 +565,8 @@ SOURCES = "data/adversarial/sources"
             "models/robust.safetensors",
             "data/adversarial/robust",
             "data/adversarial",
-            r"data/adversarial/nope/pgd: no such image set, which finetuned.again mixes \(found none\)",
+            r"data/adversarial/nope/pgd: no such image set, which finetuned.again mixes \(found "
+            r"none\)",
         ),
         (
             "models/robust.safetensors",

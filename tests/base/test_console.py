@@ -71,7 +71,8 @@ def test_an_interruption_that_was_brought_to_an_end_says_what_was_done(capsys):
     [
         (
             OSError(28, "No space left on device"),
-            "error: the disk is full ([Errno 28] No space left on device); free some space and run it",
+            "error: the disk is full ([Errno 28] No space left on device); free some space and "
+            "run it",
         ),
         (
             PermissionError(13, "Permission denied", "models/clean.safetensors"),

@@ -58,7 +58,8 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path):
         (OSError(28, "No space left on device"), True),
         (
             OSError(
-                "Can't write data (file write failed: errno = 28, error message = 'No space left on device')"
+                "Can't write data (file write failed: errno = 28, error message = 'No space left "
+                "on device')"
             ),
             True,
         ),

@@ -241,7 +241,10 @@ def test_shards_with_chunks_or_compression_are_refused(clean, block, options):
         del file["images"]
         file.create_dataset("images", data=block.images[:16], **options)
     renew_manifest(clean.path)
-    message = r"00000.h5: images: expected one contiguous array, found chunks of \(8, 3, 32, 32\); run `python -m pipeline discard"
+    message = (
+        r"00000.h5: images: expected one contiguous array, found chunks of \(8, 3, 32, 32\); run "
+        r"`python -m pipeline discard"
+    )
     with pytest.raises(InputError, match=message):
         store.ImageSet(clean.path).map_images()
 

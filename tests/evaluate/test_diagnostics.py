@@ -1,4 +1,7 @@
-"""Every kind of network that an evaluation must tell apart, trained or built, and held to its verdict."""
+"""Every kind of network that an evaluation must tell apart, trained or built.
+
+Each is checked against its verdict.
+"""
 
 import copy
 import dataclasses
@@ -28,7 +31,7 @@ PGD = {"attack": "PGD", "eps": EPS, "alpha": EPS / 4, "steps": 10, "random_start
 
 @dataclasses.dataclass
 class Bench:
-    """Digits as a stored set, an undefended network, adversarial sets made against it, and what judges."""
+    """Digits as a stored set, an undefended network, adversarial sets against it, and the judge."""
 
     clean: object
     undefended: torch.nn.Module

@@ -38,13 +38,19 @@ def judged():
 
 
 def block_of(n):
-    """Random images with the labels that an untrained network gives them: all are right, and soon fall."""
+    """Random images with the labels that an untrained network gives them.
+
+    All are classified correctly, and soon fall.
+    """
     block = make_block(n, size=8)
     return dataclasses.replace(block, labels=networks.predict(small.network(), block.images, n))
 
 
 class Brightness(nn.Module):
-    """Class 1 if the mean pixel is above a half, else class 0: an image falls exactly when its mean is within eps of a half."""
+    """Class 1 if the mean pixel is above a half, else class 0.
+
+    An image falls exactly when its mean is within eps of a half.
+    """
 
     def __init__(self) -> None:
         super().__init__()

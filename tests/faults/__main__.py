@@ -1,4 +1,7 @@
-"""`python -m tests.faults --kills 200`: kill the pipeline that often, disturb it in other ways too, and print what came of it."""
+"""`python -m tests.faults --kills 200`: kill the pipeline that often and print the outcome.
+
+Other faults disturb it too.
+"""
 
 import argparse
 import sys

@@ -1,7 +1,8 @@
-"""A tiny pipeline, disturbed: killed at random moments, refused its writes, its unfinished files cut short; then compared byte by byte.
+"""A tiny pipeline that is disturbed, then compared byte by byte.
 
-Each stage runs as DVC runs it: its outputs are deleted first, and what it left behind unfinished is not. Stages run in forked children of
-one process, so that torch is imported but once. Linux only.
+It is killed at random moments, its writes are refused, and its unfinished files are cut short. Each
+stage runs as DVC runs it: its outputs are deleted first, but its unfinished files are not. Stages
+run in forked children of one process, so that torch is imported only once. Linux only.
 """
 
 import ctypes
@@ -42,7 +43,11 @@ HANGS = 120.0  # seconds
 
 @dataclass
 class Tally:
-    """What a disturbed run came to; work is counted in training steps and attacked batches, kills where they did end a stage."""
+    """The outcome of a disturbed run.
+
+    Work is counted in training steps and attacked batches. Only kills that ended a stage are
+    counted.
+    """
 
     faults: dict[str, int] = field(default_factory=dict)
     kills: int = 0
@@ -55,14 +60,19 @@ class Tally:
         injected = ", ".join(f"{count} {name}" for name, count in sorted(self.faults.items()))
         redone = 100 * (self.done - self.needed) / self.needed
         return (
-            f"faults injected: {sum(self.faults.values())} ({injected}), {self.kills} of them ended a stage by a signal\n"
+            f"faults injected: {sum(self.faults.values())} ({injected}), {self.kills} of them "
+            "ended a stage by a signal\n"
             f"work redone: {redone:.0f} % of one undisturbed run\n"
-            f"files lost: {len(self.lost)} {self.lost[:3] or ''}\ndifferences: {len(self.different)} {self.different[:3] or ''}"
+            f"files lost: {len(self.lost)} {self.lost[:3] or ''}\ndifferences: "
+            f"{len(self.different)} {self.different[:3] or ''}"
         )
 
 
 class Pipeline:
-    """A copy of the project with tiny params in `folder`; runs its stages one by one, as often as it takes."""
+    """A copy of the project with tiny params in `folder`.
+
+    It runs its stages one by one, as often as it takes.
+    """
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self._random = folder, random.Random(seed)
@@ -131,7 +141,10 @@ class Pipeline:
         before: Callable[[], None] = lambda: None,
         stop: tuple[int, float] | None = None,
     ) -> int:
-        """Run a stage as DVC does; `before` runs in the child, `stop` sends it a signal after so many seconds. Gives its exit status."""
+        """Run a stage as DVC does, and return its exit status.
+
+        `before` runs in the child. `stop` holds a signal, and the seconds after which it is sent.
+        """
         for path in self.stages[name].outs:
             target = self.folder / path
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
@@ -234,7 +247,10 @@ def unwritable(pipeline: Pipeline, name: str, chance: random.Random, seconds: fl
 
 
 def too_large(pipeline: Pipeline, name: str, chance: random.Random, seconds: float) -> int:
-    """The system refuses to let any file grow beyond a size, so that writes fail in their middle, in HDF5 too."""
+    """The system refuses to let any file grow beyond a size.
+
+    Writes then fail in their middle, in HDF5 too.
+    """
     limit = chance.randrange(1, 200_000)
 
     def before() -> None:
@@ -245,7 +261,10 @@ def too_large(pipeline: Pipeline, name: str, chance: random.Random, seconds: flo
 
 
 def full(pipeline: Pipeline, name: str, chance: random.Random, seconds: float) -> int:
-    """The disk fills up; afterwards there is room again. For a pipeline on a file system of its own, see `small_disk`."""
+    """The disk fills up; afterwards there is room again.
+
+    For a pipeline on a file system of its own, see `small_disk`.
+    """
     disk = pipeline.folder.parent
     _remount(disk, shutil.disk_usage(disk).used + chance.randrange(4096, 4 * 2**20))
     try:
@@ -289,7 +308,10 @@ def _remount(folder: Path, size: int) -> None:
 
 
 def soak(folder: Path, n_kills: int, seed: int) -> Tally:
-    """Run the pipeline undisturbed, then disturbed until it was killed so often, among other faults, and compare."""
+    """Run the pipeline undisturbed, then disturbed, and compare.
+
+    It is disturbed until it was killed `n_kills` times, among other faults.
+    """
     torch.set_num_threads(1)
     (folder / "calm").mkdir(parents=True)
     calm = Pipeline(folder / "calm", seed)

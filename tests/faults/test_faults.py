@@ -1,4 +1,7 @@
-"""The harness at the size that every change can afford, in a process of its own: forked children need a parent without threads."""
+"""The harness at a size that every change can afford.
+
+It runs in its own process, because forked children need a parent without threads.
+"""
 
 import re
 import subprocess

@@ -1,7 +1,8 @@
-"""`python -m tests.fuzz [--inputs N] [--seed N] [READER ...]`, or `make fuzz`: changed files by the thousand for every reader.
+"""`python -m tests.fuzz [--inputs N] [--seed N] [READER ...]`, or `make fuzz`.
 
-The only outcomes allowed are a correct read and the project's own error, within 5 s and 1 GiB, with nothing written or started elsewhere.
-Whatever breaks that is kept under tests/fuzz/kept/, where the tests replay it.
+It gives every reader thousands of changed files. The only outcomes allowed are a correct read and
+the project's own error, within 5 s and 1 GiB, with nothing written or started elsewhere. Every
+input that breaks this is kept under tests/fuzz/kept/, where the tests replay it.
 """
 
 import argparse
@@ -19,7 +20,10 @@ from pathlib import Path
 from tests.fuzz.worker import BROKEN
 
 KEPT = Path(__file__).with_name("kept")
-TITLE = f"{'reader':<14}{'inputs':>8}{'read':>8}{'refused':>9}{'failures':>10}{'slowest s':>11}{'peak MiB':>10}{'minutes':>9}"
+TITLE = (
+    f"{'reader':<14}{'inputs':>8}{'read':>8}{'refused':>9}{'failures':>10}"
+    f"{'slowest s':>11}{'peak MiB':>10}{'minutes':>9}"
+)
 
 
 def main():
@@ -62,14 +66,18 @@ def fuzz(name, reader, inputs, seed):
         (time.monotonic() - started) / 60,
     )
     print(
-        f"{name:<14}{len(rows):>8}{n_read:>8}{n_refused:>9}{failures:>10}{slowest:>11.2f}{peak:>10}{minutes:>9.1f}",
+        f"{name:<14}{len(rows):>8}{n_read:>8}{n_refused:>9}{failures:>10}"
+        f"{slowest:>11.2f}{peak:>10}{minutes:>9.1f}",
         flush=True,
     )
     return failures
 
 
 def run_worker(name, seed, first, last, folder):
-    """Read from the input `first` on, to the last one or to one that ends the process; that one gets its answer here."""
+    """Read from the input `first` to the last one, or to one that ends the process.
+
+    An input that ends the process gets its answer here.
+    """
     command = [
         sys.executable,
         "-m",

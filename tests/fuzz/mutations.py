@@ -1,4 +1,7 @@
-"""Real files, changed as accidents and attackers change them. All choices come from the `random.Random` that is given."""
+"""Real files, changed as accidents and attackers change them.
+
+All choices come from the `random.Random` that is given.
+"""
 
 import io
 import pickle
@@ -146,7 +149,11 @@ UNFIT = (
 
 
 def mutate(content, others, kind, rng):
-    """A changed copy: with knowledge of the format twice in three times, any bytes of it otherwise, now and then both."""
+    """Return a changed copy.
+
+    Two times in three it is changed with knowledge of the format, otherwise in any bytes. Now and
+    then it is changed in both ways.
+    """
     if rng.random() < 2 / 3:
         try:
             content = STRUCTURED[kind](content, others, rng)
@@ -181,7 +188,10 @@ def any_bytes(content, others, rng):
 
 
 def edit_number(changed, place, rng):
-    """A field of 1, 2, 4 or 8 bytes, in either order, becomes a telling number or one near to what it was."""
+    """Replace a field of 1, 2, 4 or 8 bytes, in either byte order.
+
+    The new value is a telling number or one near the old value.
+    """
     width, order = rng.choice([1, 2, 4, 8]), rng.choice(["little", "little", "little", "big"])
     place -= place % width
     old = int.from_bytes(changed[place : place + width], order)
@@ -215,7 +225,10 @@ def yaml_text(content, others, rng):
 
 
 def archive(content, others, rng, inner):
-    """A sound zip archive around a changed member, stored or compressed, and now and then a member too many or too few."""
+    """Return a sound zip archive around a changed member, stored or compressed.
+
+    Now and then it has a member too many or too few.
+    """
     with zipfile.ZipFile(io.BytesIO(content)) as old:
         members = {member.filename: old.read(member) for member in old.infolist()}
     name = rng.choice([*members, *[name for name in members if name.endswith(".pkl")] * 3])
@@ -320,7 +333,10 @@ def hdf5(content, others, rng):
 
 
 def mend(changed, place):
-    """Give an object header of version 2, or a superblock of version 2 or 3, the checksum of what it now holds."""
+    """Give an object header or a superblock the checksum of its present content.
+
+    Object headers of version 2, and superblocks of version 2 or 3, have one.
+    """
     if changed[place : place + 4] == b"\x89HDF" and changed[place + 8] in (2, 3):
         end = place + 44
     elif changed[place : place + 4] == b"OHDR":
@@ -339,7 +355,10 @@ def mend(changed, place):
 
 
 def lookup3(key):
-    """Jenkins' hash, HDF5's checksum of metadata (http://burtleburtle.net/bob/c/lookup3.c, hashlittle)."""
+    """Return Jenkins' hash, HDF5's checksum of metadata.
+
+    Source: http://burtleburtle.net/bob/c/lookup3.c, hashlittle.
+    """
     mask = 0xFFFFFFFF
 
     def turn(value, by):
@@ -375,7 +394,10 @@ def lookup3(key):
 
 
 def torch_file(content, others, rng):
-    """A torch.save file with another pickle in it, in an archive or, as older ones are, one after the other."""
+    """Return a torch.save file with another pickle in it.
+
+    The pickles are in an archive or, as in older files, one after the other.
+    """
     return (
         archive(content, others, rng, pickled)
         if content.startswith(b"PK")
@@ -384,7 +406,10 @@ def torch_file(content, others, rng):
 
 
 def safetensors(content, others, rng):
-    """A header with other numbers, dtypes and words, of the length that the file claims, or of another one."""
+    """Return a file whose header has other numbers, dtypes and words.
+
+    The header has the length that the file claims, or another one.
+    """
     length = int.from_bytes(content[:8], "little")
     header, tensors = content[8 : 8 + length], content[8 + length :]
     for _ in range(rng.choice([1, 1, 2, 3])):

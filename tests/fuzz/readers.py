@@ -28,7 +28,11 @@ SIZE = 8
 
 @dataclass(frozen=True)
 class Reader:
-    """`name` of the file that is read, `kind` of its structure, real `examples`, and `read`, which reads all of a file."""
+    """A reader of files, and real examples for it.
+
+    `name` is the name of the file that is read, and `kind` its structure. `read` reads all of a
+    file.
+    """
 
     name: str
     kind: str
@@ -63,7 +67,10 @@ def tiny(*_):
 
 
 def read_checkpoint(path):
-    """With a network of three layers in the place of a ResNet: no file of 45 MB need be changed 10,000 times."""
+    """Read with a network of three layers in place of a ResNet.
+
+    No file of 45 MB need then be changed 10,000 times.
+    """
     stock, resnet.stock = resnet.stock, tiny
     try:
         networks.load(path, architecture="resnet18", class_names=("a", "b", "c")).network()
@@ -171,7 +178,10 @@ def images():
 
 
 def deep_images(picture):
-    """More than 8 bits, a transparent level and EXIF, each of which is looked at before the pixels."""
+    """Images with more than 8 bits, with a transparent level, and with EXIF.
+
+    Each of these is looked at before the pixels.
+    """
     exif, ramp = Image.Exif(), np.linspace(0, 1, 192).reshape(12, 16)
     exif[0x0112] = 6
     levels, floats = (

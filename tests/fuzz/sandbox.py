@@ -46,7 +46,11 @@ class Sandbox:
         return mutate(rng.choice(self.examples), self.examples, self.reader.kind, rng)
 
     def read(self, content):
-        """`read`, `refused`, or what went wrong: an error of any other kind, a message of several lines, something touched elsewhere."""
+        """Return `read`, `refused`, or what went wrong.
+
+        Three things are wrong: any other kind of error, a message of several lines, and anything
+        touched elsewhere.
+        """
         self.path.write_bytes(content)
         before, self._touched, self._reading = self._listing(), [], True
         try:

@@ -1,4 +1,7 @@
-"""Some changed files for every reader, and every one that ever broke something; `make fuzz` reads 10,000 for each."""
+"""Some changed files for every reader, and every file that ever broke something.
+
+`make fuzz` reads 10,000 for each reader.
+"""
 
 from pathlib import Path
 

@@ -1,6 +1,7 @@
-"""`python -m tests.fuzz.worker READER SEED FIRST LAST FOLDER`: reads inputs in a process that may be ended by one of them.
+"""`python -m tests.fuzz.worker READER SEED FIRST LAST FOLDER`: read inputs in a process of its own.
 
-Each answer is a line in FOLDER/answers: number, seconds, outcome; FOLDER/input holds what is being read.
+An input may end that process. Each answer is a line in FOLDER/answers: number, seconds, outcome.
+FOLDER/input holds the input that is being read.
 """
 
 import os
@@ -62,7 +63,10 @@ def main():
     from tests.fuzz.mutations import mutate
 
     def changed(content, size, mutator_seed):
-        """What atheris chose, or an example: what reached new code is most often damaged so much that it is refused at once."""
+        """Return what atheris chose, or an example.
+
+        What reached new code is most often damaged so much that it is refused at once.
+        """
         rng = random.Random(mutator_seed)
         start = content if content and rng.random() < 0.5 else rng.choice(sandbox.examples)
         return mutate(start, sandbox.examples, sandbox.reader.kind, rng)[:size]
@@ -96,7 +100,10 @@ def walker_peak():
 
 
 def guide(name):
-    """atheris, with the modules that decide about this reader's files instrumented before anything imports them."""
+    """Return atheris, with the modules that decide about this reader's files instrumented.
+
+    They are instrumented before anything imports them.
+    """
     from importlib import import_module
 
     import atheris

@@ -130,7 +130,7 @@ def test_a_resumed_set_is_the_uninterrupted_one(sets, network, tmp_path, monkeyp
 
 
 def stop_in_batch(n, number, monkeypatch):
-    """Have a signal come in the nth batch; gives a list that grows with every batch that is attacked."""
+    """Send a signal in the nth batch; return a list that grows with every attacked batch."""
     perturb, attacked = attacks.perturb, []
 
     def stopping(*arguments):

@@ -139,7 +139,10 @@ def test_least_likely_targets_raise_that_class_and_the_margin_loss_is_another_at
 
 
 def sizes_of(recipe, number=0):
-    """The largest change of each adversarial image, batch by batch; one big step reaches its eps, or a pixel's end of the range."""
+    """The largest change of each adversarial image, batch by batch.
+
+    One big step reaches its eps, or a pixel's end of the range.
+    """
     return [
         (images[16:] - images[:16]).abs().amax((1, 2, 3))
         for images, _, _ in made(recipe, Tiny(), number=number)[1]
@@ -250,7 +253,7 @@ def refreshed(settings, tmp_path):
 
 
 class Gradient(nn.Module):
-    """A network whose input gradient is the same everywhere, so that every step goes the same way."""
+    """A network with the same input gradient everywhere, so that every step goes the same way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -278,7 +281,8 @@ def test_refreshing_goes_on_from_the_stored_image_and_stores_the_result(refreshe
         assert drawn.sum() == 24, "half of the stream is drawn in one epoch"
         assert np.abs(new - clean).max() <= 8
         down = before[name].labels[drawn] == 0
-        # Class 0 loses by brighter pixels, the others by darker ones: two steps of 2 levels each, from where the stored pixel was.
+        # Class 0 loses by brighter pixels, the others by darker ones. Each pixel moves two steps of
+        # 2 levels each from where the stored one was.
         sign = np.where(down, 1, -1).reshape(-1, 1, 1, 1)
         expected = np.clip(
             np.clip(old[drawn] + 4 * sign, clean[drawn] - 8, clean[drawn] + 8), 0, 255

@@ -72,7 +72,8 @@ def test_collapse_is_said_once_when_pgd_accuracy_falls_and_fgsm_accuracy_does_no
     ]
     assert epoch_score.collapse(history[:1]) == ""
     assert epoch_score.collapse(history[:2]).startswith(
-        "collapse in epoch 2: held-out PGD accuracy fell from 0.300 to 0.050, FGSM accuracy is 0.900; epoch 1 is kept"
+        "collapse in epoch 2: held-out PGD accuracy fell from 0.300 to 0.050, FGSM accuracy is "
+        "0.900; epoch 1 is kept"
     )
     assert epoch_score.collapse(history) == ""
     assert epoch_score.collapse([{"epoch": 1, "val_accuracy": 0.1}]) == ""

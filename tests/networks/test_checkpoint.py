@@ -90,7 +90,10 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
     program = (
         "import sys; from pathlib import Path; from tests.networks import test_checkpoint as test; "
     )
-    program += "test.save(Path(sys.argv[1]), provenance={f'training.{number}': number for number in range(50)})"
+    program += (
+        "test.save(Path(sys.argv[1]), provenance={f'training.{number}': number for number in "
+        "range(50)})"
+    )
     subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "other.safetensors")], cwd=ROOT, check=True
     )
@@ -112,7 +115,10 @@ def test_files_of_torch_save_are_refused_and_never_run(path, tmp_path, monkeypat
     path.write_bytes(buffer.getvalue())
     with pytest.raises(
         InputError,
-        match=r"not a checkpoint of this pipeline \(its header claims [\d,]+ bytes, the file holds ",
+        match=(
+            r"not a checkpoint of this pipeline \(its header claims [\d,]+ bytes, the file "
+            r"holds "
+        ),
     ):
         load(path)
     assert not Path("harmed").exists()

@@ -17,7 +17,7 @@ N = 8
 
 
 class Narrow(nn.Module):
-    """A network whose memory is full with more than `most` images, on the way `forward` or `backward`."""
+    """A network that runs out of memory with more than `most` images, `forward` or `backward`."""
 
     def __init__(self, most, where):
         super().__init__()

@@ -46,7 +46,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """torchvision's ResNet-18 weights, replaced by a stand-in of the right shape on a server on this machine."""
+    """torchvision's ResNet-18 weights, replaced by a stand-in of the right shape.
+
+    A server on this machine serves it.
+    """
     served = type("Served", (Handler,), {"content": samples.state_dict_bytes("resnet18")})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), served)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -98,7 +101,10 @@ def test_a_cached_file_needs_no_network_but_its_hash(hub):
 def test_a_failed_download_names_file_hash_and_folder_and_leaves_nothing(hub, monkeypatch, damage):
     for name, value in damage.items():
         monkeypatch.setattr(hub, name, value)
-    message = rf"{hub.file.name} cannot be downloaded \(.+\); put that file, whose SHA-256 begins with \w{{8}}, into {hub.file.parent}"
+    message = (
+        rf"{hub.file.name} cannot be downloaded \(.+\); put that file, whose SHA-256 begins with "
+        rf"\w{{8}}, into {hub.file.parent}"
+    )
     with pytest.raises(InputError, match=message):
         networks.pretrained_weights(IMAGENET)
     assert not hub.file.exists()
@@ -144,7 +150,10 @@ def test_weights_from_a_file(own, network):
 )
 @pytest.mark.parametrize("legacy", [False, True])
 def test_official_files_fill_all_but_the_last_layer(own, architecture, old, new, legacy):
-    """As torchvision has them: IMAGENET1K_V1 counts no batches, and is in the format of before PyTorch 1.6."""
+    """The files are as torchvision has them.
+
+    IMAGENET1K_V1 counts no batches, and has the format used before PyTorch 1.6.
+    """
     official = samples.state_dict(architecture)
     assert len(official) == old
     torch.save(official, own, _use_new_zipfile_serialization=not legacy)
@@ -175,7 +184,8 @@ def test_other_networks_weights_are_refused_with_the_first_ones(own):
     refused(
         own,
         official,
-        r"its tensors are not those of a resnet50: 188 differ, first layer1.0.conv1.weight \(expected 64x64x1x1 in float32, found 64x64x3x3"
+        r"its tensors are not those of a resnet50: 188 differ, first layer1.0.conv1.weight "
+        r"\(expected 64x64x1x1 in float32, found 64x64x3x3"
         r" in float32\), layer1.0.conv3.weight \(expected 256x64x1x1 in float32, found none\)$",
         "resnet50",
     )
@@ -183,7 +193,8 @@ def test_other_networks_weights_are_refused_with_the_first_ones(own):
     refused(
         own,
         wrapped,
-        r".* 202 differ, first conv1.weight \(.* found none\), .*, module.conv1.weight \(expected none, found 64x3x7x7 in fl",
+        r".* 202 differ, first conv1.weight \(.* found none\), .*, module.conv1.weight \(expected "
+        r"none, found 64x3x7x7 in fl",
     )
     refused(
         own,
@@ -216,7 +227,10 @@ def test_other_precisions_are_converted_and_said_once(own, capsys, dtype):
     state = [started(), started()][1].state_dict()
     assert state["conv1.weight"].dtype == torch.float32
     assert torch.equal(state["conv1.weight"], official["conv1.weight"].float())
-    line = f"model.weights: {OWN}: its tensors in {str(dtype).removeprefix('torch.')} are converted to float32\n"
+    line = (
+        f"model.weights: {OWN}: its tensors in {str(dtype).removeprefix('torch.')} are converted "
+        "to float32\n"
+    )
     assert capsys.readouterr().out == line
 
 
@@ -255,7 +269,10 @@ def test_starting_weights_are_checked_before_anything_runs(own, hub, capsys):
     model = Model(architecture="resnet18", weights=OWN)
     with pytest.raises(
         InputError,
-        match=r"^params.yaml: online.x.start.weights: models/pretrained/own.pth: no such file; put it there$",
+        match=(
+            r"^params.yaml: online.x.start.weights: models/pretrained/own.pth: no such file; put "
+            r"it there$"
+        ),
     ):
         networks.expect_weights(model, "params.yaml: online.x.start")
     torch.save({}, own)
@@ -268,7 +285,10 @@ def test_starting_weights_are_checked_before_anything_runs(own, hub, capsys):
     assert capsys.readouterr().out == ""
     networks.expect_weights(IMAGENET, "params.yaml: model")
     prefix = hub.file.stem.removeprefix("resnet18-")
-    place = f"IMAGENET1K_V1: {hub.file.name} (its SHA-256 begins with {prefix}) is not in {hub.file.parent}"
+    place = (
+        f"IMAGENET1K_V1: {hub.file.name} (its SHA-256 begins with {prefix}) is not in "
+        f"{hub.file.parent}"
+    )
     assert (
         capsys.readouterr().out
         == f"params.yaml: model.weights: {place}; the training downloads it, or put it there\n"

@@ -96,7 +96,8 @@ def test_what_was_done_to_images_is_said_and_recorded(tmp_path, monkeypatch, cap
     assert capsys.readouterr().out.splitlines() == [
         "images: 1 files left out (.heic)",
         "images: 8 images made RGB from grey",
-        "images: 4 images that are copies of others, so that training and validation images may be the same",
+        "images: 4 images that are copies of others, so that training and validation images may "
+        "be the same",
         "images: 4 images that are in several classes",
         "images: classes 0 = 9, 1 = 10",
     ]

@@ -39,7 +39,7 @@ def recipe(settings):
 
 
 def scores(*values):
-    """A validation that gives these accuracies in turn and notes the network's weights each time."""
+    """Validation that gives these accuracies in turn and notes the network's weights each time."""
     seen = []
 
     def validate(network):

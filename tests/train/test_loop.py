@@ -173,7 +173,10 @@ def test_a_run_that_was_stopped_at_any_batch_gives_the_same_bytes(
 
 
 class Greedy(Tiny):
-    """Runs out of memory in its steps number `full`, after BatchNorm has seen the batch, on the way forward or backward."""
+    """A network that runs out of memory in its steps number `full`.
+
+    It does so after BatchNorm has seen the batch, in the forward or the backward pass.
+    """
 
     def __init__(self, where, full):
         super().__init__()

@@ -1,22 +1,28 @@
-"""The image store: a folder of HDF5 shards, each complete in itself, that says how it was made.
+"""Stores image sets as folders of HDF5 shards, each complete in itself.
 
-Shard `00000.h5` holds the first rows, `00001.h5` the next, and so on. Datasets, all of n rows:
+A set also says how it was made. Shard `00000.h5` holds the first rows, `00001.h5` the next, and so
+on. All datasets have n rows:
 
-    images uint8 (n, 3, H, W)     labels int64 (n,)     ids int64 (n,)     split uint8 (n,; 0 train, 1 val)
+    images uint8 (n, 3, H, W)
+    labels int64 (n,)
+    ids    int64 (n,)
+    split  uint8 (n,; 0 train, 1 val)
 
-and in adversarial sets also
+Adversarial sets also have:
 
     eps    float32 (n,; the bound that the stored image keeps, in units of pixels in [0, 1])
     fooled bool    (n,; the source model gets the stored image wrong)
 
 Datasets are neither compressed nor cut into chunks, so a shard can be mapped into memory.
 
-`manifest.json` holds the set's attributes (how it was made), `fingerprint` (a SHA-256 over them), and the rows and the
-SHA-256 of every shard's file. It is written last, and a shard is opened only after its file was checked against it. The
-attributes, the rows and the fingerprint are in every shard, too. The SHA-256 of the manifest identifies the whole content.
+`manifest.json` holds the set's attributes (how it was made), `fingerprint` (a SHA-256 over them),
+and the rows and the SHA-256 of every shard's file. It is written last. A shard is opened only after
+its file was checked against it. Every shard also holds the attributes, its rows and the
+fingerprint. The SHA-256 of the manifest identifies the whole content.
 
-A set appears under its name only when all its shards are complete. They are written to a hidden sibling keyed by the
-fingerprint and the code, so an interrupted run resumes where it stopped and a changed one starts from scratch.
+A set appears under its name only when all its shards are complete. Until then, they are written to
+a hidden sibling, whose name depends on the fingerprint and the code. An interrupted run therefore
+resumes where it stopped, and a changed one starts from scratch.
 """
 
 from pipeline.base.store.blocks import SPLITS, Block, Split, join

@@ -1,4 +1,4 @@
-"""Rows of an image set in memory."""
+"""Holds rows of an image set in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -23,7 +23,10 @@ Split = Literal["train", "val"]
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Some rows of an image set; the fields are the datasets named in the package's text."""
+    """Some rows of an image set.
+
+    The fields are the datasets that the package's text names.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -37,17 +40,21 @@ class Block:
 
     @property
     def datasets(self) -> dict[str, NDArray[np.generic]]:
-        """The arrays that are there, by name, in a fixed order."""
+        """The arrays that are present, by name, in a fixed order."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: array for name, array in named.items() if array is not None}
 
     def select(self, rows: NDArray[np.bool_] | slice) -> "Block":
-        """The rows where a mask (n,) is true, copied, or those of a slice, not copied."""
+        """Return some of the rows.
+
+        A mask (n,) selects the rows where it is true, and copies them. A slice does not copy its
+        rows.
+        """
         return Block(**{name: array[rows] for name, array in self.datasets.items()})  # type: ignore[arg-type]
 
 
 def join(blocks: Sequence[Block]) -> Block:
-    """The rows of several blocks, with the datasets that all of them have."""
+    """Return the rows of several blocks, with the datasets that all of them have."""
     shared = set.intersection(*(set(block.datasets) for block in blocks))
     return Block(
         **{name: np.concatenate([block.datasets[name] for block in blocks]) for name in shared}

@@ -1,4 +1,4 @@
-"""A stored image set, opened for reading."""
+"""Opens a stored image set for reading."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,9 +19,10 @@ from pipeline.base.untrusted import limits
 class ImageSet:
     """A stored image set, opened for reading.
 
-    `attributes` say how it was made; `digest`, the SHA-256 of the manifest, identifies its content. Opening reads the manifest alone.
-    `blocks`, `load` and `verify` check every byte against its SHA-256, always; `column`, `map_images` and `image_shape` do so for shards
-    that were not checked before. Raises InputError for anything but a complete, unchanged set.
+    `attributes` say how it was made. `digest`, the SHA-256 of the manifest, identifies its content.
+    Opening reads only the manifest. `blocks`, `load` and `verify` always check every byte against
+    its SHA-256. `column`, `map_images` and `image_shape` do so only for shards that were not
+    checked before. Raises InputError for anything except a complete, unchanged set.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,34 +55,38 @@ class ImageSet:
         return tuple(limits.plain_name(f"{self.path}: class_names", name) for name in names)
 
     def expect(self, expected: Mapping[str, Value], reason: str) -> None:
-        """Raise InputError, naming `reason`, where an attribute differs from what is expected of it."""
+        """Raise InputError, naming `reason`, where an attribute differs from its expected value."""
         for key, value in expected.items():
             found = self.attributes.get(key)
             if found != value:
                 raise InputError(
-                    f"{self.path}: {reason}: {key}: expected {value}, found {found}; `dvc repro` makes it anew"
+                    f"{self.path}: {reason}: {key}: expected {value}, found {found}; "
+                    "`dvc repro` makes it anew"
                 )
 
     def blocks(self) -> Iterator[Block]:
-        """The shards' contents in order, each checked against its SHA-256."""
+        """Yield the shards' contents in order, each checked against its SHA-256."""
         for shard in self._shards:
             yield shard.read()
 
     def block(self, index: int) -> Block:
-        """One shard's content, checked against its SHA-256."""
+        """Return one shard's content, checked against its SHA-256."""
         return self._shards[index].read()
 
     def load(self, split: Split) -> Block:
-        """All rows of one split."""
+        """Return all rows of one split."""
         return join([block.select(block.split == SPLITS[split]) for block in self.blocks()])
 
     def verify(self) -> None:
-        """Check every byte against its SHA-256, holding a few MiB at a time."""
+        """Check every byte against its SHA-256, with only a few MiB in memory at a time."""
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(shards.Shard.verify, self._shards))
 
     def column(self, name: str) -> NDArray[Any]:
-        """One dataset (N,) of all rows, such as labels or split, without reading the images."""
+        """Return one dataset (N,) of all rows, such as labels or split.
+
+        Does not read the images.
+        """
         return np.concatenate([shard.column(name) for shard in self._shards])
 
     def training_column(self, name: str) -> NDArray[Any]:
@@ -90,7 +95,7 @@ class ImageSet:
         return training
 
     def map_images(self) -> list[NDArray[np.uint8]]:
-        """Return the images (n, 3, H, W) of every shard, mapped into memory and not to be written."""
+        """Return the images (n, 3, H, W) of every shard, mapped into memory and read-only."""
         return [shard.map_images() for shard in self._shards]
 
     @property
@@ -100,20 +105,21 @@ class ImageSet:
         return channels, height, width
 
     def _check_shards(self, names: list[str]) -> None:
-        """Check that the manifest names all rows, and the folder's files, in order and without gaps."""
+        """Check that the manifest names all rows and all files, in order and without gaps."""
         remedy = discarding(self.path)
         expected = [shards.shard_name(index) for index in range(len(names))]
-        # glob would take an unreadable folder for an empty one
+        # iterdir raises for an unreadable folder, which glob would treat as empty
         found = sorted(path.name for path in self.path.iterdir() if path.suffix == ".h5")
         if not names or names != expected or found != expected:
             raise InputError(
-                f"{self.path}: expected the shards of {manifest.NAME}, 00000.h5, 00001.h5, … without gaps, "
-                f"found {len(found)} shards; {remedy}"
+                f"{self.path}: expected the shards of {manifest.NAME}, "
+                f"00000.h5, 00001.h5, … without gaps, found {len(found)} shards; {remedy}"
             )
         edges = [0, *(stop for _, stop in self.bounds)]
         if [start for start, _ in self.bounds] != edges[:-1] or edges != sorted(set(edges)):
             raise InputError(
-                f"{self.path}: expected shards whose rows follow each other, found {self.bounds[:3]}; {remedy}"
+                f"{self.path}: expected shards whose rows follow each other, "
+                f"found {self.bounds[:3]}; {remedy}"
             )
         if edges[-1] != self.attributes["rows"]:
             raise InputError(
@@ -122,7 +128,11 @@ class ImageSet:
 
 
 def paths_below(path: Path) -> list[Path]:
-    """Return the image sets at `path`: itself if it holds shards, else those of its folders that do, in the order of their names."""
+    """Return the image sets at `path`.
+
+    This is `path` itself if it holds shards. Otherwise, it is the folders inside it that hold
+    shards, in the order of their names.
+    """
     folders = [path] if any(path.glob("*.h5")) or not path.is_dir() else sorted(path.iterdir())
     return [
         folder for folder in folders if any(folder.glob("*.h5")) and not folder.name.startswith(".")

@@ -1,4 +1,7 @@
-"""`manifest.json`: the attributes of an image set, and the rows and SHA-256 of each of its shards."""
+"""Reads and writes `manifest.json`, which describes an image set.
+
+It holds the set's attributes, and the rows and SHA-256 of each of its shards.
+"""
 
 import hashlib
 import json
@@ -32,7 +35,10 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A set's attributes, its shards by file name, and `digest`: the SHA-256 of the manifest itself."""
+    """A set's attributes and its shards by file name.
+
+    `digest` is the SHA-256 of the manifest itself.
+    """
 
     attributes: Attributes
     shards: dict[str, Entry]
@@ -40,7 +46,7 @@ class Manifest:
 
 
 def write(folder: Path, attributes: Attributes, shards: Mapping[str, Entry]) -> None:
-    """Write the manifest of a folder; the entries come in the order of the file names."""
+    """Write the manifest of a folder, with the entries in the order of the file names."""
     entries = {
         name: {"rows": entry.rows, "sha256": entry.sha256} for name, entry in sorted(shards.items())
     }
@@ -49,7 +55,10 @@ def write(folder: Path, attributes: Attributes, shards: Mapping[str, Entry]) -> 
 
 
 def read(folder: Path) -> Manifest:
-    """Return a folder's manifest; raises InputError for anything but an unchanged one of this schema."""
+    """Return a folder's manifest.
+
+    Raises InputError for anything except an unchanged manifest of this schema.
+    """
     path, remedy = folder / NAME, discarding(folder)
     if limits.regular(path, remedy) > MAX_BYTES:
         raise InputError(f"{path}: expected at most {MAX_BYTES:,} bytes, found more; {remedy}")
@@ -75,7 +84,7 @@ def fingerprint(attributes: Mapping[str, Value]) -> str:
 
 
 def _problem(content: Any) -> str | None:
-    """Return what keeps JSON from being a manifest."""
+    """Return the reason why JSON is not a manifest, or None if it is one."""
     if not isinstance(content, dict) or content.keys() != KEYS or content["schema"] != SCHEMA:
         return f"not the manifest of an image set of schema {SCHEMA}"
     attributes, shards = content["attributes"], content["shards"]
@@ -83,7 +92,10 @@ def _problem(content: Any) -> str | None:
         return "expected attributes and shards by name, found something else"
     for key, value in attributes.items():
         if not isinstance(value, Value) or not str(value).isprintable():
-            return f"attribute {key}: expected a plain value, found {type(value).__name__} {str(value)[:50]!a}"
+            return (
+                f"attribute {key}: expected a plain value, "
+                f"found {type(value).__name__} {str(value)[:50]!a}"
+            )
     if fingerprint(attributes) != content["fingerprint"]:
         return "its attributes do not match their fingerprint, so it was changed after it was made"
     if type(attributes.get("rows")) is not int:

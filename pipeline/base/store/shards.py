@@ -1,6 +1,7 @@
-"""One shard of an image set: an HDF5 file with the set's attributes and its own rows.
+"""Reads and writes one shard, an HDF5 file with the set's attributes and its own rows.
 
-libhdf5 trusts much of what a file says, so a shard is opened only after its SHA-256 was checked.
+libhdf5 trusts much of what a file says. A shard is therefore opened only after its SHA-256 was
+checked.
 """
 
 from collections.abc import Iterator
@@ -23,17 +24,20 @@ ROW_BYTES = 32  # of a row besides its image, at most
 
 
 def shard_bounds(n_rows: int, shard_rows: int) -> list[Run]:
-    """The first and past-the-last row of every shard."""
+    """Return the first and past-the-last row of every shard."""
     return [(start, min(start + shard_rows, n_rows)) for start in range(0, n_rows, shard_rows)]
 
 
 def shard_name(index: int) -> str:
-    """The file name of a set's shard."""
+    """Return the file name of a set's shard."""
     return f"{index:05d}.h5"
 
 
 def write(final: Path, attributes: Attributes, start: int, block: Block) -> Entry:
-    """Write the shard that begins at row `start`; it appears under its name only when it is complete and on the disk."""
+    """Write the shard that begins at row `start`.
+
+    The shard appears under its name only when it is complete and on the disk.
+    """
     unfinished, rows = final.with_suffix(".part"), (start, start + len(block))
     with hdf5.writing(unfinished, libver=("v110", "v110")) as file:
         for name, array in block.datasets.items():
@@ -48,7 +52,7 @@ def write(final: Path, attributes: Attributes, start: int, block: Block) -> Entr
 
 
 class Shard:
-    """A stored shard: the file, as the manifest of its set describes it."""
+    """A stored shard, as the manifest of its set describes it."""
 
     def __init__(self, path: Path, attributes: Attributes, entry: Entry) -> None:
         self._path, self._attributes, self._entry = path, attributes, entry
@@ -64,7 +68,8 @@ class Shard:
             raise InputError(f"{self._path}: cannot be read: {error.strerror}") from error
         if found != self._entry.sha256:
             raise InputError(
-                f"{self._path}: its content does not match its SHA-256, so it was changed after it was made; {self._remedy}"
+                f"{self._path}: its content does not match its SHA-256, "
+                f"so it was changed after it was made; {self._remedy}"
             )
         self._is_checked = True
 
@@ -85,15 +90,18 @@ class Shard:
             return column
 
     def map_images(self) -> NDArray[np.uint8]:
-        """Return the images (n, 3, H, W), mapped into memory and not to be written."""
+        """Return the images (n, 3, H, W), mapped into memory and read-only."""
         with self._open() as file:
             offset, shape = file["images"].id.get_offset(), file["images"].shape
         mapped = np.memmap(self._path, np.uint8, "r", offset=offset, shape=shape)
-        return mapped.view(np.ndarray)  # whose indexing is faster
+        return mapped.view(np.ndarray)  # indexing a plain array is faster
 
     @contextmanager
     def _open(self) -> Iterator[h5py.File]:
-        """Open the file, checked once; what goes wrong inside becomes one line."""
+        """Yield the open file, which is checked only once.
+
+        Errors inside the block become an InputError of one line.
+        """
         if not self._is_checked:
             self.verify()
         with hdf5.reading(self._path, f"its datasets cannot be read; {self._remedy}") as file:
@@ -115,7 +123,7 @@ class Shard:
             )
 
     def _check_dataset(self, name: str, dataset: object) -> None:
-        """Raise InputError for another shape, dtype or layout than the package's text says."""
+        """Raise InputError unless shape, dtype and layout are those in the package's text."""
         if not isinstance(dataset, h5py.Dataset):
             raise InputError(
                 f"{self._path}: its datasets cannot be read: no {name}; {self._remedy}"
@@ -125,7 +133,8 @@ class Shard:
         if dataset.dtype != DTYPES[name] or dataset.shape[:1] != (n_rows,) or not shape_fits:
             found = f"found {dataset.dtype} {dataset.shape}"
             raise InputError(
-                f"{self._path}: {name}: expected {n_rows} rows of {DTYPES[name]}, {found}; {self._remedy}"
+                f"{self._path}: {name}: expected {n_rows} rows of {DTYPES[name]}, {found}; "
+                f"{self._remedy}"
             )
         if dataset.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
             found = (

@@ -11,10 +11,11 @@ from pipeline.base.store.manifest import Attributes, Run
 
 
 class Writer:
-    """Writes an image set shard by shard; use as a context manager.
+    """A context manager that writes an image set shard by shard.
 
-    `attributes` must hold all that decides the content: an interrupted run goes on only where they are equal. On a clean exit all shards
-    must be there, and the set gets its name. The set that had the name before stays until that moment.
+    `attributes` must hold all that decides the content, because an interrupted run resumes only
+    where they are equal. On a clean exit, all shards must exist, and the set gets its name. An
+    earlier set of that name stays until that moment.
     """
 
     def __init__(self, path: Path, attributes: Attributes, *, bounds: list[Run]) -> None:
@@ -42,7 +43,7 @@ class Writer:
             self._publish()
 
     def missing(self) -> list[Run]:
-        """The row ranges of the shards that an earlier, interrupted run has not left behind whole."""
+        """Return the row ranges of the shards that an earlier, interrupted run did not complete."""
         names = [shards.shard_name(index) for index in range(len(self._bounds))]
         recorded = self._recorded()
         with ThreadPoolExecutor(2) as pool:
@@ -52,15 +53,19 @@ class Writer:
         ]
 
     def write_behind(self, start: int, block: Block) -> None:
-        """Have the shard that begins at row `start` written while the caller goes on; its arrays must not change any more.
+        """Write the shard that begins at row `start` in the background.
 
-        One shard at a time: waits for the one before, as `flush` does. A clean exit does the same for the last.
+        The block's arrays must not change any more. Only one shard is written at a time, so this
+        waits for the previous one, as `flush` does. A clean exit waits for the last one.
         """
         self.flush()
         self._pending = self._behind.submit(self.write, start, block)
 
     def flush(self) -> None:
-        """Wait until what `write_behind` was given is written; raises what went wrong with it."""
+        """Wait until the block that `write_behind` was given is written.
+
+        Raises the error of that write, if there was one.
+        """
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()

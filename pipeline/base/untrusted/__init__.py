@@ -1,1 +1,1 @@
-"""Readers of files from outside, which trust nothing that they say."""
+"""Reads files from outside without trusting anything that they say."""

@@ -1,4 +1,7 @@
-"""Opens HDF5 files, and asks `hdf5_inspector.py`, in a process of its own, whether one is safe to read."""
+"""Opens HDF5 files, and finds out whether a file from elsewhere is safe to read.
+
+A separate process, `hdf5_inspector.py`, examines such files.
+"""
 
 import atexit
 import json
@@ -28,7 +31,8 @@ Answer = str | dict[str, str] | None  # of hdf5_inspector.examine
 def reading(path: Path, damaged: str) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading.
 
-    What goes wrong inside becomes an InputError: the system's reason where it has one, and `damaged` only where the content is at fault.
+    Errors inside the block become an InputError. It names the system's reason where there is one,
+    and `damaged` only where the content is at fault.
     """
     try:
         with hdf5_inspector.open_file(path) as file:
@@ -43,7 +47,10 @@ def reading(path: Path, damaged: str) -> Iterator[h5py.File]:
 
 @contextmanager
 def writing(path: Path, **options: Any) -> Iterator[h5py.File]:
-    """Create an HDF5 file; an error of the system becomes an OSError that names the file."""
+    """Create an HDF5 file.
+
+    A system error becomes an OSError that names the file.
+    """
     try:
         with hdf5_inspector.open_file(path, "w", **options) as file:
             yield file
@@ -54,7 +61,10 @@ def writing(path: Path, **options: Any) -> Iterator[h5py.File]:
 
 
 def check_source(path: Path, datasets: Sequence[str], remedy: str) -> None:
-    """Raise InputError, naming what was found and `remedy`, unless a file made elsewhere is safe and those datasets of it whole."""
+    """Raise InputError unless a file made elsewhere is safe and its `datasets` are complete.
+
+    The error names what was found and `remedy`.
+    """
     limits.regular(path, remedy)
     request = {
         "path": str(path.absolute()),
@@ -72,7 +82,7 @@ def check_source(path: Path, datasets: Sequence[str], remedy: str) -> None:
 
 
 class _Walker:
-    """The process that examines files, started again after a file that ended it."""
+    """The process that examines files, which is started again after a file ended it."""
 
     def __init__(self) -> None:
         self._lock, self._owner = threading.Lock(), os.getpid()
@@ -95,7 +105,7 @@ class _Walker:
             return self._ended()
 
     def close(self) -> int:
-        """End the process; returns its exit status."""
+        """End the process, and return its exit status."""
         if self._process is None or self._owner != os.getpid():
             return 0
         with suppress(BrokenPipeError):
@@ -110,12 +120,16 @@ class _Walker:
         if -status in CRASHES:
             return f"it makes libhdf5 crash (status {status}), as damaged files do"
         return {
-            "unavailable": f"the process that looks through it was ended (status {status}), perhaps for want of memory; run this again"
+            "unavailable": f"the process that looks through it was ended (status {status}), "
+            "perhaps for want of memory; run this again"
         }
 
 
 def _started() -> "subprocess.Popen[str]":
-    """Start the process that examines files, in a group of its own: a Ctrl-C is ours to answer."""
+    """Start the process that examines files.
+
+    It gets a group of its own, so that only this process receives a Ctrl-C.
+    """
     command, pipe = [sys.executable, "-I", hdf5_inspector.__file__], subprocess.PIPE
     try:
         return subprocess.Popen(
@@ -123,13 +137,17 @@ def _started() -> "subprocess.Popen[str]":
         )
     except OSError as error:
         raise InputError(
-            f"HDF5 files cannot be examined: no process can be started ({error.strerror}); raise that limit"
+            f"HDF5 files cannot be examined: no process can be started ({error.strerror}); "
+            "raise that limit"
         ) from error
 
 
 @cache
 def _walker(_process_id: int) -> _Walker:
-    """The walker of this process: a forked one must not share its pipes."""
+    """Return the walker of this process.
+
+    A forked process must not share its parent's pipes.
+    """
     walker = _Walker()
     atexit.register(walker.close)
     return walker

@@ -1,9 +1,14 @@
-"""Examines HDF5 files in a process of its own: a script, which `pipeline.base.untrusted.hdf5` starts and asks.
+"""Examines HDF5 files in a process of its own.
 
-libhdf5 is written in C and trusts much of what a file says: damaged files make it crash, run in circles or allocate what they ask for.
-Here that ends a process in which nothing else lives, with bounded memory and time. Each line of standard input is a request, a JSON object;
-each line of standard output is the answer: what was found as JSON text, an object {"unavailable": text} where that shows no damage, or null
-for a file that is safe to read.
+`pipeline.base.untrusted.hdf5` starts this script and sends it requests. libhdf5 is written in C and
+trusts much of what a file says. Damaged files make it crash, loop endlessly or allocate what they
+ask for. Here this ends a process that does nothing else, with bounded memory and time.
+
+Each line of standard input is a request, a JSON object. Each line of standard output is the answer:
+
+- text, as JSON: what was found
+- an object {"unavailable": text}: what was found, where that shows no damage
+- null: the file is safe to read
 """
 
 import errno
@@ -22,15 +27,14 @@ import h5py
 from h5py import h5a, h5d, h5l, h5o, h5t
 
 MEMORY = 768 * 2**20  # bytes that one examination may take
-SECONDS = (
-    1  # of computing, after which the process is ended; begins anew with every object and chunk
-)
+# Computing time after which the process is ended. It restarts for every object and chunk.
+SECONDS = 1
 MAX_OBJECTS = 10_000
 MAX_ATTRIBUTE = 2**16
 MAX_CHUNK = 2**26
 SLAB = 2**24  # bytes that are decoded at a time
-HONEST_RATIO = 20  # images are never packed more tightly; emptiness is
-# System errors that libhdf5 causes itself when a damaged file sends it to impossible places.
+HONEST_RATIO = 20  # images never pack more tightly, but empty data does
+# libhdf5 causes these system errors itself when a damaged file sends it to impossible places.
 OF_CONTENT = (0, errno.EINVAL, errno.EFAULT, errno.EOVERFLOW)
 GZIP, SHUFFLE, FLETCHER = (
     h5py.h5z.FILTER_DEFLATE,
@@ -39,12 +43,12 @@ GZIP, SHUFFLE, FLETCHER = (
 )
 
 
-class Refusal(Exception):  # noqa: N818 - an answer
-    """What was found that is not read."""
+class Refusal(Exception):  # noqa: N818 - an answer, not an error
+    """A reason why a file is not read."""
 
 
 def main() -> None:
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - a pathlib import is time at every start
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - importing pathlib slows every start
         used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = used + MEMORY if hard == resource.RLIM_INFINITY else min(used + MEMORY, hard)
@@ -57,7 +61,10 @@ def main() -> None:
 
 
 def open_file(path: Any, mode: str = "r", **options: Any) -> h5py.File:
-    """Return an open HDF5 file; libhdf5 does not lock it where the disk has no locks. Raises OSError as h5py does."""
+    """Return an open HDF5 file, which libhdf5 does not lock where the disk has no locks.
+
+    Raises OSError as h5py does.
+    """
     try:
         return h5py.File(path, mode, **options)
     except OSError as error:
@@ -67,11 +74,15 @@ def open_file(path: Any, mode: str = "r", **options: Any) -> h5py.File:
 
 
 def unavailable(error: BaseException) -> str | None:
-    """Return why a file could not be opened or read although it may be whole, and what to do; None where its content is at fault."""
+    """Return why a file could not be opened or read although it may be whole, and what to do.
+
+    Returns None where the file's content is at fault.
+    """
     text = str(error)
     if "consistency flags" in text:
         return (
-            "marked as open for writing: a program has it open, or ended without closing it; close that program, or if there is none, "
+            "marked as open for writing: a program has it open, or ended without closing it; "
+            "close that program, or if there is none, "
             "clear the mark with `h5clear -s FILE` (of the HDF5 tools)"
         )
     number = getattr(error, "errno", None) or next(map(int, re.findall(r"errno = (\d+)", text)), 0)
@@ -81,9 +92,14 @@ def unavailable(error: BaseException) -> str | None:
 
 
 def examine(request: dict[str, Any]) -> str | dict[str, str] | None:
-    """Return what speaks against reading a file, an object {"unavailable": text} where that does not show any damage, or None.
+    """Return the reason not to read a file, or None if it is safe to read.
 
-    `path`; `filters`, the numbers of those allowed; `datasets`, the names of what will be read; `memory`, the bytes that may be filled.
+    A reason that shows no damage is an object {"unavailable": text}. `request` holds:
+
+    - `path`
+    - `filters`: the numbers of the filters that are allowed
+    - `datasets`: the names of the datasets that will be read
+    - `memory`: the bytes that may be filled
     """
     try:
         with open_file(request["path"]) as file:
@@ -91,16 +107,20 @@ def examine(request: dict[str, Any]) -> str | dict[str, str] | None:
                 _check_dataset(name, dataset, request["filters"])
                 if name.strip("/") in [wanted.strip("/") for wanted in request["datasets"]]:
                     _check_storage(
-                        name, dataset, os.path.getsize(request["path"]), request["memory"]
-                    )  # noqa: PTH202
+                        name,
+                        dataset,
+                        os.path.getsize(request["path"]),  # noqa: PTH202 - as above
+                        request["memory"],
+                    )
                     _decode(name, dataset)
     except Refusal as refusal:
         return str(refusal)
     except MemoryError:
         return {
-            "unavailable": f"refused: it takes more than {MEMORY:,} bytes to look through; free some memory and run this again"
+            "unavailable": f"refused: it takes more than {MEMORY:,} bytes to look through; "
+            "free some memory and run this again"
         }
-    except Exception as error:  # h5py passes on whatever libhdf5 says, as errors of every kind
+    except Exception as error:  # h5py raises errors of every kind for libhdf5
         if reason := unavailable(error):
             return {"unavailable": reason}
         return f"not a readable HDF5 file, perhaps cut short ({' '.join(str(error).split())[:200]})"
@@ -108,12 +128,18 @@ def examine(request: dict[str, Any]) -> str | dict[str, str] | None:
 
 
 def _more_time() -> None:
-    """Let SIGPROF end this process once it has computed for SECONDS; code in C cannot be stopped otherwise."""
+    """Let SIGPROF end this process once it has computed for SECONDS.
+
+    Code in C cannot be stopped otherwise.
+    """
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
 
 
 def _datasets(file: h5py.File) -> Iterator[tuple[str, h5d.DatasetID]]:
-    """All datasets, by hard links alone; every link and attribute on the way is checked."""
+    """Yield all datasets that are reached by hard links.
+
+    Every link and attribute on the way is checked.
+    """
     groups, soft = [("/", h5o.open(file.id, b"/"))], []
     seen = {h5o.get_info(file.id).addr}
     while groups:
@@ -151,7 +177,10 @@ def _is_hard(group: h5py.h5g.GroupID, name: bytes, path: str) -> bool:
 
 
 def _check_soft(group: h5py.h5g.GroupID, name: bytes, path: str) -> None:
-    """With no external link in the file, a soft link can only lead to an object of the file, or out of it: nowhere."""
+    """Raise Refusal for a soft link that leads out of the file or to nothing.
+
+    The file has no external link, so a soft link cannot lead to another file.
+    """
     try:
         h5o.open(group, name)
     except (KeyError, RuntimeError, OSError, ValueError) as error:
@@ -167,9 +196,8 @@ def _check_attributes(path: str, owner: Any) -> None:
         total += attribute.get_storage_size()
         if total > MAX_ATTRIBUTE:
             raise Refusal(f"the attributes of {path} take more than {MAX_ATTRIBUTE:,} bytes")
-    dict(
-        (h5py.Dataset if isinstance(owner, h5d.DatasetID) else h5py.Group)(owner).attrs.items()
-    )  # reading them can hang, too
+    # Reading the attributes can hang, too.
+    dict((h5py.Dataset if isinstance(owner, h5d.DatasetID) else h5py.Group)(owner).attrs.items())
 
 
 def _check_dataset(path: str, dataset: h5d.DatasetID, allowed: list[int]) -> None:
@@ -184,12 +212,13 @@ def _check_dataset(path: str, dataset: h5d.DatasetID, allowed: list[int]) -> Non
     for number, _, _, name in (plan.get_filter(index) for index in range(plan.get_nfilters())):
         if number not in allowed:
             raise Refusal(
-                f"{path} needs the filter {name.decode(errors='replace') or 'without a name'} (number {number})"
+                f"{path} needs the filter {name.decode(errors='replace') or 'without a name'} "
+                f"(number {number})"
             )
 
 
 def _check_storage(path: str, dataset: h5d.DatasetID, file_size: int, memory: int) -> None:
-    """Hold what the dataset claims to be to what the file holds of it."""
+    """Check what the dataset claims to be against what the file holds of it."""
     if dataset.get_type().get_class() not in (h5t.INTEGER, h5t.FLOAT, h5t.ENUM):
         raise Refusal(f"{path} is no array of numbers")
     if dataset.get_space().get_simple_extent_type() != h5py.h5s.SIMPLE:
@@ -211,7 +240,10 @@ def _check_storage(path: str, dataset: h5d.DatasetID, file_size: int, memory: in
 
 
 def _stored_in_chunks(path: str, dataset: h5d.DatasetID, file_size: int) -> int:
-    """The bytes that all chunks take in the file; every one must be there, once, and inside the file."""
+    """Return the bytes that all chunks take in the file.
+
+    Every chunk must exist exactly once, and inside the file.
+    """
     plan, found, stored = dataset.get_create_plist(), set(), 0
     chunk = plan.get_chunk()
     chunk_bytes, filtered = (
@@ -252,9 +284,10 @@ def _stored_in_chunks(path: str, dataset: h5d.DatasetID, file_size: int) -> int:
 
 
 def _decode(path: str, dataset: h5d.DatasetID) -> None:
-    """Read something of the dataset, as its reader will, and unpack every filtered chunk once.
+    """Read a part of the dataset, as its reader will, and unpack every filtered chunk once.
 
-    Each is also unpacked here and checked against its size: libhdf5 fills up a chunk that is too short with what it finds in memory.
+    Each chunk is also unpacked here and checked against its size. libhdf5 fills a chunk that is too
+    short with whatever is in memory.
     """
     plan = dataset.get_create_plist()
     if plan.get_layout() != h5d.CHUNKED or not plan.get_nfilters():

@@ -1,4 +1,7 @@
-"""Checks that every reader of outside files shares: nothing is allocated before its size is known to fit."""
+"""Provides the checks that all readers of outside files share.
+
+Nothing is allocated before its size is known to fit.
+"""
 
 import os
 import stat
@@ -16,7 +19,8 @@ MAX_NAME = 200  # letters in the name of a class
 def regular(path: Path, remedy: str) -> int:
     """Return the size in bytes of a regular file.
 
-    Raises InputError, with what to do, for none and for a pipe, device or folder, and OSError for a file that cannot be reached.
+    Raises InputError with `remedy`, which says what to do, for a missing file and for a pipe,
+    device or folder. Raises OSError for a file that cannot be reached.
     """
     try:
         found = path.stat()
@@ -32,7 +36,10 @@ def regular(path: Path, remedy: str) -> int:
 
 
 def available_memory() -> int:
-    """Bytes of host memory that can be had without swapping, as Linux tells it, and no more than a container allows."""
+    """Return how many bytes of host memory are available without swapping.
+
+    Linux reports the number. The result is at most what a container allows.
+    """
     lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
     free = int(lines["MemAvailable"].removesuffix("kB")) * 1024
     allowed = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.exists() else "max"
@@ -40,15 +47,22 @@ def available_memory() -> int:
 
 
 def expect_fits(n_bytes: int, packed: int) -> None:
-    """Raise InputError, without a path, where something stored in `packed` bytes would take more memory than there is."""
+    """Raise InputError for `packed` stored bytes that unpack to more than the free memory.
+
+    The error has no path.
+    """
     if n_bytes > available_memory():
         raise InputError(
-            f"refused: {packed:,} bytes that unpack to {n_bytes:,}, more than this machine's free memory"
+            f"refused: {packed:,} bytes that unpack to {n_bytes:,}, "
+            "more than this machine's free memory"
         )
 
 
 def plain_name(where: str, name: str) -> str:
-    """`name`, if it can be shown as it is; raises InputError for an empty or very long one and for control characters."""
+    """Return `name` if it can be shown as it is.
+
+    Raises InputError for an empty or very long name, and for control characters.
+    """
     if not 0 < len(name) <= MAX_NAME or not name.isprintable():
         raise InputError(
             f"{where}: expected names of 1 to {MAX_NAME} printable letters, found {name[:50]!a}"
@@ -59,10 +73,11 @@ def plain_name(where: str, name: str) -> str:
 def zip_members(
     file: BinaryIO, methods: tuple[int, ...]
 ) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    """An opened zip archive and its members by name, which are never used as paths.
+    """Return an opened zip archive and its members by name.
 
-    Raises InputError, without a path, for encrypted members, for other methods of compression than `methods` (of `zipfile`), for a name
-    that comes twice and for sizes that the file or the memory cannot hold.
+    The names are never used as paths. Raises InputError, without a path, for encrypted members, for
+    compression methods (of `zipfile`) other than `methods`, for duplicate names, and for sizes that
+    the file or the memory cannot hold.
     """
     archive = zipfile.ZipFile(file)
     members: dict[str, zipfile.ZipInfo] = {}
@@ -72,7 +87,8 @@ def zip_members(
             raise InputError(f"refused: it holds {name!r} twice")
         if member.flag_bits & 1 or method not in methods:
             raise InputError(
-                f"refused: {name!r} is encrypted or compressed in a way that is not read here (method {method})"
+                f"refused: {name!r} is encrypted or compressed in a way that is not read here "
+                f"(method {method})"
             )
         if method == zipfile.ZIP_STORED and member.compress_size != member.file_size:
             raise InputError(f"refused: {name!r} claims another size than it has")

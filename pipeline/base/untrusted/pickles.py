@@ -1,8 +1,9 @@
-"""Reads the pickles that torch.save writes without unpickling them: what they would call is written down, not called.
+"""Reads the pickles that torch.save writes, without unpickling them.
 
-A pickle is a program for a small stack machine, and its GLOBAL and REDUCE steps can ask for any function to be run. Here they become
-plain records, so nothing is imported and nothing runs, whatever the file says. Only the steps of protocols 2 and 3 that torch.save uses
-are known; all others are refused by name.
+A pickle is a program for a small stack machine, and its GLOBAL and REDUCE steps can ask for any
+function to be run. Here these steps become plain records, so nothing is imported and nothing runs,
+whatever the file says. Only the steps of protocols 2 and 3 that torch.save uses are known. All
+others are refused by name.
 """
 
 import pickle
@@ -27,7 +28,10 @@ class Global:
 
 @dataclass(slots=True)
 class Call:
-    """An object that the pickle asks for: what it would call, with which arguments, and the state it would set."""
+    """An object that the pickle asks for.
+
+    The fields are what it would call, with which arguments, and the state that it would set.
+    """
 
     name: str
     arguments: tuple[Any, ...]
@@ -36,17 +40,18 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What is kept outside the pickle, such as a tensor's storage, by its persistent id."""
+    """An object outside the pickle, such as a tensor's storage, by its persistent id."""
 
     key: Any
 
 
 def read(file: BinaryIO, size: int, allowed: Callable[[str], bool], max_steps: int) -> Any:
-    """The value that the next pickle in `file` describes; all that it says to be `size` bytes or longer is an error.
+    """Return the value that the next pickle in `file` describes.
 
-    Plain values are themselves, `OrderedDict` is a dict and encoded text bytes; every other object is a `Call`. Raises InputError, without
-    a path, for a name that is not `allowed`, a step torch.save does not use and more than `max_steps` steps; one of UNREADABLE for a
-    damaged pickle.
+    Plain values are themselves, `OrderedDict` is a dict and encoded text is bytes. Every other
+    object is a `Call`. Raises InputError, without a path, for a name that is not `allowed`, for a
+    step that torch.save does not use, and for more than `max_steps` steps. Raises one of UNREADABLE
+    for a damaged pickle, which includes one that claims a part of more than `size` bytes.
     """
     machine = _Machine(file, size, allowed)
     for _ in range(max_steps):
@@ -69,7 +74,10 @@ def read(file: BinaryIO, size: int, allowed: Callable[[str], bool], max_steps: i
 
 
 class _Machine:
-    """The stack, the marks in it and the memo; each method is a step of the pickle."""
+    """The stack machine of a pickle: the stack, the marks in it and the memo.
+
+    The methods are the steps of the pickle and their parts.
+    """
 
     def __init__(self, file: BinaryIO, size: int, allowed: Callable[[str], bool]) -> None:
         self.file, self.size, self.allowed = file, size, allowed
@@ -109,7 +117,8 @@ class _Machine:
         name = ".".join(line[:-1].decode() for line in lines)
         if not self.allowed(name):
             raise InputError(
-                f"refused: it asks for {name}, which a file of this kind does not need; nothing of it was run"
+                f"refused: it asks for {name}, which a file of this kind does not need; "
+                "nothing of it was run"
             )
         self.stack.append(Global(name))
 
@@ -123,7 +132,7 @@ class _Machine:
         self.stack.append(int.from_bytes(self.take(self.number("<B")), "little", signed=True))
 
     def collect(self, count: int | None) -> None:
-        """The last `count` values, or those after the mark, become a tuple."""
+        """Make a tuple of the last `count` values, or of those after the mark."""
         if count is None:
             self.stack.append(tuple(self.after_mark()))
         else:
@@ -135,7 +144,10 @@ class _Machine:
         self.top(list).extend(values)
 
     def set_items(self, values: list[Any]) -> None:
-        """Keys are text or numbers: a tuple of tuples of … can take for ever to hash."""
+        """Set items of the dict on the stack.
+
+        Keys must be text or numbers, because a tuple of tuples of … can take forever to hash.
+        """
         if len(values) % 2 or not all(
             key is None or isinstance(key, str | int | float) for key in values[::2]
         ):
@@ -167,7 +179,7 @@ class _Machine:
 
 
 def _encoded(text: Any = None, encoding: Any = None) -> bytes:
-    """Bytes, which protocol 2 writes as text to encode."""
+    """Return bytes, which protocol 2 writes as text to encode."""
     if not isinstance(text, str) or encoding != "latin1":
         raise pickle.UnpicklingError("bytes that are no encoded text")
     return text.encode("latin1")

@@ -1,4 +1,7 @@
-"""Where labelled images come from: each source is read into the same uint8 arrays and checked in the same way."""
+"""Open a source of labelled images.
+
+Every source is read into the same uint8 arrays and checked in the same way.
+"""
 
 from pathlib import Path
 
@@ -9,9 +12,10 @@ __all__ = ["Source", "open_source"]
 
 
 def open_source(data: Data) -> Source:
-    """The labelled images that `data` describes. Only what its source needs is imported.
+    """Return the labelled images that `data` describes.
 
-    Raises InputError for a source that is missing or unreadable, or whose images or labels have another type, shape or range.
+    Only the modules that this source needs are imported. Raises InputError for a source that is
+    missing or unreadable, or whose images or labels have another type, shape or range.
     """
     return check_levels(Path(data.path), _opened(data))
 
@@ -30,7 +34,7 @@ def _opened(data: Data) -> Source:
         case "hdf5":
             from pipeline.prepare.sources import arrays
 
-            assert data.hdf5 is not None  # which its section checks
+            assert data.hdf5 is not None  # the section `data` checks this
             return arrays.read_hdf5(path, size, data.hdf5)
         case "task_dataset":
             from pipeline.prepare.sources import task_dataset

@@ -1,4 +1,7 @@
-"""`npz` and `hdf5`: arrays of images (N, 3, H, W) or (N, H, W, 3), uint8, and of labels (N,)."""
+"""Read the sources `npz` and `hdf5`.
+
+They contain arrays of images, uint8 (N, 3, H, W) or (N, H, W, 3), and of labels (N,).
+"""
 
 import math
 import struct
@@ -27,7 +30,7 @@ from pipeline.prepare.sources.common import (
 
 NPZ_ARRAYS = ("images", "labels", "class_names")
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-# What zipfile and numpy raise for files that are cut short, damaged or of another kind.
+# zipfile and numpy raise these for files that are cut short, damaged or of another kind.
 NPZ_ERRORS = (
     OSError,
     ValueError,
@@ -45,11 +48,15 @@ NPZ_ERRORS = (
     zlib.error,
 )
 SPAN_ROWS = 1024
-TYPE_ROWS = 64  # tell the range of images that are not uint8
+TYPE_ROWS = 64  # read to report the range of images that are not uint8
 
 
 def read_npz(path: Path, image_size: int) -> Source:
-    """`images`, `labels` and optional `class_names` of a NumPy archive, without pickles; held in memory."""
+    """Read `images`, `labels` and optional `class_names` of a NumPy archive, without pickles.
+
+    The arrays are kept in memory. Raises InputError for a file that is missing or unreadable, or
+    whose arrays have another type, shape or range.
+    """
     limits.regular(path, "set data.path to the .npz file of your images")
     try:
         with path.open("rb") as file:
@@ -63,7 +70,8 @@ def read_npz(path: Path, image_size: int) -> Source:
         raise InputError(f"{path}: {error}") from error
     except NPZ_ERRORS as error:
         raise InputError(
-            f"{path}: cannot be read as .npz ({' '.join(str(error).split())[:200]}); save it anew with numpy.savez"
+            f"{path}: cannot be read as .npz ({' '.join(str(error).split())[:200]}); "
+            "save it anew with numpy.savez"
         ) from error
     for name in ("images", "labels"):
         if name not in found:
@@ -80,7 +88,8 @@ def read_npz(path: Path, image_size: int) -> Source:
         class_names.shape != (n_classes,) or class_names.dtype.kind != "U"
     ):
         raise InputError(
-            f"{path}: class_names: expected one name for each of {n_classes} classes, found {class_names.dtype} {class_names.shape}"
+            f"{path}: class_names: expected one name for each of {n_classes} classes, "
+            f"found {class_names.dtype} {class_names.shape}"
         )
     return Source(
         labels=labels,
@@ -92,17 +101,23 @@ def read_npz(path: Path, image_size: int) -> Source:
 
 
 def _array(name: str, archive: ZipFile, member: ZipInfo) -> NDArray[Any]:
-    """One array of the archive, once its header and its size agree."""
+    """Return one array of the archive.
+
+    Its header is checked against its size first. Raises InputError where they differ, and for
+    arrays that are neither numbers nor text.
+    """
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         if version not in HEADERS:
             raise InputError(
-                f"{name}: refused: an .npy header of version {version}, expected 1.0 or 2.0; save it anew with numpy.savez"
+                f"{name}: refused: an .npy header of version {version}, expected 1.0 or 2.0; "
+                "save it anew with numpy.savez"
             )
         shape, fortran, dtype = HEADERS[version](file)
         if dtype.kind not in "biufU":
             raise InputError(
-                f"{name}: refused: an array of {str(dtype)[:50]}, which is no array of numbers or text"
+                f"{name}: refused: an array of {str(dtype)[:50]}, "
+                "which is no array of numbers or text"
             )
         n_bytes, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
         if n_bytes != held or min(shape, default=0) < 0:
@@ -121,23 +136,27 @@ def _array(name: str, archive: ZipFile, member: ZipInfo) -> NDArray[Any]:
 def _names(path: Path, names: NDArray[np.str_]) -> tuple[str, ...]:
     try:
         texts = names.tolist()
-    except (SystemError, ValueError) as error:  # which Python raises for numbers beyond Unicode
+    except (SystemError, ValueError) as error:  # Python raises these for numbers beyond Unicode
         raise InputError(f"{path}: class_names: not text; save it anew with numpy.savez") from error
     return tuple(limits.plain_name(f"{path}: class_names", text) for text in texts)
 
 
 def read_hdf5(path: Path, image_size: int, names: Hdf5) -> Source:
-    """The datasets that `names` names in an HDF5 file; images stay there until they are asked for."""
+    """Read two datasets, named by `names`, of an HDF5 file.
+
+    Images are read only when they are requested. Raises InputError for a file that is missing or
+    unreadable, or whose datasets have another type, shape or range.
+    """
     limits.regular(path, "set data.path to the HDF5 file of your images")
     hdf5.check_source(path, [names.images, names.labels], "save it anew with h5py, as plain arrays")
     with hdf5.reading(path, "not a readable HDF5 file; is it whole?") as file:
         for name in (names.images, names.labels):
             if not isinstance(file.get(name), h5py.Dataset):
-                there = ", ".join(
-                    str(other) for other, _ in zip(file, range(20), strict=False)
-                )  # names that are no text come as bytes
+                # h5py returns names that are not text as bytes.
+                there = ", ".join(str(other) for other, _ in zip(file, range(20), strict=False))
                 raise InputError(
-                    f"{path}: expected a dataset named {name!r}, found {there or 'none'}; set data.hdf5"
+                    f"{path}: expected a dataset named {name!r}, found {there or 'none'}; "
+                    "set data.hdf5"
                 )
         dataset = file[names.images]
         channels_last = check_shape(path, dataset.shape, image_size)
@@ -162,7 +181,10 @@ def read_hdf5(path: Path, image_size: int, names: Hdf5) -> Source:
 
 
 def _span(dataset: h5py.Dataset, rows: NDArray[np.int64]) -> Images:
-    """Those rows, by one contiguous read: picking them inside h5py is many times slower."""
+    """Return some rows, by one contiguous read.
+
+    Selecting the rows inside h5py is many times slower.
+    """
     first = int(rows.min())
     span: Images = dataset[first : int(rows.max()) + 1]
     return span[rows - first]

@@ -1,4 +1,4 @@
-"""What every source gives, and the checks that all of them share."""
+"""Define what every source provides, and the checks that all sources share."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,16 +12,18 @@ from pipeline.base.errors import InputError
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
-SPAN_ROWS = 64  # are looked at together
+SPAN_ROWS = 64  # rows that are checked together
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """Labelled images, read piece by piece.
 
-    `labels` int64 (N,), 0 to n_classes - 1, each present. `ids` int64 (N,), the source's own name of each image, each once. `read(rows)`
-    gives the images of those rows as uint8 (n, 3, H, W). `class_names` has one name a class. `sha256` is that of the raw data. `notes` says
-    what was converted or left out, in words that follow their number.
+    `labels`, int64 (N,), are 0 to n_classes - 1, and each is present. `ids`, int64 (N,), are the
+    source's own identifiers of the images, each of which occurs once. `read(rows)` returns the
+    images of those rows as uint8 (n, 3, H, W). `class_names` has one name per class. `sha256` is
+    that of the raw data. `notes` counts what was converted or left out. Each key is a text that
+    follows its count.
     """
 
     labels: Labels
@@ -33,14 +35,15 @@ class Source:
 
 
 def numbered(n_classes: int) -> tuple[str, ...]:
-    """Names for classes that have none."""
+    """Return numbers as names, for classes that have no names."""
     return tuple(str(number) for number in range(n_classes))
 
 
 def check_levels(where: Path, source: Source) -> Source:
-    """`source`, with a note where all its images are dark; raises InputError where no level is above 1, as in images stored as 0 and 1.
+    """Return `source`, with a note where all its images are dark.
 
-    Reads images up to the first that is bright.
+    Images are read up to the first bright one. Raises InputError where no level is above 1, as in
+    images stored as 0 and 1.
     """
     brightest, rows = 0, np.arange(len(source.labels))
     for start in range(0, len(rows), SPAN_ROWS):
@@ -49,7 +52,8 @@ def check_levels(where: Path, source: Source) -> Source:
             return source
     if brightest <= 1:
         raise InputError(
-            f"{where}: images: expected levels from 0 to 255, found none above {brightest}; scale them so that white is 255"
+            f"{where}: images: expected levels from 0 to 255, found none above {brightest}; "
+            "scale them so that white is 255"
         )
     return replace(
         source,
@@ -61,7 +65,11 @@ def check_levels(where: Path, source: Source) -> Source:
 
 
 def check_type(where: str, images: NDArray[np.generic]) -> None:
-    """Raise InputError, with the range that was found and how to store them, for images that are not uint8; a few of them suffice."""
+    """Raise InputError for images that are not uint8.
+
+    The message contains the range that was found and how to store the images. A few images are
+    sufficient.
+    """
     if images.dtype == np.uint8:
         return
     found, remedy = str(images.dtype), "map black to 0 and white to 255, round, and save as uint8"
@@ -75,7 +83,7 @@ def check_type(where: str, images: NDArray[np.generic]) -> None:
 
 
 def _as_bytes(kind: str, low: float, high: float) -> str | None:
-    """How levels of that range become uint8, where it tells."""
+    """Return how to convert levels of that range to uint8; None where the range does not tell."""
     if math.isnan(low):
         return "replace NaN, map black to 0 and white to 255, round, and save as uint8"
     if low < 0 or high > 255:
@@ -86,32 +94,43 @@ def _as_bytes(kind: str, low: float, high: float) -> str | None:
 
 
 def check_shape(where: Path, shape: tuple[int, ...], image_size: int) -> bool:
-    """Whether images of this shape have their channels last; raises InputError for neither order."""
+    """Return whether images of this shape have their channels last.
+
+    Raises InputError for a shape with the channels neither first nor last, and for images of
+    another size than `image_size`.
+    """
     first, last = (3, image_size, image_size), (image_size, image_size, 3)
     if len(shape) != 4 or shape[1:] not in (first, last):
         raise InputError(
-            f"{where}: images: expected shape (N, {', '.join(map(str, first))}) or (N, {', '.join(map(str, last))}), "
+            f"{where}: images: expected shape (N, {', '.join(map(str, first))}) or (N, "
+            f"{', '.join(map(str, last))}), "
             f"found {tuple(shape)}; data.image_size is {image_size}"
         )
     return shape[1:] == last
 
 
 def check_labels(where: Path, labels: NDArray[np.generic], n_images: int) -> Labels:
-    """`labels` as int64 (n_images,), checked to be 0 to n_classes - 1 with every class present."""
+    """Return `labels` as int64 (n_images,).
+
+    Raises InputError unless they are 0 to n_classes - 1 with every class present.
+    """
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"{where}: labels: expected whole numbers, found {labels.dtype}")
     if labels.shape != (n_images,):
         raise InputError(
-            f"{where}: labels: expected one for each of {n_images} images, found shape {labels.shape}"
+            f"{where}: labels: expected one for each of {n_images} images, "
+            f"found shape {labels.shape}"
         )
     if n_images == 0 or labels.min() < 0:
         raise InputError(
-            f"{where}: labels: expected 0 or more, found {labels.min() if n_images else 'no images at all'}"
+            f"{where}: labels: expected 0 or more, found "
+            f"{labels.min() if n_images else 'no images at all'}"
         )
     present = np.unique(labels)
     if present[-1] != len(present) - 1 or len(present) < 2:
         shown = ", ".join(map(str, present[:10])) + (", …" if len(present) > 10 else "")
         raise InputError(
-            f"{where}: labels: expected at least two classes numbered 0, 1, 2, … without gaps, found {shown}"
+            f"{where}: labels: expected at least two classes numbered 0, 1, 2, … without gaps, "
+            f"found {shown}"
         )
     return labels.astype(np.int64)

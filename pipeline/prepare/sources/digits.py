@@ -1,4 +1,7 @@
-"""`digits`: scikit-learn's 1,797 handwritten digits of 8x8 pixels and 17 grey levels (UCI), enlarged. Comes with the package."""
+"""Read the source `digits`: 1,797 handwritten digits (UCI), enlarged.
+
+The originals have 8x8 pixels and 17 grey levels. They are part of the package scikit-learn.
+"""
 
 import hashlib
 
@@ -10,7 +13,7 @@ from pipeline.prepare.sources.common import Images, Source, numbered
 
 
 def read(image_size: int) -> Source:
-    """All digits as grey images of `image_size`, in three equal channels."""
+    """Return all digits as grey images of `image_size`, in three equal channels."""
     pixels, labels = load_digits(return_X_y=True)
     labels = labels.astype(np.int64)
     grey = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)

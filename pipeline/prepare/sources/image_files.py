@@ -1,4 +1,4 @@
-"""One image file: what its header says, and its pixels as upright 8-bit RGB."""
+"""Read the header of one image file, and its pixels as upright 8-bit RGB."""
 
 import threading
 from collections.abc import Iterator
@@ -16,18 +16,20 @@ from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.prepare.sources.common import Images
 
-MAX_PIXELS = 2**26  # an image that would take more than 256 MiB is refused before it is decoded
+MAX_PIXELS = 2**26  # a larger image, of more than 256 MiB, is refused before it is decoded
 LARGE_PIXELS = 2**22  # such images are decoded one at a time
-# By ending and by content: of all that Pillow opens, some run programs (EPS), and some hide how many bits they hold (JPEG 2000).
+# Files are restricted by ending and by content. Of the formats that Pillow opens, some run programs
+# (EPS), and some hide their number of bits (JPEG 2000).
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF")
 ENDINGS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif"),
 }
-BACKGROUND = (255, 255, 255)  # takes the place of transparent pixels
+BACKGROUND = (255, 255, 255)  # replaces transparent pixels
 
 Depth = Literal["8 bits", "16-bit grey", "16-bit colour", "integers", "floats"]
-# The level of white where the header does not state it. Pillow keeps the upper 8 bits of 16-bit colour.
+# The level of white where the header does not state it. Pillow keeps only the upper 8 bits of
+# 16-bit colour.
 WHITES: dict[Depth, float] = {
     "16-bit grey": 65535,
     "16-bit colour": 255,
@@ -54,7 +56,7 @@ UPRIGHT = {
 GREY_STEPS = {
     "L;2": 85,
     "L;4": 17,
-}  # Pillow scales such pixels of a PNG, but not their transparent level
+}  # Pillow scales these pixels of a PNG, but not their transparent level
 # Tags of TIFF.
 SAMPLE_FORMAT, PHOTOMETRIC, BITS, COLORMAP, PLANES, CHANNELS, STATED_MAXIMA = (
     339,
@@ -70,10 +72,11 @@ _one_at_a_time = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """An image file by its header.
+    """An image file as described by its header.
 
-    `kind` is its format and mode. `white` is the level of white in grey images of more than 8 bits, where the header states it.
-    `orientation` is that of EXIF, 1 for upright. `notes` says in words what becomes of the pixels.
+    `kind` is its format and mode. `white` is the level of white in grey images of more than 8
+    bits, where the header states it. `orientation` is that of EXIF, and 1 means upright. `notes`
+    describe how the pixels are converted.
     """
 
     path: Path
@@ -87,9 +90,10 @@ class Picture:
 
 
 def examine(path: Path, image_size: int) -> Picture:
-    """Read the header of an image; its pixels only where a PNG has its EXIF after them.
+    """Read the header of an image.
 
-    Raises InputError for what is no image, for one of too many pixels and for one that can be understood in several ways.
+    Pixels are read only where a PNG has its EXIF after them. Raises InputError for a file that is
+    not an image, for an image of too many pixels, and for an image that is ambiguous.
     """
     with _opened(path) as image:
         depth = _depth(image)
@@ -109,16 +113,18 @@ def examine(path: Path, image_size: int) -> Picture:
 
 
 def levels(picture: Picture) -> tuple[float, float]:
-    """Return the lowest and the highest level of an image as stored; both are NaN where a pixel is."""
+    """Return the lowest and the highest stored level of an image; both are NaN if a pixel is."""
     with _decoding(picture) as image:
         pixels = np.asarray(image)
         return float(pixels.min()), float(pixels.max())
 
 
 def decode(picture: Picture, image_size: int, white: float | None) -> Images:
-    """Return the pixels as uint8 (3, image_size, image_size); `white` is the level that becomes 255, where there are more than 8 bits.
+    """Return the pixels as uint8 (3, image_size, image_size).
 
-    Raises InputError for damaged pixels, for levels outside of 0 to `white` and for an image that is transparent all over.
+    `white` is the level that becomes 255 in images of more than 8 bits. Raises InputError for
+    damaged pixels, for levels outside of 0 to `white`, and for an image that is completely
+    transparent.
     """
     with _decoding(picture) as image:
         if picture.depth not in ("8 bits", "16-bit colour"):
@@ -129,9 +135,8 @@ def decode(picture: Picture, image_size: int, white: float | None) -> Images:
             if image.has_transparency_data
             else image.convert("RGB")
         )
-        if picture.orientation in UPRIGHT and not picture.kind.startswith(
-            "TIFF"
-        ):  # Pillow turns a TIFF itself
+        # Pillow turns a TIFF itself.
+        if picture.orientation in UPRIGHT and not picture.kind.startswith("TIFF"):
             rgb = rgb.transpose(UPRIGHT[picture.orientation])
         fitted = ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.BICUBIC)
     return np.asarray(fitted).transpose(2, 0, 1)
@@ -139,19 +144,23 @@ def decode(picture: Picture, image_size: int, white: float | None) -> Images:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image whose header was read, of a size that can be decoded; whatever goes wrong inside becomes one line."""
+    """Yield an image whose header was read, and whose size can be decoded.
+
+    Raises InputError, with a message of one line, for any error inside the context.
+    """
     try:
         with Image.open(path, formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(
-                    f"{path}: expected at most {MAX_PIXELS:,} pixels, found {image.width} x {image.height}; make it smaller"
+                    f"{path}: expected at most {MAX_PIXELS:,} pixels, "
+                    f"found {image.width} x {image.height}; make it smaller"
                 )
             if image.mode == "L" and isinstance(key := image.info.get("transparency"), int):
                 image.info["transparency"] = key * GREY_STEPS.get(str(_layout(image)), 1)
             yield image
     except InputError:
         raise
-    except Exception as error:  # Pillow's decoders raise errors of every kind for damaged images
+    except Exception as error:  # Pillow's decoders raise many types of errors for damaged images
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{path}: not an image that can be read ({reason}); repair, convert or remove it"
@@ -174,7 +183,10 @@ def _formats() -> tuple[str, ...]:
 
 
 def _layout(image: Image.Image) -> Any:
-    """How the file packs its pixels, in Pillow's words; gone once they are decoded."""
+    """Return how the file packs its pixels, as Pillow describes it.
+
+    Pillow drops this description when the pixels are decoded. Then the result is None.
+    """
     tiles = getattr(image, "tile", None)
     return tiles[0].args if tiles else None
 
@@ -191,7 +203,7 @@ def _depth(image: Image.Image) -> Depth:
 
 
 def _maxval(image: Image.Image) -> int:
-    """The level of white that the header of a PGM or PPM states, where it takes scaling."""
+    """Return the level of white in the header of a PGM or PPM, if Pillow scales by it, else 0."""
     layout = _layout(image)
     return (
         int(layout[1])
@@ -201,15 +213,16 @@ def _maxval(image: Image.Image) -> int:
 
 
 def _stated_white(image: Image.Image, depth: Depth) -> float | None:
-    """The level of white that the header states and Pillow leaves in place; None where it does not.
+    """Return the level of white that the header states, after Pillow's own scaling.
 
-    65,535 in a PGM or PPM says no more than that there are 16 bits: programs write it for images of 12 bits, too. The largest level in a
-    TIFF is a statement where it is 2^n - 1, and what happened to be in the image where it is not.
+    The result is None where the header does not state it. 65,535 in a PGM or PPM says only that
+    there are 16 bits, because programs also write it for images of 12 bits. The largest level in a
+    TIFF is a statement only if it is 2^n - 1. Otherwise it is just the largest level of that image.
     """
     if depth == "8 bits":
         return None
     if _maxval(image) not in (0, 65535):
-        return WHITES[depth]  # Pillow has scaled it
+        return WHITES[depth]  # Pillow has scaled the levels
     if image.format != "TIFF" or depth not in ("16-bit grey", "integers"):
         return None
     if (bits := _tag(image, BITS)) not in (16, 32):
@@ -220,7 +233,7 @@ def _stated_white(image: Image.Image, depth: Depth) -> float | None:
 
 
 def _is_full_scale(level: Any) -> bool:
-    """Whether a level is the largest of 8 bits or more."""
+    """Return whether a level is the largest one of 8 bits or more, which is 2^n - 1."""
     return (
         isinstance(level, int | float)
         and level >= 255
@@ -230,48 +243,65 @@ def _is_full_scale(level: Any) -> bool:
 
 
 def _tag(image: Image.Image, tag: int) -> Any:
-    """The first value of a tag of a TIFF, None where it is not there."""
+    """Return the first value of a tag of a TIFF; None where the tag is missing."""
     value = getattr(image, "tag_v2", {}).get(tag)
     return value[0] if isinstance(value, tuple) and value else value
 
 
 def _obstacle(image: Image.Image, depth: Depth) -> str | None:
-    """Why an image cannot be read without a guess, and what to do."""
+    """Return why an image cannot be read without a guess, and what to do.
+
+    The result is None for an image that can be read.
+    """
     if image.mode not in MODES:
         return f"expected grey, palette, RGB or CMYK, found mode {image.mode}; save it as RGB"
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        return "expected one picture, found several (frames or pages); save the one that you mean as a file of its own"
+        return (
+            "expected one picture, found several (frames or pages); "
+            "save the one that you mean as a file of its own"
+        )
     if depth == "16-bit colour" and "transparency" in image.info:
-        return "16-bit colour with one colour that is transparent is not read here; save it with 8 bits a channel"
+        return (
+            "16-bit colour with one colour that is transparent is not read here; "
+            "save it with 8 bits a channel"
+        )
     if image.format != "TIFF":
         return None
     if _tag(image, SAMPLE_FORMAT) == 2 and image.mode == "L":
         return "expected levels from 0 to 255, found signed ones; save it as unsigned 8 bits"
     if _tag(image, PHOTOMETRIC) == 0 and depth != "8 bits":
-        return "a TIFF of more than 8 bits in which 0 is white is not read here; save it with 0 as black"
+        return (
+            "a TIFF of more than 8 bits in which 0 is white is not read here; "
+            "save it with 0 as black"
+        )
     if _tag(image, PLANES) == 2 and depth == "16-bit colour":
         return "16-bit colour in separate planes is not read here; save it with 8 bits a channel"
     if image.mode in ("P", "PA") and max(image.tag_v2[COLORMAP]) < 256:  # type: ignore[attr-defined]
-        return "expected a palette of 16-bit colours, as TIFF has them, found none above 255; save it as RGB"
+        return (
+            "expected a palette of 16-bit colours, as TIFF has them, found none above 255; "
+            "save it as RGB"
+        )
     return None
 
 
 def _orientation(path: Path, image: Image.Image) -> int:
-    """EXIF's orientation from 1 to 8; 1, as every viewer has it, where it cannot be read."""
+    """Return EXIF's orientation, from 1 to 8.
+
+    Where it cannot be read, the result is 1, as in every viewer.
+    """
     if image.format == "PNG" and _has_late_text(path):
         with _one_at_a_time:
             image.load()
     try:
-        found = Image.Image.getexif(image).get(
-            ExifTags.Base.Orientation, 1
-        )  # PNG's own method would decode the pixels
-    except Exception:  # as with decoders, errors of every kind
+        # Not `image.getexif`: PNG's own method would decode the pixels.
+        found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises many types of errors here, as its decoders do
         return 1
     return found if found in UPRIGHT else 1
 
 
 def _has_late_text(path: Path) -> bool:
-    """Whether a PNG has EXIF or text, which may be XMP, after its pixels."""
+    """Return whether a PNG has EXIF or text, which may be XMP, after its pixels."""
     with path.open("rb") as file:
         file.seek(8)
         decoded = False
@@ -284,7 +314,7 @@ def _has_late_text(path: Path) -> bool:
 
 
 def _notes(image: Image.Image, image_size: int, orientation: int) -> Iterator[str]:
-    """What becomes of an image's pixels besides their depth."""
+    """Yield the conversions of an image's pixels, except that of their depth."""
     if colours := MODES[image.mode]:
         yield f"images made RGB from {colours}"
     if image.has_transparency_data:
@@ -302,12 +332,16 @@ def _notes(image: Image.Image, image_size: int, orientation: int) -> Iterator[st
 
 
 def _grey(path: Path, image: Image.Image, white: float) -> Image.Image:
-    """8 bits of grey, with an alpha channel where a level is transparent."""
+    """Return 8 bits of grey, with an alpha channel where a level is transparent.
+
+    Raises InputError for levels outside of 0 to `white`.
+    """
     pixels: NDArray[Any] = np.asarray(image)
     low, high = pixels.min(), pixels.max()
-    if not (low >= 0 and high <= white):  # NaN is neither
+    if not (low >= 0 and high <= white):  # NaN fails both comparisons
         raise InputError(
-            f"{path}: expected levels from 0 to {white:,.0f}, found {low:,g} to {high:,g}; save it as 8 bits"
+            f"{path}: expected levels from 0 to {white:,.0f}, found {low:,g} to {high:,g}; "
+            "save it as 8 bits"
         )
     scaled = np.multiply(pixels, np.float32(255 / white), dtype=np.float32)
     grey = Image.fromarray(np.rint(scaled, out=scaled).astype(np.uint8))
@@ -319,12 +353,17 @@ def _grey(path: Path, image: Image.Image, white: float) -> Image.Image:
 
 
 def _on_background(path: Path, image: Image.Image) -> Image.Image:
-    """RGB in which BACKGROUND shows through as far as pixels are transparent; colours hidden under them do not appear."""
+    """Return RGB in which BACKGROUND shows through transparent pixels.
+
+    Colours that are hidden in transparent pixels do not appear. Raises InputError where every
+    pixel is transparent.
+    """
     whole = image.convert("LA") if image.mode == "La" else image
     rgba = whole if whole.mode == "RGBA" else whole.convert("RGBA")
     if rgba.getchannel("A").getextrema() == (0, 0):
         raise InputError(
-            f"{path}: expected a picture, found every pixel transparent; save it without its alpha channel"
+            f"{path}: expected a picture, found every pixel transparent; "
+            "save it without its alpha channel"
         )
     ground = Image.new("RGB", rgba.size, BACKGROUND)
     ground.paste(rgba, mask=rgba)

@@ -1,4 +1,7 @@
-"""`image_folder`: a folder for each class, images of any size and of the formats that `image_files` reads."""
+"""Read the source `image_folder`, which has a folder for each class.
+
+Images have any size, and any of the formats that `image_files` reads.
+"""
 
 import hashlib
 import math
@@ -18,10 +21,11 @@ from pipeline.prepare.sources import image_files
 from pipeline.prepare.sources.common import Images, Source, check_labels
 from pipeline.prepare.sources.image_files import ENDINGS, Picture
 
-MAX_BYTES = 2**28  # in one file
+MAX_BYTES = 2**28  # of one file
 MAX_DEPTH = 20
-MAX_ENDINGS = 10  # are named one by one
-# What systems and tools leave in folders, in lower case; hidden files and folders are skipped, too.
+MAX_ENDINGS = 10  # endings that get their own note
+# Systems and tools create these names in folders. They are in lower case here. Hidden files and
+# folders are skipped, too.
 SYSTEM = frozenset(
     [
         *(
@@ -71,13 +75,13 @@ NEEDED = "a folder with a subfolder of images for each class"
 
 @dataclass(kw_only=True)
 class _Found:
-    """What is in a folder; `notes` counts what is left out."""
+    """The contents of a folder; `notes` counts what is left out."""
 
     root: Path
     notes: Counter[str] = field(default_factory=Counter)
 
     def visible(self, folder: Path) -> list[Path]:
-        """What belongs to the user in a folder, sorted by name."""
+        """Return the entries of a folder that belong to the user, sorted by name."""
         entries = sorted(folder.iterdir())
         kept = [
             path
@@ -88,7 +92,11 @@ class _Found:
         return kept
 
     def images(self, folder: Path, depth: int) -> list[Path]:
-        """The images in `folder` and below, in a fixed order; raises InputError for links out of the root and for pipes."""
+        """Return the images in `folder` and below, in a fixed order.
+
+        Raises InputError for links to folders, links out of the root, pipes, files that are too
+        large, more than `depth` nested folders, and the parts of a data set.
+        """
         if folder.is_symlink():
             raise InputError(
                 f"{folder}: refused: a link to another folder; put the images themselves there"
@@ -99,21 +107,23 @@ class _Found:
         folders = [path for path in entries if path.is_dir()]
         if parts := _parts(folders):
             raise InputError(
-                f"{folder}: expected the images of one class, found {_listed(parts)}; keep the images of one part only"
+                f"{folder}: expected the images of one class, found {_listed(parts)}; "
+                "keep the images of one part only"
             )
         images = [path for path in entries if path not in folders and self._is_image(path)]
         return images + [path for inner in folders for path in self.images(inner, depth - 1)]
 
     def left_out(self, paths: Sequence[Path]) -> None:
-        """Count files by their ending."""
+        """Count files that are left out, by their ending."""
         for path in paths:
             ending = path.suffix.lower() or "no ending"
             self.notes[
-                f"files left out ({ending if ending.isprintable() and len(ending) <= 20 else 'other endings'})"
+                "files left out "
+                f"({ending if ending.isprintable() and len(ending) <= 20 else 'other endings'})"
             ] += 1
 
     def summary(self) -> dict[str, int]:
-        """The counts, with rare endings taken together."""
+        """Return the counts, with rare endings added up."""
         endings = [
             words for words, _ in self.notes.most_common() if words.startswith("files left out")
         ]
@@ -131,16 +141,20 @@ class _Found:
             )
         if limits.regular(path, "repair, convert or remove it") > MAX_BYTES:
             raise InputError(
-                f"{path}: expected at most {MAX_BYTES:,} bytes, found {path.stat().st_size:,}; make it smaller"
+                f"{path}: expected at most {MAX_BYTES:,} bytes, found {path.stat().st_size:,}; "
+                "make it smaller"
             )
         return True
 
 
 def read(root: Path, image_size: int) -> Source:
-    """The images below `root`; classes are its subfolders in alphabetical order, or in the order of their numbers.
+    """Return the images below `root`.
 
-    Images become upright 8-bit RGB, are cropped around the centre to a square and resized to `image_size`. Headers are read at once,
-    pixels when they are asked for. Links are followed to files inside `root` alone.
+    The classes are the subfolders in alphabetical order, or in the order of their numbers. Images
+    become upright 8-bit RGB. They are cropped around the centre to a square and resized to
+    `image_size`. Headers are read at once, and pixels when they are requested. Links are followed
+    only to files inside `root`. Raises InputError for another layout of folders, for classes
+    without images, and for images that are refused.
     """
     found = _Found(root=root)
     try:
@@ -157,7 +171,8 @@ def read(root: Path, image_size: int) -> Source:
                 if words.startswith("files")
             )
             raise InputError(
-                f"{folder}: expected images in the subfolder of each class ({', '.join(sorted(ENDINGS))}), found none"
+                f"{folder}: expected images in the subfolder of each class "
+                f"({', '.join(sorted(ENDINGS))}), found none"
                 + (
                     f" (in all folders: {others}); convert them"
                     if others
@@ -193,7 +208,10 @@ def read(root: Path, image_size: int) -> Source:
 
 
 def _class_folders(found: _Found) -> list[Path]:
-    """The folders of the classes; raises InputError where those of `root` are something else."""
+    """Return the folders of the classes.
+
+    Raises InputError where the folders in `root` are something else.
+    """
     root, entries = found.root, found.visible(found.root)
     folders = [path for path in entries if path.is_dir()]
     others = [path for path in entries if path not in folders]
@@ -205,7 +223,8 @@ def _class_folders(found: _Found) -> list[Path]:
             if path.suffix.lower() in (".csv", ".tsv", ".txt", ".json")
         ][:1]
         there = (
-            f" but {len(images)} images{''.join(tables)}; move each image into a folder named after its class"
+            f" but {len(images)} images{''.join(tables)}; "
+            "move each image into a folder named after its class"
             if images
             else ""
         )
@@ -219,7 +238,10 @@ def _class_folders(found: _Found) -> list[Path]:
 
 
 def _refuse_other_layouts(found: _Found, folders: list[Path]) -> None:
-    """Raise InputError for the parts of a data set and for a folder that holds all else; says which folder has the classes."""
+    """Raise InputError for the parts of a data set, and for a single folder that contains the rest.
+
+    The message names the folder that has the classes.
+    """
     goal, inside = found.root, folders
     for _ in range(MAX_DEPTH):
         parts = _parts(inside)
@@ -244,7 +266,11 @@ def _refuse_other_layouts(found: _Found, folders: list[Path]) -> None:
 
 
 def _parts(folders: Sequence[Path]) -> list[Path]:
-    """The folders named like parts of a data set, such as train and test, where there are several; the one to use comes first."""
+    """Return the folders that are named like parts of a data set, such as train and test.
+
+    The folder to use comes first. The result is empty unless several parts are there that belong
+    together.
+    """
     named = sorted(
         ((_part(folder.name), folder) for folder in folders),
         key=lambda pair: list(PARTS).index(pair[0]) if pair[0] else -1,
@@ -258,7 +284,10 @@ def _parts(folders: Sequence[Path]) -> list[Path]:
 
 
 def _part(name: str) -> str | None:
-    """The part of a data set that a folder's name stands for: `Training_set`, `train2017` and `train-images` are all `train`."""
+    """Return the part of a data set that a folder's name means; None for other names.
+
+    For example, `Training_set`, `train2017` and `train-images` all mean `train`.
+    """
     words = [word for word in re.split(r"[^a-z]+", name.lower()) if word not in FILLERS] or [
         name.lower()
     ]
@@ -278,20 +307,27 @@ def _listed(folders: Sequence[Path]) -> str:
 
 
 def _in_order(root: Path, folders: list[Path]) -> list[Path]:
-    """By number, where all names are whole numbers; alphabetical, as they come, otherwise."""
+    """Return the folders by number, if all names are whole numbers, else in the given order.
+
+    The given order is alphabetical. Raises InputError for names that mean the same number.
+    """
     if not all(re.fullmatch(r"-?[0-9]{1,200}", folder.name) for folder in folders):
         return folders
     by_number: dict[int, Path] = {}
     for folder in folders:
         if (other := by_number.setdefault(int(folder.name), folder)) != folder:
             raise InputError(
-                f"{root}: expected different numbers, found classes {other.name} and {folder.name}; rename or join them"
+                f"{root}: expected different numbers, found classes {other.name} and "
+                f"{folder.name}; rename or join them"
             )
     return [by_number[number] for number in sorted(by_number)]
 
 
 def _examined(paths: list[Path], image_size: int) -> list[Picture]:
-    """All headers; raises InputError for the first file that is refused, with the number of the others."""
+    """Return the headers of all images.
+
+    Raises InputError for the first file that is refused, with the number of the others.
+    """
 
     def attempt(path: Path) -> Picture | InputError:
         try:
@@ -308,10 +344,11 @@ def _examined(paths: list[Path], image_size: int) -> list[Picture]:
 
 
 def _whites(root: Path, pictures: list[Picture], notes: Counter[str]) -> dict[str, float]:
-    """The level of white of each kind of image that has more than 8 bits and does not state it.
+    """Return the level of white of each kind of image with more than 8 bits that does not state it.
 
-    It is the usual one where the levels of all such images together reach into its upper half. Raises InputError where they do not: the
-    same file can mean a dark picture of 16 bits or a bright one of 12.
+    It is the usual level if the brightest of these images reaches the upper half of its range.
+    Otherwise this raises InputError, because the same file can mean a dark picture of 16 bits or a
+    bright one of 12. Images of floats may be dark.
     """
     deep: dict[str, list[Picture]] = {}
     for picture in pictures:
@@ -338,12 +375,13 @@ def _white(root: Path, pictures: list[Picture], notes: Counter[str]) -> float:
     depth, low, high = pictures[0].depth, lows.min(), highs.max()
     white = image_files.WHITES[depth]
     least = 0 if depth == "floats" else math.ceil(white / 2)
-    if not (low >= 0 and least <= high <= white):  # NaN is neither
+    if not (low >= 0 and least <= high <= white):  # NaN fails both comparisons
         where = f"{root}: {len(pictures)} images of {depth}, the first is {pictures[0].path}"
         above = f", the brightest {least:,} or more" if least else ""
         remedy = "divide by the level of white, multiply by 255, round, and save as 8 bits"
         raise InputError(
-            f"{where}: expected levels from 0 to {white:,.0f}{above}, found {low:,g} to {high:,g}; {remedy}"
+            f"{where}: expected levels from 0 to {white:,.0f}{above}, "
+            f"found {low:,g} to {high:,g}; {remedy}"
         )
     if depth.startswith("16"):
         notes[
@@ -353,7 +391,10 @@ def _white(root: Path, pictures: list[Picture], notes: Counter[str]) -> float:
 
 
 def _count_copies(pictures: list[Picture], labels: list[int], notes: Counter[str]) -> None:
-    """Count files that are equal to the byte: the split may put one of them on each side."""
+    """Count files with identical bytes.
+
+    The split may put one of them on each side.
+    """
     classes: dict[str, set[int]] = {}
     for picture, label in zip(pictures, labels, strict=True):
         classes.setdefault(picture.sha256, set()).add(label)
@@ -364,6 +405,6 @@ def _count_copies(pictures: list[Picture], labels: list[int], notes: Counter[str
 
 
 def _folder_sha256(root: Path, pictures: list[Picture]) -> str:
-    """A SHA-256 over the names and contents of all images."""
+    """Return a SHA-256 over the names and contents of all images."""
     lines = [f"{picture.sha256}  {picture.path.relative_to(root)}\n" for picture in pictures]
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()

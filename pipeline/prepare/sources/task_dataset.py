@@ -1,8 +1,10 @@
-"""`task_dataset`: `Train.pt`, a `torch.save` of a whole `TaskDataset` object pickled under `__main__`.
+"""Read the source `task_dataset`: `Train.pt`, a saved `TaskDataset` object.
 
-The object has lists `ids`, `imgs` (PIL images) and `labels`, and a `transform`. A pickle can ask for any code to be run, so this one is
-not unpickled: `pickles` reads what it says, and neither PIL nor torchvision nor anything else that the file names is executed. Whatever a
-set of images does not need is refused.
+The file is a `torch.save` of the whole object, pickled under `__main__`. The object has lists
+`ids`, `imgs` (PIL images) and `labels`, and a `transform`. A pickle can ask for any code to be
+run, so this one is not unpickled. The module `pickles` only parses it. Neither PIL nor torchvision
+nor anything else that the file names is executed. Everything that a set of images does not need is
+refused.
 """
 
 import io
@@ -21,7 +23,8 @@ from pipeline.base.untrusted import limits, pickles
 from pipeline.prepare.sources.common import Images, Source, check_labels, numbered
 
 DATASET = "__main__.TaskDataset"
-IMAGE_MODULES = "PIL."  # PIL.Image.Image and the classes of opened files, such as PIL.PngImagePlugin.PngImageFile
+# PIL.Image.Image and the classes of opened files, such as PIL.PngImagePlugin.PngImageFile.
+IMAGE_MODULES = "PIL."
 TRANSFORM_MODULES = "torchvision.transforms."
 CHANNELS = {"RGB": 3, "L": 1}
 _SCALE, _ALPHA = (
@@ -32,15 +35,18 @@ REMEDIES = {
     **dict.fromkeys(("I", "F", "I;16", "I;16L", "I;16B", "I;16N"), _SCALE),
     **dict.fromkeys(("RGBA", "LA", "PA"), _ALPHA),
 }
-MAX_OPCODES = 20_000_000  # an image takes about 30: enough for 600,000; what a hostile file can allocate stays below 2 GiB
-# Plain values: containers, and bytes, which older pickles write as text to encode.
+# An image takes about 30 opcodes, so this is enough for 600,000 images. What a hostile file can
+# allocate stays below 2 GiB.
+MAX_OPCODES = 20_000_000
+# These are plain values: containers, and bytes, which older pickles write as text to encode.
 PLAIN_GLOBALS = {"collections.OrderedDict", "builtins.set", "__builtin__.set", "_codecs.encode"}
 
 
 def read(path: Path, image_size: int) -> Source:
-    """The images of a `Train.pt`, kept in memory as raw bytes; grey ones (mode L) become three equal channels.
+    """Return the images of a `Train.pt`, kept in memory as raw bytes.
 
-    Raises InputError for a file that is no such object, that names any other class, or whose images have another size or mode.
+    Grey images (mode L) become three equal channels. Raises InputError for a file that is no such
+    object, that names any other class, or whose images have another size or mode.
     """
     state = _load(path)
     lists = {name: state.get(name) for name in ("ids", "imgs", "labels")}
@@ -58,7 +64,8 @@ def read(path: Path, image_size: int) -> Source:
     ids = _whole_numbers(path, "ids", lists["ids"])
     if len(np.unique(ids)) != len(ids):
         raise InputError(
-            f"{path}: ids: expected every id once, found {len(ids) - len(np.unique(ids))} repetitions"
+            f"{path}: ids: expected every id once, found {len(ids) - len(np.unique(ids))} "
+            "repetitions"
         )
 
     notes = Counter(words for image in lists["imgs"] or [] for words in _notes(image))
@@ -82,7 +89,11 @@ def read(path: Path, image_size: int) -> Source:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The state of the pickled dataset; whatever is not a plain value stands there as a record."""
+    """Return the state of the pickled dataset.
+
+    Everything in it that is not a plain value is represented by a record. Raises InputError for a
+    file that cannot be read, or that contains something else.
+    """
     limits.regular(path, "set data.path to your Train.pt")
     try:
         with path.open("rb") as file:
@@ -122,7 +133,10 @@ def _kind(value: Any) -> str:
 
 
 def _checked_pixels(path: Path, row: int, image: Any, image_size: int) -> bytes:
-    """The raw bytes of one image: RGB, or grey levels alone."""
+    """Return the raw bytes of one image, either RGB or grey levels.
+
+    Raises InputError for another type, mode or size.
+    """
     state = (
         image.state
         if isinstance(image, pickles.Call) and image.name.startswith(IMAGE_MODULES)
@@ -142,17 +156,23 @@ def _checked_pixels(path: Path, row: int, image: Any, image_size: int) -> bytes:
         )
     if size not in ((image_size, image_size), [image_size, image_size]):
         raise InputError(
-            f"{path}: imgs[{row}]: expected {image_size} x {image_size} pixels, found {reprlib.repr(size)}; data.image_size is {image_size}"
+            f"{path}: imgs[{row}]: expected {image_size} x {image_size} pixels, "
+            f"found {reprlib.repr(size)}; data.image_size is {image_size}"
         )
     if not isinstance(data, bytes) or len(data) != image_size * image_size * CHANNELS[mode]:
         raise InputError(
-            f"{path}: imgs[{row}]: expected {image_size * image_size * CHANNELS[mode]} bytes of pixels; is the file whole?"
+            f"{path}: imgs[{row}]: expected {image_size * image_size * CHANNELS[mode]} bytes of "
+            "pixels; is the file whole?"
         )
     return data
 
 
 def _notes(image: pickles.Call) -> Iterator[str]:
-    """What is done to an image that was checked, or left undone: a dataset's own transform gets the pixels as they are stored, too."""
+    """Yield what is converted in a checked image, and what is ignored.
+
+    EXIF and transparent colours are ignored, because a dataset's own transform also gets the
+    pixels as they are stored.
+    """
     info, mode = image.state[:2]
     if mode == "L":
         yield "images made RGB from grey"
@@ -165,7 +185,8 @@ def _whole_numbers(path: Path, name: str, values: Any) -> np.ndarray[Any, np.dty
     if not all(_is_whole(value) for value in values):
         found = next(value for value in values if not _is_whole(value))
         raise InputError(
-            f"{path}: {name}: expected whole numbers of Python only, found {reprlib.repr(found)}; number them from 0"
+            f"{path}: {name}: expected whole numbers of Python only, found {reprlib.repr(found)}; "
+            "number them from 0"
         )
     return np.array(values, dtype=np.int64)
 

@@ -1,7 +1,8 @@
-"""`cifar10`, `cifar100`, `svhn`: the training parts of torchvision's data sets; their test parts stay untouched.
+"""Read the sources `cifar10`, `cifar100` and `svhn` by torchvision.
 
-References: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; Netzer et al., "Reading Digits in Natural Images
-with Unsupervised Feature Learning", 2011.
+Only their training parts are used, never their test parts. References: Krizhevsky, "Learning
+Multiple Layers of Features from Tiny Images", 2009; Netzer et al., "Reading Digits in Natural
+Images with Unsupervised Feature Learning", 2011.
 """
 
 import hashlib
@@ -23,7 +24,11 @@ FILES = {
 
 
 def read(name: str, root: Path, image_size: int) -> Source:
-    """The data set in the folder `root`, downloaded by torchvision when it is not there; torchvision checks its MD5."""
+    """Return the data set in the folder `root`.
+
+    If it is missing, torchvision downloads it. torchvision also checks its MD5. Raises InputError
+    where the download fails, and for images of another size than `image_size`.
+    """
     dataset = _open(name, root)
     images: Images = np.asarray(dataset.data)
     channels_last = check_shape(root, images.shape, image_size)
@@ -53,11 +58,12 @@ def _open(name: str, root: Path) -> Any:
     try:
         return constructor(root=root, download=False, **options)
     except RuntimeError:
-        pass  # torchvision's word for "not there, or with another MD5"
+        pass  # torchvision raises it where the data set is missing or has another MD5
     try:
         return constructor(root=root, download=True, **options)
     except (OSError, RuntimeError, HTTPException) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{root}: {name} is not there whole and could not be downloaded ({reason}); put {FILES[name]} there (a .tar.gz unpacked)"
+            f"{root}: {name} is not there whole and could not be downloaded ({reason}); "
+            f"put {FILES[name]} there (a .tar.gz unpacked)"
         ) from error

@@ -1,4 +1,7 @@
-"""HDF5 files that cannot be opened, read or examined although they are whole, each told from a damaged one."""
+"""HDF5 files that cannot be opened, read or examined although they are whole.
+
+Each is told apart from a damaged file.
+"""
 
 import errno
 import fcntl
@@ -104,7 +107,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def outcome(program, **environment):
-    """What a command prints that runs in a process of its own: its last line, which may be an error."""
+    """Return the last line, which may be an error, of a command in a process of its own."""
     text = f"""
 from pathlib import Path
 from pipeline.base import console, store
@@ -115,8 +118,11 @@ console.run(run)
 """
     done = subprocess.run(
         [sys.executable, "-c", text],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return (done.stderr or done.stdout.splitlines()[0]).strip()
 
@@ -175,7 +181,10 @@ def test_a_file_that_another_program_writes_is_locked(opened, path):
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(
             InputError,
-            match=f"^{path}: locked: another program has it open for writing; close it there and run this again$",
+            match=(
+                f"^{path}: locked: another program has it open for writing; close it there and "
+                "run this again$"
+            ),
         ):
             read()
     read()
@@ -183,7 +192,10 @@ def test_a_file_that_another_program_writes_is_locked(opened, path):
 
 @pytest.mark.parametrize("swmr", [False, True])
 def test_a_file_whose_writer_died_is_marked(opened, swmr):
-    text = f"import h5py, os; file = h5py.File('own.h5', 'r+', libver='latest'); file.swmr_mode = {swmr}; file.flush(); os._exit(0)"
+    text = (
+        "import h5py, os; file = h5py.File('own.h5', 'r+', libver='latest'); file.swmr_mode = "
+        f"{swmr}; file.flush(); os._exit(0)"
+    )
     subprocess.run(
         [sys.executable, "-c", text if swmr else text.replace("file.swmr_mode = False; ", "")],
         check=True,

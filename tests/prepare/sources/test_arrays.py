@@ -151,11 +151,13 @@ def test_missing_and_broken_files(data, tmp_path, write, name, message):
         ),
         (
             IMAGES.astype("u2") * 257,
-            "found uint16 from 0 to 65535; map black to 0 and white to 255, round, and save as uint8$",
+            "found uint16 from 0 to 65535; map black to 0 and white to 255, round, and save as "
+            "uint8$",
         ),
         (
             IMAGES / 127.5 - 1,
-            "found float64 from -1 to 1; map black to 0 and white to 255, round, and save as uint8$",
+            "found float64 from -1 to 1; map black to 0 and white to 255, round, and save as "
+            "uint8$",
         ),
         (
             np.where(IMAGES > 9, np.nan, 0.5),
@@ -195,7 +197,10 @@ def test_labels_beyond_63_bits_are_refused(data, tmp_path, write):
 def test_images_stored_as_0_and_1_are_refused(data, tmp_path, write):
     with pytest.raises(
         InputError,
-        match="images: expected levels from 0 to 255, found none above 1; scale them so that white is 255",
+        match=(
+            "images: expected levels from 0 to 255, found none above 1; scale them so that white "
+            "is 255"
+        ),
     ):
         write(data, tmp_path, images=IMAGES // 128, labels=LABELS)
 

@@ -1,4 +1,7 @@
-"""Pixels of every kind that a folder may hold: each gets its right value, or is refused with what to do."""
+"""Pixels of every kind that a folder may hold.
+
+Each gets its right value, or is refused with advice on what to do.
+"""
 
 import io
 import struct
@@ -18,7 +21,10 @@ RAMP = np.linspace(0, 1, SIZE * SIZE).reshape(SIZE, SIZE)  # black to white
 
 @pytest.fixture
 def read(settings, tmp_path):
-    """Reads files of class `cat` beside a bright RGB image of class `dog`; gives the source and the images of `cat` (n, 3, H, W)."""
+    """Reads files of class `cat` beside a bright RGB image of class `dog`.
+
+    Gives the source and the images of `cat` (n, 3, H, W).
+    """
     data = settings.data.model_copy(
         update={"source": "image_folder", "path": str(tmp_path), "image_size": SIZE}
     )
@@ -197,7 +203,10 @@ def test_colour_of_12_bits_in_16_is_refused(read, name):
     )
     with pytest.raises(
         InputError,
-        match="16-bit colour, .*: expected levels from 0 to 255, the brightest 128 or more, found 0 to 1[56];",
+        match=(
+            "16-bit colour, .*: expected levels from 0 to 255, the brightest 128 or more, found 0 "
+            "to 1[56];"
+        ),
     ):
         read(**{name: content})
 
@@ -410,13 +419,16 @@ def test_the_transparent_level_of_few_bits_is_found(read):
 def test_an_image_that_is_transparent_all_over_is_refused(read):
     with pytest.raises(
         InputError,
-        match="a.png: expected a picture, found every pixel transparent; save it without its alpha channel",
+        match=(
+            "a.png: expected a picture, found every pixel transparent; save it without its alpha "
+            "channel"
+        ),
     ):
         read(a_png=packed(Image.new("RGBA", (8, 8), (9, 9, 9, 0)), "PNG"))
 
 
 def corner(orientation):
-    """A photo with EXIF that, turned upright, is black in its upper left quarter; white otherwise."""
+    """A photo with EXIF that, turned upright, is black in its upper left quarter, else white."""
     upright = Image.new("RGB", (SIZE, SIZE), "white")
     upright.paste("black", (0, 0, SIZE // 2, SIZE // 2))
     back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[

@@ -61,7 +61,10 @@ def test_folders_without_classes_or_images(data, tmp_path, folder):
     (folder / "empty").mkdir()
     with pytest.raises(
         InputError,
-        match=r"empty: expected images in .*, found none \(in all folders: 1 files left out \(.txt\)\)",
+        match=(
+            r"empty: expected images in .*, found none \(in all folders: 1 files left out "
+            r"\(.txt\)\)"
+        ),
     ):
         sources.open_source(data)
 
@@ -154,7 +157,8 @@ def test_copies_are_counted(data, folder):
     notes = sources.open_source(data).notes
     assert (
         notes[
-            "images that are copies of others, so that training and validation images may be the same"
+            "images that are copies of others, so that training and validation images may be the "
+            "same"
         ]
         == 2
     )
@@ -223,11 +227,13 @@ def test_other_layouts_are_refused_with_the_path_to_set(data, folder, names, fou
     [
         (
             ["cat"],
-            r"found cat alone; make a folder for each class and move its images there \(below .*/cat\)",
+            r"found cat alone; make a folder for each class and move its images there \(below "
+            r".*/cat\)",
         ),
         (
             ["train", "test"],
-            r"found test and train, the parts of a data set; make a folder for each class and move its images there",
+            r"found test and train, the parts of a data set; make a folder for each class and "
+            r"move its images there",
         ),
         (
             ["cat/train", "cat/test", "dog/train", "dog/test"],
@@ -246,7 +252,10 @@ def test_images_with_a_table_of_labels_are_refused(data, folder):
     (folder / "cat" / "labels.csv").write_text("a.png,0")
     with pytest.raises(
         InputError,
-        match=r"no subfolder but 3 images and labels.csv; move each image into a folder named after its class",
+        match=(
+            r"no subfolder but 3 images and labels.csv; move each image into a folder named after "
+            r"its class"
+        ),
     ):
         sources.open_source(data.model_copy(update={"path": str(folder / "cat")}))
 

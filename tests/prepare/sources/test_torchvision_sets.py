@@ -66,7 +66,10 @@ def test_svhn_is_read_from_its_own_file(settings, tmp_path, monkeypatch, offline
 def test_without_a_network_the_missing_file_is_named(settings, tmp_path, offline, name, file):
     with pytest.raises(
         InputError,
-        match=rf"{name} is not there whole and could not be downloaded \(.*no network.*\); put {file}",
+        match=(
+            rf"{name} is not there whole and could not be downloaded \(.*no network.*\); put "
+            rf"{file}"
+        ),
     ):
         sources.open_source(of(settings, name, tmp_path))
 
