@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipeline.audit import lineage, records, sets, trained
+from pipeline.audit import adversarial_sets, clean_set, comparisons, lineage, records, trained
 from pipeline.audit.project import Project, Row, judged
 from pipeline.base import files
 from pipeline.base.errors import InputError
@@ -30,8 +30,8 @@ def audit(path: Path, device: torch.device) -> list[Row]:
         if only is None or only in stages[stage].outs:
             rows += _stage(project, stage)
     if only is None:
-        rows += _tried(records.threat_models(project), "threat models", "comparison")
-        rows += _tried(records.versions(project), "versions", "comparison")
+        rows += _tried(comparisons.threat_models(project), "threat models", "comparison")
+        rows += _tried(comparisons.versions(project), "versions", "comparison")
     return sorted(rows, key=lambda row: row.verdict == "FAILED")
 
 
@@ -120,8 +120,12 @@ def _check_of(project: Project, stage: str, path: str) -> Made | None:
     entry = project.stages[stage]
     if entry.outs[path].endswith(".dir"):
         if project.checkpoints(entry.outs):
-            return sets.refreshed_sets
-        return sets.adversarial_set if project.checkpoints(entry.deps) else sets.clean_set
+            return adversarial_sets.refreshed_sets
+        return (
+            adversarial_sets.adversarial_set
+            if project.checkpoints(entry.deps)
+            else clean_set.clean_set
+        )
     if project.checkpoints([path]):
         return trained.trained_model
     if path.endswith(".pt"):

@@ -1,22 +1,20 @@
 """Check `dvc.lock` against `dvc.yaml`, the disk, `params.yaml` and what the artefacts record.
 
-Nothing here is recomputed from images; `sets.py` and `trained.py` do that. Every check takes a
+Nothing here is recomputed from images; other modules of this folder do that. Every check takes a
 project and yields rows.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipeline import attacks
 from pipeline.audit import lineage
-from pipeline.audit.project import OWN, Project, Row, Verdict, judged
+from pipeline.audit.project import OWN, Project, Row, judged
 from pipeline.base import params, unfinished
 from pipeline.base.errors import discarding
-from pipeline.base.values import CLEAN, parse_level
+from pipeline.base.values import CLEAN
 
 CODE = "pipeline"  # the folder of the code
 # Dotted key of params.yaml, where else the parameter is recorded, and the value there.
@@ -222,119 +220,6 @@ def _held_by_metrics(path: str, metrics: Mapping[str, Any], recorded: Mapping[st
         for key, value in lineage.flatten(metrics.get("robust", {})).items()
     }
     return [(key, path, value) for key, value in found.items() if key in recorded]
-
-
-def threat_models(project: Project) -> Iterator[Row]:
-    """Compare the attacks that models were trained on with the attacks that judge them.
-
-    A row is a warning where no attack on the other side has the same eps.
-    """
-    trained, judges = _specs(project, "model"), _specs(project, "metrics")
-    for ours, others, verb in ((trained, judges, "judged by"), (judges, trained, "trained on")):
-        for name, spec in ours.items():
-            others_of_class = {
-                key: other for key, other in others.items() if other["attack"] == spec["attack"]
-            } or others
-            counterparts = ", ".join(
-                f"{key.rsplit('.', 1)[1]} {_in_words(other)}"
-                for key, other in others_of_class.items()
-            )
-            problem = _mismatch(spec, list(others_of_class.values()))
-            yield Row(
-                stage="threat models",
-                parameter=name,
-                value=f"{_in_words(spec)}; {verb} {counterparts or 'nothing'}{problem}",
-                where=str(params.FILE),
-                verdict="warning" if problem else "ok",
-            )
-
-
-def _specs(project: Project, makes: str) -> dict[str, dict[str, Any]]:
-    """Return the attacks among the parameters of stages that make models or metrics, by dotted key.
-
-    For models, only the attacks in a mix are returned.
-    """
-    specs: dict[str, dict[str, Any]] = {}
-    settings = project.settings
-    mixed = {name.split("-")[-1] for recipe in settings.finetuned.values() for name in recipe.mix}
-    unmixed = {f"attacks.{name}" for name in settings.attacks.keys() - mixed}
-    for stage in project.stages.values():
-        made = (
-            project.checkpoints(stage.outs)
-            if makes == "model"
-            else [path for path in stage.outs if path.endswith(".json")]
-        )
-        for key in stage.params:
-            prefix = key.removesuffix(".eps")
-            if (
-                made
-                and prefix != key
-                and f"{prefix}.attack" in stage.params
-                and prefix not in unmixed
-            ):
-                specs[prefix] = {
-                    part: stage.params[f"{prefix}.{part}"] for part in ("attack", "eps")
-                }
-    return dict(sorted(specs.items()))
-
-
-def _mismatch(spec: Mapping[str, Any], others: list[dict[str, Any]]) -> str:
-    if any(_fraction(spec["eps"]) == _fraction(other["eps"]) for other in others):
-        return (
-            ""
-            if any(_unit(spec["eps"]) == _unit(other["eps"]) for other in others)
-            else ": written in other units"
-        )
-    return ": another eps" if others else ""
-
-
-def _in_words(spec: Mapping[str, Any]) -> str:
-    eps = parse_level(spec["eps"])
-    stored = attacks.eps_levels(eps)
-    exact = abs(eps * 255 - stored) < 1e-6
-    return f"{spec['attack']} eps {spec['eps']}" + (
-        "" if exact else f" ({eps * 255:.4g}/255, stored as {stored}/255)"
-    )
-
-
-def _fraction(eps: object) -> float:
-    return round(parse_level(eps), 9)
-
-
-def _unit(eps: object) -> str:
-    return "fraction" if isinstance(eps, str) and "/" in eps else "decimal"
-
-
-def versions(project: Project) -> Iterator[Row]:
-    """Compare the library versions that sets and checkpoints record with those installed here."""
-    places: dict[tuple[str, str], list[str]] = {}
-    for stage in project.stages.values():
-        records = {path: project.images(path).attributes for path in project.sets(stage.outs)}
-        records |= {
-            path: project.checkpoint(path).provenance for path in project.checkpoints(stage.outs)
-        }
-        for path, attributes in records.items():
-            for key, value in attributes.items():
-                if key.startswith("versions."):
-                    places.setdefault((key.removeprefix("versions."), str(value)), []).append(path)
-    for (library, recorded), where in sorted(places.items()):
-        installed = _installed(library)
-        value = recorded if recorded == installed else f"{recorded}; installed here: {installed}"
-        verdict: Verdict = "ok" if recorded == installed else "warning"
-        yield Row(
-            stage="versions", parameter=library, value=value, where=_listed(where), verdict=verdict
-        )
-
-
-def _installed(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return "none"
-
-
-def _listed(paths: list[str]) -> str:
-    return ", ".join(paths[:2]) + (f" and {len(paths) - 2} more" if len(paths) > 2 else "")
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,8 @@ from ruamel.yaml import YAML
 
 from pipeline import __main__ as command
 from pipeline import networks
-from pipeline.audit import audit, lineage, project, records, sets, trained
+from pipeline.audit import audit, comparisons, lineage, project, samples, trained
+from pipeline.audit.adversarial_sets import adversarial_set
 from pipeline.base import console, files
 from pipeline.base.errors import InputError
 from pipeline.base.store import manifest
@@ -376,7 +377,7 @@ def test_a_set_that_another_attack_made_is_found_by_running_its_own_again(folder
 def test_on_a_gpu_a_few_values_may_differ_when_an_image_is_attacked_again(
     folder, monkeypatch, share, verdict
 ):
-    monkeypatch.setitem(sets.SAME, "cpu", sets.SAME["cuda"])
+    monkeypatch.setitem(samples.SAME, "cpu", samples.SAME["cuda"])
 
     def move(images):
         images[:, :, : int(share * images.shape[2])] ^= 1
@@ -385,7 +386,7 @@ def test_on_a_gpu_a_few_values_may_differ_when_an_image_is_attacked_again(
         spoil(folder, f"{PGD}/{shard}", "images", move, rehash=True)
     rows = {
         row.parameter: row
-        for row in sets.adversarial_set(project.Project(folder, CPU), "generate@clean-pgd", PGD)
+        for row in adversarial_set(project.Project(folder, CPU), "generate@clean-pgd", PGD)
     }
     assert rows["attacked again"].verdict == verdict
     assert (
@@ -528,7 +529,7 @@ def test_a_threat_that_only_a_set_of_another_model_trained_on_is_compared(twice)
         lambda params: params["finetuned"]["again"].update(mix={"clean": 0.5, "clean-pgd": 0.5}),
     )
     assert "attacks.pgd" in {
-        row.parameter for row in records.threat_models(project.Project(twice, CPU))
+        row.parameter for row in comparisons.threat_models(project.Project(twice, CPU))
     }
 
 
@@ -820,13 +821,13 @@ def test_threat_models_that_differ_are_a_warning(folder):
     pattern = rf"((?:{alone}|{beside_fgsm}) +attack: PGD\n +eps:) 32/255"
     text = re.sub(pattern, r"\1 0.03", (folder / "dvc.lock").read_text())
     replace(folder / "dvc.lock", lambda path: path.write_text(text))
-    rows = {row.parameter: row for row in records.threat_models(project.Project(folder, CPU))}
+    rows = {row.parameter: row for row in comparisons.threat_models(project.Project(folder, CPU))}
     assert rows["attacks.pgd"].verdict == "warning"
     assert (
         rows["attacks.pgd"].value
         == "PGD eps 0.03 (7.65/255, stored as 7/255); judged by pgd PGD eps 32/255: another eps"
     )
-    assert records._mismatch({"eps": "51/255"}, [{"eps": 0.2}]) == ": written in other units"
+    assert comparisons._mismatch({"eps": "51/255"}, [{"eps": 0.2}]) == ": written in other units"
 
 
 def test_what_another_kind_of_device_made_is_not_compared(folder):
@@ -837,9 +838,7 @@ def test_what_another_kind_of_device_made_is_not_compared(folder):
             return found
 
     elsewhere = Elsewhere(folder, CPU)
-    rows = {
-        row.parameter: row for row in sets.adversarial_set(elsewhere, "generate@clean-pgd", PGD)
-    }
+    rows = {row.parameter: row for row in adversarial_set(elsewhere, "generate@clean-pgd", PGD)}
     assert rows["attacked again"].verdict == "not comparable"
     assert rows["attacked again"].value == "made on cuda, this is cpu"
 

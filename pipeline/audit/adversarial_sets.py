@@ -1,0 +1,201 @@
+"""Check adversarial and refreshed sets by their images, not by what is written about them.
+
+All images of a set are read, shard by shard. Attacks run again on whole batches of a sample. Every
+check takes a project and yields rows.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline import attacks
+from pipeline.attacks.params import Attack
+from pipeline.audit import samples
+from pipeline.audit.project import Project, Row, judged
+from pipeline.audit.tally import CHUNK, Tally
+from pipeline.base import params, store
+from pipeline.base.errors import InputError
+from pipeline.base.values import Spread, greatest
+from pipeline.generate import generation
+
+
+def adversarial_set(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """Check that an adversarial set is its clean set, row by row, moved by at most eps.
+
+    The attack and the model must be those that the set names.
+    """
+    images, clean, inputs = (
+        project.images(path),
+        project.images(project.clean),
+        project.recorded[stage].deps,
+    )
+    (model,) = project.checkpoints(inputs)
+    spec = project.settings.attacks[str(images.attributes["attack"])]
+    expected = attacks.identity(
+        clean,
+        project.sha256(model),
+        str(images.attributes["attack"]),
+        spec,
+        project.settings.generate,
+    )
+    for key, what in (("clean.digest", project.clean), ("model.sha256", model)):
+        other = (
+            ""
+            if images.attributes[key] == expected[key]
+            else f"recorded {images.attributes[key]}, {what} has {expected[key]}"
+        )
+        yield judged(stage, f"made from {what}", other, f"SHA-256 {expected[key]}", path)
+    bounds = (
+        ""
+        if images.bounds == clean.bounds
+        else f"{len(images)} rows in {len(images.bounds)} shards, {project.clean} has {len(clean)}"
+    )
+    yield judged(
+        stage,
+        "rows",
+        bounds,
+        f"{len(images)}, none twice, none missing",
+        f"{path}, {project.clean}",
+        len(images),
+    )
+    if not bounds:
+        yield from _distances(stage, path, clean, images, spec)
+        yield from samples.checks(
+            project, stage, path, model, samples.sample_of(clean, images, project.settings)
+        )
+
+
+def _distances(
+    stage: str, path: str, clean: store.ImageSet, images: store.ImageSet, spec: Attack
+) -> Iterator[Row]:
+    """Compare all images with their clean originals."""
+    tally, levels = Tally(), attacks.eps_levels(greatest(spec.eps))
+    pairs = zip(clean.blocks(), images.blocks(), strict=True)
+    for number, ((start, _), (original, stored)) in enumerate(
+        zip(images.bounds, pairs, strict=True)
+    ):
+        _compare(tally, original, stored, spec, start, store.shard_name(number))
+    everywhere = f"{path} (all images)"
+    for what in ("labels", "ids", "split"):
+        yield judged(
+            stage, what, tally.problem(what), f"{tally.n} equal to the clean set's", everywhere
+        )
+    stated = f"{levels}/255 {'at most' if isinstance(spec.eps, Spread) else 'for every image'}"
+    yield judged(stage, "stated eps", tally.problem("stated eps"), stated, f"{path}, {params.FILE}")
+    problem = tally.problem("distance")
+    largest = f"{tally.largest}/255 at most, eps allows {levels}/255"
+    yield judged(
+        stage,
+        "distance",
+        f"{largest}: {problem}" if problem else "",
+        largest,
+        everywhere,
+        tally.largest,
+    )
+    for what, share in (
+        ("changed pixels", tally.changed / tally.n_pixels),
+        ("unchanged images", tally.unchanged_images / tally.n),
+    ):
+        yield judged(stage, what, "", f"{share:.2%}", everywhere, round(share, 6))
+    yield judged(
+        stage,
+        "fooled",
+        "",
+        f"{tally.fooled / tally.n:.2%} by the stored flags",
+        everywhere,
+        round(tally.fooled / tally.n, 6),
+    )
+
+
+def _compare(
+    tally: Tally, original: store.Block, stored: store.Block, spec: Attack, start: int, shard: str
+) -> None:
+    """Count one shard's rows."""
+    rows, ids = range(start, start + len(stored)), stored.ids
+    tally.n += len(stored)
+    for what in ("labels", "ids", "split"):
+        tally.blame(
+            what, original.datasets[what] != stored.datasets[what], rows, original.ids, shard
+        )
+    if stored.eps is None or stored.fooled is None:
+        raise InputError(f"{shard}: no eps or no fooled dataset; run `dvc repro`")
+    least, most = (
+        attacks.eps_levels(eps) / 255
+        for eps in (spec.eps.bounds if isinstance(spec.eps, Spread) else (spec.eps,) * 2)
+    )
+    tally.blame(
+        "stated eps", (stored.eps < least - 1e-6) | (stored.eps > most + 1e-6), rows, ids, shard
+    )
+    levels = np.round(np.minimum(stored.eps, most) * 255)
+    tally.fooled += int(stored.fooled.sum())
+    for part in generation.batches(len(stored), CHUNK):
+        a, b = original.images[part], stored.images[part]
+        moved = np.maximum(a, b) - np.minimum(a, b)
+        furthest = moved.max(axis=(1, 2, 3))
+        tally.n_pixels += moved.size
+        tally.changed += int(np.count_nonzero(moved))
+        tally.unchanged_images += int((furthest == 0).sum())
+        tally.largest = max(tally.largest, int(furthest.max()))
+        tally.blame("distance", furthest > levels[part], rows[part], ids[part], shard)
+
+
+def refreshed_sets(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """Check that refreshed sets are cached sets whose training rows moved further within eps.
+
+    `fooled` describes the model that the stage produced.
+    """
+    entry, clean = project.recorded[stage], project.images(project.clean)
+    (model,) = project.checkpoints(entry.outs)
+    cached = project.adversarial(entry.deps)
+    for name, source in project.refreshed(path).items():
+        images, origin, attacked = (
+            project.images(source),
+            project.images(cached[name]),
+            project.attacked(cached[name]),
+        )
+        spec = project.settings.attacks[str(origin.attributes["attack"])]
+        made_with = {
+            "cached.digest": (cached[name], origin.digest),
+            "cached.model.sha256": (attacked, project.sha256(attacked)),
+            "model.sha256": (model, project.sha256(model)),
+        }
+        for key, (what, value) in made_with.items():
+            other = (
+                ""
+                if images.attributes[key] == value
+                else f"recorded {images.attributes[key]}, {what} has {value}"
+            )
+            yield judged(stage, f"{source} made with {what}", other, f"SHA-256 {value}", source)
+        bounds = (
+            ""
+            if images.bounds == clean.bounds
+            else f"{len(images)} rows, {project.clean} has {len(clean)}"
+        )
+        yield judged(
+            stage,
+            f"{source} rows",
+            bounds,
+            f"{len(images)}, none twice, none missing",
+            f"{source}, {project.clean}",
+            len(images),
+        )
+        if not bounds:
+            for row in _distances(stage, source, clean, images, spec):
+                yield dataclasses.replace(row, parameter=f"{source} {row.parameter}")
+            pairs = zip(images.blocks(), origin.blocks(), strict=True)
+            moved = sum(
+                int((a.images != b.images).any((1, 2, 3))[a.split == 1].sum()) for a, b in pairs
+            )
+            problem = f"{moved} of them differ from {cached[name]}" if moved else ""
+            yield judged(
+                stage,
+                f"{source} validation rows",
+                problem,
+                "as in the cached set",
+                f"{source}, {cached[name]}",
+            )
+            row = samples.fooled_again(
+                project, stage, source, model, samples.sample_of(clean, images, project.settings)
+            )
+            yield dataclasses.replace(row, parameter=f"{source} {row.parameter}")

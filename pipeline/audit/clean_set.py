@@ -1,0 +1,131 @@
+"""Check the clean image set against its source, image by image."""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.audit.project import Project, Row, Verdict, judged
+from pipeline.audit.tally import CHUNK, Tally
+from pipeline.base import store
+from pipeline.generate import generation
+from pipeline.prepare import preparation, sources
+
+
+def clean_set(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """Check that the clean set holds exactly the images that `data` chooses from its source.
+
+    Each image occurs once, with the split that `data` gives.
+    """
+    images, rows, data = project.images(path), project.rows(path), project.settings.data
+    where = f"{path} (all images)"
+    yield Row(
+        stage=stage,
+        parameter="content",
+        value=f"SHA-256 {images.digest}",
+        where=path,
+        verdict="ok",
+        number=len(rows.ids),
+    )
+    repeated = len(rows.ids) - len(np.unique(rows.ids))
+    yield judged(
+        stage,
+        "ids",
+        f"{repeated} rows repeat an id" if repeated else "",
+        f"{len(rows.ids)} different ids",
+        where,
+    )
+    moved = preparation.split_rows(rows.labels, data) != rows.split
+    fault = (
+        f"{moved.sum()} rows, the first is row {moved.argmax()} (id {rows.ids[moved.argmax()]})"
+        if moved.any()
+        else ""
+    )
+    yield judged(
+        stage,
+        "split",
+        fault,
+        f"{(rows.split == 1).sum()} validation rows, stratified",
+        f"{path}, data.seed, data.n_val",
+    )
+    yield judged(
+        stage,
+        "shards",
+        _wrong_shards(images, project.settings.store.shard_rows),
+        f"{len(images.bounds)}",
+        path,
+    )
+    yield from _leaks(project, stage, path)
+    yield from _against_source(project, stage, path)
+
+
+def _wrong_shards(images: store.ImageSet, shard_rows: int) -> str:
+    same = images.bounds == store.shard_bounds(len(images), shard_rows)
+    return "" if same else f"expected shards of {shard_rows} rows, found {images.bounds[0][1]}"
+
+
+def _leaks(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """Yield a row that is a warning where an identical image is on both sides of the split."""
+    sides: tuple[list[NDArray[np.uint64]], list[NDArray[np.uint64]]] = ([], [])
+    for block in project.images(path).blocks():
+        digests = b"".join(
+            hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in block.images
+        )
+        for side, found in enumerate(sides):
+            found.append(np.frombuffer(digests, dtype=np.uint64)[block.split == side])
+    shared = len(np.intersect1d(np.concatenate(sides[0]), np.concatenate(sides[1])))
+    value = f"{shared} different images"
+    verdict: Verdict = "warning" if shared else "ok"
+    yield Row(
+        stage=stage,
+        parameter="images in both splits",
+        value=value,
+        where=f"{path} (all images)",
+        verdict=verdict,
+        number=shared,
+    )
+
+
+def _against_source(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """Compare images, labels and ids with the raw data, which is read and chosen again."""
+    images, data = project.images(path), project.settings.data
+    source = sources.open_source(data.model_copy(update={"path": str(project.root / data.path)}))
+    chosen, tally, where = (
+        preparation.choose_rows(source.labels, data),
+        Tally(),
+        f"{path}, {data.path}",
+    )
+    recorded = images.attributes["source.sha256"]
+    changed = (
+        ""
+        if recorded == source.sha256
+        else f"recorded SHA-256 {recorded}, raw data: {source.sha256}"
+    )
+    yield judged(stage, "raw data", changed, f"SHA-256 {source.sha256}", where)
+    missing = (
+        "" if len(chosen) == len(images) else f"{len(images)} rows, the raw data give {len(chosen)}"
+    )
+    yield judged(stage, "rows", missing, f"{len(images)}", where, len(images))
+    if missing:
+        return
+    for number, ((start, stop), block) in enumerate(
+        zip(images.bounds, images.blocks(), strict=True)
+    ):
+        picked, rows, shard = chosen[start:stop], range(start, stop), store.shard_name(number)
+        tally.n += len(block)
+        tally.blame(
+            "labels of the raw data", source.labels[picked] != block.labels, rows, block.ids, shard
+        )
+        tally.blame("ids of the raw data", source.ids[picked] != block.ids, rows, block.ids, shard)
+        for part in generation.batches(len(block), CHUNK):
+            differing = (source.read(picked[part]) != block.images[part]).any(axis=(1, 2, 3))
+            tally.blame("images of the raw data", differing, rows[part], block.ids[part], shard)
+    for what in ("images", "labels", "ids"):
+        yield judged(
+            stage,
+            f"{what} of the raw data",
+            tally.problem(f"{what} of the raw data"),
+            f"{tally.n} equal",
+            where,
+        )
