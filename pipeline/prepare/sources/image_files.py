@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from pipeline.base import files
 from pipeline.base.errors import InputError
+from pipeline.prepare.sources import image_headers
 from pipeline.prepare.sources.common import Images
 
 MAX_PIXELS = 2**26  # a larger image, of more than 256 MiB, is refused before it is decoded
@@ -27,23 +28,6 @@ ENDINGS = {
 }
 BACKGROUND = (255, 255, 255)  # replaces transparent pixels
 
-Depth = Literal["8 bits", "16-bit grey", "16-bit colour", "integers", "floats"]
-# The level of white where the header does not state it. Pillow keeps only the upper 8 bits of
-# 16-bit colour.
-WHITES: dict[Depth, float] = {
-    "16-bit grey": 65535,
-    "16-bit colour": 255,
-    "integers": 255,
-    "floats": 1,
-}
-MODES = {
-    **dict.fromkeys(("1",), "black and white"),
-    **dict.fromkeys(("L", "LA", "La", "I;16", "I;16B", "I", "F"), "grey"),
-    **dict.fromkeys(("P", "PA"), "a palette"),
-    **dict.fromkeys(("RGB", "RGBA", "RGBa", "RGBX"), ""),
-    **dict.fromkeys(("CMYK",), "CMYK, without a colour profile"),
-    **dict.fromkeys(("YCbCr",), "YCbCr"),
-}
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,16 +41,6 @@ GREY_STEPS = {
     "L;2": 85,
     "L;4": 17,
 }  # Pillow scales these pixels of a PNG, but not their transparent level
-# Tags of TIFF.
-SAMPLE_FORMAT, PHOTOMETRIC, BITS, COLORMAP, PLANES, CHANNELS, STATED_MAXIMA = (
-    339,
-    262,
-    258,
-    320,
-    284,
-    277,
-    (341, 281),
-)
 _one_at_a_time = threading.Lock()
 
 
@@ -83,7 +57,7 @@ class Picture:
     sha256: str
     kind: str
     n_pixels: int
-    depth: Depth
+    depth: image_headers.Depth
     white: float | None
     orientation: int
     notes: tuple[str, ...]
@@ -96,8 +70,8 @@ def examine(path: Path, image_size: int) -> Picture:
     not an image, for an image of too many pixels, and for an image that is ambiguous.
     """
     with _opened(path) as image:
-        depth = _depth(image)
-        if obstacle := _obstacle(image, depth):
+        depth = image_headers.depth_of(image)
+        if obstacle := image_headers.obstacle_of(image, depth):
             raise InputError(f"{path}: {obstacle}")
         orientation = _orientation(path, image)
         return Picture(
@@ -106,7 +80,7 @@ def examine(path: Path, image_size: int) -> Picture:
             kind=f"{image.format} {image.mode}",
             n_pixels=image.width * image.height,
             depth=depth,
-            white=_stated_white(image, depth),
+            white=image_headers.stated_white_of(image, depth),
             orientation=orientation,
             notes=tuple(_notes(image, image_size, orientation)),
         )
@@ -156,7 +130,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                     f"found {image.width} x {image.height}; make it smaller"
                 )
             if image.mode == "L" and isinstance(key := image.info.get("transparency"), int):
-                image.info["transparency"] = key * GREY_STEPS.get(str(_layout(image)), 1)
+                image.info["transparency"] = key * GREY_STEPS.get(
+                    str(image_headers.layout_of(image)), 1
+                )
             yield image
     except InputError:
         raise
@@ -180,108 +156,6 @@ def _decoding(picture: Picture) -> Iterator[Image.Image]:
 def _formats() -> tuple[str, ...]:
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _layout(image: Image.Image) -> Any:
-    """Return how the file packs its pixels, as Pillow describes it.
-
-    Pillow drops this description when the pixels are decoded. Then the result is None.
-    """
-    tiles = getattr(image, "tile", None)
-    return tiles[0].args if tiles else None
-
-
-def _depth(image: Image.Image) -> Depth:
-    if image.mode == "F":
-        return "floats"
-    if image.mode == "I" and image.format != "PPM":
-        return "integers"
-    if image.mode.startswith("I"):
-        return "16-bit grey"
-    deep = ";16" in str(_layout(image)) or _maxval(image) > 255 or (_tag(image, BITS) or 0) > 8
-    return "16-bit colour" if deep else "8 bits"
-
-
-def _maxval(image: Image.Image) -> int:
-    """Return the level of white in the header of a PGM or PPM, if Pillow scales by it, else 0."""
-    layout = _layout(image)
-    return (
-        int(layout[1])
-        if image.format == "PPM" and isinstance(layout, tuple) and image.mode != "F"
-        else 0
-    )
-
-
-def _stated_white(image: Image.Image, depth: Depth) -> float | None:
-    """Return the level of white that the header states, after Pillow's own scaling.
-
-    The result is None where the header does not state it. 65,535 in a PGM or PPM says only that
-    there are 16 bits, because programs also write it for images of 12 bits. The largest level in a
-    TIFF is a statement only if it is 2^n - 1. Otherwise it is just the largest level of that image.
-    """
-    if depth == "8 bits":
-        return None
-    if _maxval(image) not in (0, 65535):
-        return WHITES[depth]  # Pillow has scaled the levels
-    if image.format != "TIFF" or depth not in ("16-bit grey", "integers"):
-        return None
-    if (bits := _tag(image, BITS)) not in (16, 32):
-        return float(2**bits - 1)
-    return next(
-        (float(value) for tag in STATED_MAXIMA if _is_full_scale(value := _tag(image, tag))), None
-    )
-
-
-def _is_full_scale(level: Any) -> bool:
-    """Return whether a level is the largest one of 8 bits or more, which is 2^n - 1."""
-    return (
-        isinstance(level, int | float)
-        and level >= 255
-        and float(level).is_integer()
-        and not int(level) & int(level) + 1
-    )
-
-
-def _tag(image: Image.Image, tag: int) -> Any:
-    """Return the first value of a tag of a TIFF; None where the tag is missing."""
-    value = getattr(image, "tag_v2", {}).get(tag)
-    return value[0] if isinstance(value, tuple) and value else value
-
-
-def _obstacle(image: Image.Image, depth: Depth) -> str | None:
-    """Return why an image cannot be read without a guess, and what to do.
-
-    The result is None for an image that can be read.
-    """
-    if image.mode not in MODES:
-        return f"expected grey, palette, RGB or CMYK, found mode {image.mode}; save it as RGB"
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        return (
-            "expected one picture, found several (frames or pages); "
-            "save the one that you mean as a file of its own"
-        )
-    if depth == "16-bit colour" and "transparency" in image.info:
-        return (
-            "16-bit colour with one colour that is transparent is not read here; "
-            "save it with 8 bits a channel"
-        )
-    if image.format != "TIFF":
-        return None
-    if _tag(image, SAMPLE_FORMAT) == 2 and image.mode == "L":
-        return "expected levels from 0 to 255, found signed ones; save it as unsigned 8 bits"
-    if _tag(image, PHOTOMETRIC) == 0 and depth != "8 bits":
-        return (
-            "a TIFF of more than 8 bits in which 0 is white is not read here; "
-            "save it with 0 as black"
-        )
-    if _tag(image, PLANES) == 2 and depth == "16-bit colour":
-        return "16-bit colour in separate planes is not read here; save it with 8 bits a channel"
-    if image.mode in ("P", "PA") and max(image.tag_v2[COLORMAP]) < 256:  # type: ignore[attr-defined]
-        return (
-            "expected a palette of 16-bit colours, as TIFF has them, found none above 255; "
-            "save it as RGB"
-        )
-    return None
 
 
 def _orientation(path: Path, image: Image.Image) -> int:
@@ -315,7 +189,7 @@ def _has_late_text(path: Path) -> bool:
 
 def _notes(image: Image.Image, image_size: int, orientation: int) -> Iterator[str]:
     """Yield the conversions of an image's pixels, except that of their depth."""
-    if colours := MODES[image.mode]:
+    if colours := image_headers.MODES[image.mode]:
         yield f"images made RGB from {colours}"
     if image.has_transparency_data:
         yield "images with transparency put on white"
@@ -323,7 +197,7 @@ def _notes(image: Image.Image, image_size: int, orientation: int) -> Iterator[st
         yield "images turned upright as their EXIF says"
     if image.format == "MPO":
         yield "images with further pictures in the file, of which the first is taken"
-    if (_tag(image, CHANNELS) or 0) > len(image.getbands()):
+    if (image_headers.tag_of(image, image_headers.CHANNELS) or 0) > len(image.getbands()):
         yield "images with more channels than these, which are left out"
     if image.width != image.height:
         yield "images cut to the largest square in the middle"

@@ -6,7 +6,7 @@ from PIL import Image
 
 from pipeline.base.errors import InputError
 from pipeline.prepare import sources
-from pipeline.prepare.sources import image_files, image_folder
+from pipeline.prepare.sources import folder_layout, image_files
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_many_endings_are_counted_together(data, folder):
         for words, count in sources.open_source(data).notes.items()
         if words.startswith("files")
     }
-    assert len(notes) <= image_folder.MAX_ENDINGS + 1
+    assert len(notes) <= folder_layout.MAX_ENDINGS + 1
     assert sum(notes.values()) == 61
     assert all(words.isprintable() for words in notes)
 
