@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help repro results audit discard preset clean-partial soak test check bench growth fuzz search-table lock setup
+.PHONY: help repro results audit discard preset clean-partial soak test test-fast check bench growth fuzz search-table lock setup
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ soak: $(READY)  ## kill a tiny pipeline 200 times, refuse its writes, cut its fi
 
 test: $(READY)  ## run every test
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(READY)  ## the tests of a minute: those not marked slow
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 check: $(READY)  ## lint, formatting, types
 	@$(BIN)/ruff check .

@@ -23,6 +23,33 @@ hypothesis.settings.register_profile("project", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("project")
 
 
+# They run whole pipelines, train ResNets or read thousands of damaged files.
+SLOW = (
+    "test_main.py",
+    "test_pipeline.py",
+    "test_place.py",
+    "test_presets.py",
+    "test_bad_bytes.py",
+    "test_discard.py",
+    "audit/",
+    "evaluate/test_diagnostics.py",
+    "evaluate/test_ensemble.py",
+    "faults/",
+    "fuzz/",
+    "generate/",
+    "networks/",
+    "attacks/",
+    "train/test_loop.py",
+    "harden/",
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if str(item.path.relative_to(ROOT / "tests")).startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread_each():
     """Tests run side by side; threads of one torch would only get in another's way."""

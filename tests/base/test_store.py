@@ -234,7 +234,7 @@ def test_a_new_set_replaces_the_old_one(clean, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"chunks": (8, 3, 32, 32)}, {"compression": "gzip", "chunks": (8, 3, 32, 32)}]
+    "options", [{"chunks": (8, 3, 16, 16)}, {"compression": "gzip", "chunks": (8, 3, 16, 16)}]
 )
 def test_shards_with_chunks_or_compression_are_refused(clean, block, options):
     with h5py.File(clean.path / "00000.h5", "r+") as file:
@@ -242,7 +242,7 @@ def test_shards_with_chunks_or_compression_are_refused(clean, block, options):
         file.create_dataset("images", data=block.images[:16], **options)
     renew_manifest(clean.path)
     message = (
-        r"00000.h5: images: expected one contiguous array, found chunks of \(8, 3, 32, 32\); run "
+        r"00000.h5: images: expected one contiguous array, found chunks of \(8, 3, 16, 16\); run "
         r"`python -m pipeline discard"
     )
     with pytest.raises(InputError, match=message):
@@ -265,7 +265,7 @@ def test_a_shard_of_a_compact_layout_is_refused(clean, block):
 def test_sets_are_read_by_columns_and_by_mapping_their_images(clean, block):
     assert (clean.column("labels") == block.labels).all()
     assert (clean.training_column("ids") == block.ids[block.split == 0]).all()
-    assert clean.image_shape == (3, 32, 32)
+    assert clean.image_shape == (3, 16, 16)
     shards = clean.map_images()
     assert list(map(len, shards)) == [16, 16, 8]
     assert (np.concatenate(shards) == block.images).all()

@@ -21,7 +21,7 @@ def test_a_found_keeps_its_words_apart(tmp_path, network, settings):
     }
     curves = Curves(threat="pgd", n_eval=4, eps=[8 / 255, 1.0], steps=[1, 4], restarts=2, queries=3)
     grid = Grid(n_eval=5, eps=[4 / 255, 8 / 255], alphas=["eps/2", 2 / 255], steps=[1, 2])
-    ensemble = Ensemble(members="all", eps=8 / 255, n_eval=5, iterations=2, targets=3)
+    ensemble = Ensemble(members="all", n_eval=5, iterations=2, targets=3)
     changes = {
         "n_eval": 6,
         "threats": threats,
