@@ -27,7 +27,7 @@ from pipeline.base.untrusted import hdf5, limits
 from pipeline.base.values import parse_level
 from pipeline.prepare import sources
 from pipeline.prepare.params import Hdf5
-from pipeline.prepare.sources import image_folder
+from pipeline.prepare.sources import folder_layout, image_folder
 from tests import samples
 from tests.conftest import make_block, renew_manifest, write_set
 
@@ -449,7 +449,7 @@ def test_what_else_may_lie_in_an_image_folder(opened, folder, monkeypatch):
     ):
         opened("image_folder", "images")
     with monkeypatch.context() as patch:
-        patch.setattr(image_folder, "MAX_BYTES", 10)
+        patch.setattr(folder_layout, "MAX_BYTES", 10)
         with pytest.raises(InputError, match=r"a.png: expected at most 10 bytes, found"):
             opened("image_folder", "images")
     (folder / "cat" / "more").mkdir()
@@ -597,8 +597,8 @@ def test_pickles(opened, tmp_path, pickled, message):
     ("text", "message"),
     [
         (
-            "a: &x 1\nb: *x\n",
-            r"params.yaml:2: expected every value written out, found a reference to \*x",
+            "a: &x [1]\nb: &y [*x]\n",
+            r"params.yaml:2: expected single values in what an anchor marks, found \*x",
         ),
         (
             "a: " + "[" * 30 + "]" * 30,

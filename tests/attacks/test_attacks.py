@@ -190,34 +190,25 @@ def test_losses_that_compare_more_classes_than_there_are_are_refused(name, value
 
 
 @pytest.mark.parametrize(
-    ("stage", "command", "arguments"),
+    ("stage", "arguments", "key"),
     [
-        ("train", "train_clean", "--out o --history h"),
-        ("generate", "generate", "--model m --attack pgd --out o"),
-        ("evaluate", "evaluate", "--model m --stored s --metrics o --plots p"),
+        ("generate", "--model m --attack x --out o", "attacks.x"),
+        ("evaluate", "--model m --stored s --metrics o --plots p", "evaluate.threats.x"),
     ],
 )
-@pytest.mark.parametrize("section", ["attacks", "evaluate.threats"])
 def test_stages_refuse_too_few_classes_before_any_work(
-    stage, command, arguments, section, raw_params, tmp_path, monkeypatch
+    stage, arguments, key, raw_params, tmp_path, monkeypatch
 ):
     write_set(tmp_path / "clean", make_block(20, n_classes=2), class_names='["a", "b"]')
-    parent = raw_params["attacks"] if section == "attacks" else raw_params["evaluate"]["threats"]
-    parent["x"] = {
-        **samples.attack_entry("APGD"),
-        "loss": "dlr",
-        **({} if section == "attacks" else {"restarts": 1}),
-    }
+    entry = {**samples.attack_entry("APGD"), "loss": "dlr"}
+    raw_params["attacks"]["x"] = entry
+    raw_params["evaluate"]["threats"]["x"] = {**entry, "restarts": 1}
     YAML().dump(raw_params, tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [stage, "--clean", "clean", *arguments.split()])
-    with pytest.raises(
-        InputError,
-        match=(
-            f"^{section}.x: expected at least 3 classes, which the loss of APGD compares, found 2"
-        ),
-    ):
-        getattr(importlib.import_module(f"pipeline.{stage}.__main__"), command)()
+    message = f"^{key}: expected at least 3 classes, which the loss of APGD compares, found 2"
+    with pytest.raises(InputError, match=message):
+        getattr(importlib.import_module(f"pipeline.{stage}.__main__"), stage)()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "params.yaml"]
 
 

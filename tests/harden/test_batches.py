@@ -51,7 +51,7 @@ def clean_batches():
 
 def made(recipe, network, *, fixed=False, number=0):
     batches = online_batches.OnlineBatches(
-        clean_batches(), recipe, moving_target.Target(network, 32, torch.float32), fixed=fixed
+        clean_batches(), recipe, moving_target.Target(network, 16, torch.float32), fixed=fixed
     )
     return batches, list(batches.epoch(number))
 
@@ -174,7 +174,7 @@ def test_attacks_follow_the_network_as_it_trains_unless_another_one_is_named(set
         network = models.resnet18(num_classes=3)
         recipe = online(settings, random_start=False)
         batches = online_batches.OnlineBatches(
-            clean_batches(), recipe, moving_target.Target(network, 32, torch.float32), fixed=fixed
+            clean_batches(), recipe, moving_target.Target(network, 16, torch.float32), fixed=fixed
         )
         before = next(batches.epoch(0))[0]
         with torch.no_grad():
