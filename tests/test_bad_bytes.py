@@ -27,7 +27,7 @@ from pipeline.base.untrusted import hdf5, limits
 from pipeline.base.values import parse_level
 from pipeline.prepare import sources
 from pipeline.prepare.params import Hdf5
-from pipeline.prepare.sources import folder_layout, image_folder
+from pipeline.prepare.sources import folder_layout
 from tests import samples
 from tests.conftest import make_block, renew_manifest, write_set
 
@@ -454,7 +454,7 @@ def test_what_else_may_lie_in_an_image_folder(opened, folder, monkeypatch):
             opened("image_folder", "images")
     (folder / "cat" / "more").mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(image_folder, "MAX_DEPTH", 1)
+        patch.setattr(folder_layout, "MAX_DEPTH", 1)
         with pytest.raises(
             InputError, match=r"cat/more: refused: more than 1 folders inside each other"
         ):

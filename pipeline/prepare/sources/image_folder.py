@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import limits
-from pipeline.prepare.sources import image_files, image_headers
+from pipeline.prepare.sources import folder_layout, image_files, image_headers
 from pipeline.prepare.sources.common import Images, Source, check_labels
-from pipeline.prepare.sources.folder_layout import MAX_DEPTH, NEEDED, Found, class_folders
+from pipeline.prepare.sources.folder_layout import NEEDED, Found, class_folders
 from pipeline.prepare.sources.image_files import ENDINGS, Picture
 
 
@@ -32,7 +32,7 @@ def read(root: Path, image_size: int) -> Source:
     found = Found(root=root)
     try:
         folders = class_folders(found)
-        images = [found.images(folder, MAX_DEPTH) for folder in folders]
+        images = [found.images(folder, folder_layout.MAX_DEPTH) for folder in folders]
     except OSError as error:
         raise InputError(f"{root}: expected {NEEDED} ({error.strerror})") from error
     class_names = tuple(limits.plain_name(f"{root}: classes", folder.name) for folder in folders)
