@@ -61,6 +61,7 @@ def declared(root: Path) -> dict[str, Declared]:
 
     try:
         with Repo(str(root)) as repo:
+            repo.index.check_graph()
             stages = [stage for stage in repo.index.stages if isinstance(stage, PipelineStage)]
     except DvcException as error:
         reason = " ".join(str(error).split()).partition(" Use `dvc")[0][:300]
