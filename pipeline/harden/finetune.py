@@ -137,17 +137,20 @@ def _mixed_sets(own: Path, sources: Path, recipe: Finetune, name: str) -> dict[s
 
     Raises InputError for a set that does not exist.
     """
-    paths = {}
-    for part in recipe.mix.keys() - {CLEAN}:
+    found = {}
+    for part in recipe.mix:
+        if part == CLEAN:
+            continue
         source, attack = part.rpartition("-")[::2]
-        paths[part] = sources / source / attack if source else own / attack
-        if not paths[part].is_dir():
-            there = ", ".join(path.name for path in store.paths_below(paths[part].parent)) or "none"
+        path = sources / source / attack if source else own / attack
+        if not path.is_dir():
+            there = ", ".join(other.name for other in sorted(path.parent.glob("[!.]*/"))) or "none"
             raise InputError(
-                f"{paths[part]}: no such image set, which finetuned.{name} mixes (found {there}); "
+                f"{path}: no such image set, which finetuned.{name} mixes (found {there}); "
                 "`dvc repro` makes it"
             )
-    return {part: store.ImageSet(paths[part]) for part in recipe.mix if part != CLEAN}
+        found[part] = store.ImageSet(path)
+    return found
 
 
 def _batches(
