@@ -87,7 +87,10 @@ def load(
     with _refusing(path):
         if n_bytes != (wanted := sum(tensor.nbytes for tensor in expected.values())):
             raise InputError(f"expected {wanted:,} bytes of tensors, found {n_bytes:,}")
-        return replace(checkpoint, state_dict=safetensors.load(path.read_bytes()))
+        found = safetensors.load(path.read_bytes())
+        # In the network's own order: the library returns them in any, and a submission's bytes
+        # follow it.
+        return replace(checkpoint, state_dict={name: found[name] for name in expected})
 
 
 @contextmanager
