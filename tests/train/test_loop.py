@@ -80,9 +80,9 @@ def test_auto_trains_in_bf16_only_where_it_was_measured_faster(
 
 
 def test_bf16_training_learns_like_fp32(recipe):
-    block = make_block(64, size=16)
+    block = make_block(64, size=32)
     batches = augmentation.AugmentedBatches(
-        held_batches({"clean": block}, {"clean": 16}), "none", seed=0
+        held_batches({"clean": block}, {"clean": 16}), "flip+crop", seed=0
     )
     histories = {}
     for precision in ("fp32", "bf16"):
