@@ -66,9 +66,9 @@ def main() -> str:
 
 
 def clean_partial() -> str:
-    """Delete the unfinished work of interrupted runs, and what is kept of finished runs.
+    """Delete the unfinished work of interrupted runs, and print the path of each.
 
-    Print the path of each. No stage's output is touched.
+    No stage's output is touched.
     """
     found = unfinished.left_behind()
     for path in found:

@@ -3,19 +3,16 @@
 The stage fails where anything differs from its record.
 """
 
-import argparse
-from pathlib import Path
-
 from pipeline.audit import audit
 from pipeline.base import console
 from pipeline.networks import device
 
 
 def audit_run() -> str:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--project", type=Path, required=True, help="project folder")
-    parser.add_argument(
-        "--metrics", type=Path, required=True, help="JSON with the verdicts and measures"
+    parser = console.path_arguments(
+        __doc__,
+        project="project folder",
+        metrics="JSON with the verdicts and measures",
     )
     args = parser.parse_args()
 

@@ -1,5 +1,6 @@
 """Shows progress, one line per stage, and one line for each mistake of the user."""
 
+import argparse
 import signal
 import sys
 import threading
@@ -7,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from tqdm import tqdm
@@ -75,6 +77,17 @@ def say(text: str) -> None:
 def say_once(text: str) -> None:
     """Print one line, unless this process has printed it before."""
     say(text)
+
+
+def path_arguments(description: str | None, **paths: str) -> argparse.ArgumentParser:
+    """Return the parser of a stage's command, with a required path for each keyword.
+
+    `paths` gives the help of each by its name: `out="…"` is `--out PATH`.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    for name, text in paths.items():
+        parser.add_argument(f"--{name}", type=Path, required=True, help=text)
+    return parser
 
 
 def run(command: Callable[[], str]) -> None:

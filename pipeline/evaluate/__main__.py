@@ -3,9 +3,6 @@
 It reads the model, the clean image set and stored adversarial ones.
 """
 
-import argparse
-from pathlib import Path
-
 from pipeline import networks
 from pipeline.attacks.params import expect_classes
 from pipeline.base import console, files, params, store
@@ -19,25 +16,13 @@ KEYS = ("seed", *(f"evaluate.{key}" for key in JUDGING))
 
 
 def evaluate() -> str:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
-    parser.add_argument(
-        "--model", type=Path, required=True, help="checkpoint of the model to judge"
-    )
-    parser.add_argument(
-        "--stored",
-        type=Path,
-        required=True,
-        help="folder of the adversarial image sets made against one model",
-    )
-    parser.add_argument(
-        "--metrics", type=Path, required=True, help="JSON with the accuracies and the checks"
-    )
-    parser.add_argument(
-        "--plots",
-        type=Path,
-        required=True,
-        help="folder for confusion.csv, grid.csv, curves.csv and pictures of them",
+    parser = console.path_arguments(
+        __doc__,
+        clean="folder of the clean image set",
+        model="checkpoint of the model to judge",
+        stored="folder of the adversarial image sets made against one model",
+        metrics="JSON with the accuracies and the checks",
+        plots="folder for confusion.csv, grid.csv, curves.csv and pictures of them",
     )
     args = parser.parse_args()
 

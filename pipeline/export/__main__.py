@@ -1,8 +1,5 @@
 """Stage `export`: the chosen model -> the plain state_dict that is submitted."""
 
-import argparse
-from pathlib import Path
-
 from pipeline import networks
 from pipeline.base import console, files, params, store
 from pipeline.export import submission
@@ -12,15 +9,13 @@ KEYS = ("export",)  # of params.yaml, as dvc.yaml declares them
 
 
 def export_model() -> str:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint to hand in")
-    parser.add_argument(
-        "--metrics", type=Path, required=True, help="JSON with the accuracies of that checkpoint"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="state_dict file")
-    parser.add_argument(
-        "--classes", type=Path, required=True, help="CSV with the name of every class"
+    parser = console.path_arguments(
+        __doc__,
+        clean="folder of the clean image set",
+        model="checkpoint to submit",
+        metrics="JSON with the accuracies of that checkpoint",
+        out="state_dict file",
+        classes="CSV with the name of every class",
     )
     args = parser.parse_args()
 

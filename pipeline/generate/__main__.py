@@ -1,8 +1,5 @@
 """Stage `generate@<model>-<attack>`: attack the clean image set and store the result."""
 
-import argparse
-from pathlib import Path
-
 from pipeline import networks
 from pipeline.attacks.params import expect_classes
 from pipeline.base import console, files, params, store
@@ -21,16 +18,14 @@ def keys(attack: str) -> list[str]:
 
 
 def generate() -> str:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
-    parser.add_argument(
-        "--model", type=Path, required=True, help="checkpoint of the model to attack"
+    parser = console.path_arguments(
+        __doc__,
+        clean="folder of the clean image set",
+        model="checkpoint of the model to attack",
+        out="folder of the adversarial image set",
     )
     parser.add_argument(
         "--attack", required=True, help="name of the attack under `attacks` in params.yaml"
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the adversarial image set"
     )
     args = parser.parse_args()
 

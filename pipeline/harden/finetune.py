@@ -4,7 +4,6 @@ The mix may contain adversarial sets that were made against other models (Tramè
 Adversarial Training", ICLR 2018).
 """
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,37 +36,15 @@ def keys(model: str) -> list[str]:
 
 
 def finetune() -> str:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
-    parser.add_argument(
-        "--model", type=Path, required=True, help="checkpoint of the model to start from"
-    )
-    parser.add_argument(
-        "--adversarial",
-        type=Path,
-        required=True,
-        help="folder of the image sets made against that model",
-    )
-    parser.add_argument(
-        "--sources",
-        type=Path,
-        required=True,
-        help="folder with a folder of image sets for every other model",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="checkpoint of the fine-tuned model; its name is that under `finetuned`",
-    )
-    parser.add_argument(
-        "--history", type=Path, required=True, help="CSV with a line for every epoch"
-    )
-    parser.add_argument(
-        "--refreshed",
-        type=Path,
-        required=True,
-        help="folder of the refreshed image sets; empty where none are refreshed",
+    parser = console.path_arguments(
+        __doc__,
+        clean="folder of the clean image set",
+        model="checkpoint of the model to start from",
+        adversarial="folder of the image sets made against that model",
+        sources="folder with a folder of image sets for every other model",
+        out="checkpoint of the fine-tuned model; its name is that under `finetuned`",
+        history="CSV with a line for every epoch",
+        refreshed="folder of the refreshed image sets; empty where none are refreshed",
     )
     args = parser.parse_args()
 
@@ -78,23 +55,11 @@ def finetune() -> str:
             f"finetuned.{name}: expected a model of that name in {params.FILE}, found none"
         )
     recipe, clean = settings.finetuned[name], store.ImageSet(args.clean)
-    first, parent = (
-        networks.load(args.model, class_names=clean.class_names),
-        files.sha256(args.model),
-    )
-    sets = {CLEAN: clean, **_mixed_sets(args.adversarial, args.sources, recipe, name)}
-    sources = {}
-    for part, images in sets.items():
-        if part != CLEAN:
-            source, attack = part.rpartition("-")[::2]
-            sources[source] = str(images.attributes["model.sha256"]) if source else parent
-            identity = attacks.identity(
-                clean, sources[source], attack, settings.attacks[attack], settings.generate
-            )
-            images.expect(
-                {"kind": "adversarial", **identity},
-                "made with other params, from another clean set or against another model",
-            )
+    first = networks.load(args.model, class_names=clean.class_names)
+    parent = files.sha256(args.model)
+    mixed_in = _mixed_sets(args.adversarial, args.sources, recipe, name)
+    sources = _expected_sources(mixed_in, clean, parent, settings)
+    sets = {CLEAN: clean, **mixed_in}
     network, val = first.network(), clean.load("val")
     batches = _batches(recipe, sets, network, processor, args.out.parent)
     mixed = (
@@ -102,7 +67,6 @@ def finetune() -> str:
         if recipe.best_on == "robust"
         else store.join([sets[part].load("val") for part in recipe.mix])
     )
-    mixed_in = {part: images for part, images in sets.items() if part != CLEAN}
 
     return checkpointed.train(
         network,
@@ -116,7 +80,7 @@ def finetune() -> str:
         class_names=clean.class_names,
         provenance={
             "parent.sha256": parent,
-            **{f"source.{source}.sha256": sha256 for source, sha256 in sources.items() if source},
+            **{f"source.{source}.sha256": sha256 for source, sha256 in sources.items()},
             **{f"{part}.digest": images.digest for part, images in sets.items()},
             "selection": settings.selection.model_dump_json(),
         },
@@ -151,6 +115,32 @@ def _mixed_sets(own: Path, sources: Path, recipe: Finetune, name: str) -> dict[s
             )
         found[part] = store.ImageSet(path)
     return found
+
+
+def _expected_sources(
+    sets: Mapping[str, store.ImageSet],
+    clean: store.ImageSet,
+    parent: str,
+    settings: FinetuneParams,
+) -> dict[str, str]:
+    """Return the SHA-256 of each source model, by name, as its sets record it.
+
+    `parent` is the SHA-256 of the model that training starts from. Raises InputError for a set
+    made with other params, from another clean set or against another model than the parent, and
+    for sets of one source that were made against two models.
+    """
+    sources: dict[str, str] = {}
+    for part, images in sets.items():
+        source, attack = part.rpartition("-")[::2]
+        recorded = str(images.attributes.get("model.sha256"))
+        attacked = sources.setdefault(source, recorded) if source else parent
+        spec = settings.attacks[attack]
+        identity = attacks.identity(clean, attacked, attack, spec, settings.generate)
+        images.expect(
+            {"kind": "adversarial", **identity},
+            "made with other params, from another clean set or against another model",
+        )
+    return sources
 
 
 def _batches(

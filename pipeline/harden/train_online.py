@@ -3,9 +3,6 @@
 The adversarial images are made from the clean image set.
 """
 
-import argparse
-from pathlib import Path
-
 from pipeline import networks
 from pipeline.base import console, files, params, store
 from pipeline.base.errors import InputError
@@ -30,17 +27,12 @@ def keys(model: str) -> list[str]:
 
 
 def train_online() -> str:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint of the clean model")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="checkpoint of the trained model; its name is that under `online`",
-    )
-    parser.add_argument(
-        "--history", type=Path, required=True, help="CSV with a line for every epoch"
+    parser = console.path_arguments(
+        __doc__,
+        clean="folder of the clean image set",
+        model="checkpoint of the clean model",
+        out="checkpoint of the trained model; its name is that under `online`",
+        history="CSV with a line for every epoch",
     )
     args = parser.parse_args()
 

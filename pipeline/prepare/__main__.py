@@ -1,8 +1,6 @@
 """Stage `prepare`: a source of labelled images -> the clean image set."""
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -16,8 +14,10 @@ KEYS = ("seed", "data", "store")  # of params.yaml, as dvc.yaml declares them
 
 
 def prepare() -> str:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the clean image set")
+    parser = console.path_arguments(
+        __doc__,
+        out="folder of the clean image set",
+    )
     args = parser.parse_args()
 
     settings = params.load(params.FILE, PrepareParams, KEYS)

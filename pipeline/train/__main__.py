@@ -1,8 +1,5 @@
 """Stage `train_clean`: the clean image set -> the clean model."""
 
-import argparse
-from pathlib import Path
-
 from pipeline import networks
 from pipeline.base import console, params, store
 from pipeline.base.values import CLEAN
@@ -14,11 +11,11 @@ KEYS = ("seed", "precision", "model", "training", "clean")  # of params.yaml, as
 
 
 def train_clean() -> str:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clean", type=Path, required=True, help="folder of the clean image set")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint of the clean model")
-    parser.add_argument(
-        "--history", type=Path, required=True, help="CSV with a line for every epoch"
+    parser = console.path_arguments(
+        __doc__,
+        clean="folder of the clean image set",
+        out="checkpoint of the clean model",
+        history="CSV with a line for every epoch",
     )
     args = parser.parse_args()
 
