@@ -116,12 +116,6 @@ class Document(Section):
                 f"online.{CLEAN}: expected a name that no other model has, found {CLEAN!r} again"
             )
         known = self.models
-        for name, recipe in self.finetuned.items():
-            if recipe.of not in self.attacked or name not in known:
-                raise ValueError(
-                    f"finetuned.{name}.of: expected an attacked model "
-                    f"({', '.join(self.attacked)}), found {recipe.of!r}"
-                )
         for key, names, allowed in (
             ("attacked", self.attacked, known),
             ("sources", self.sources, [CLEAN, *self.online]),
@@ -131,6 +125,12 @@ class Document(Section):
                     raise ValueError(
                         f"{key}: expected some of {', '.join(allowed)}, each once, found {name!r}"
                     )
+        for name, recipe in self.finetuned.items():
+            if recipe.of not in self.attacked or name not in known:
+                raise ValueError(
+                    f"finetuned.{name}.of: expected an attacked model "
+                    f"({', '.join(self.attacked)}), found {recipe.of!r}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -251,7 +251,7 @@ CHANGES = [
      "evaluate.ensemble.members: expected 'first_two' or 'all', found 'three'"),
     ("attacks", {}, "attacks: expected dictionary should have at least 1 item"),
     ("attacked", [], "attacked: expected list should have at least 1 item"),
-    ("attacked", ["other"], "finetuned.robust.of: expected an attacked model"),
+    ("attacked", ["other"], "attacked: expected some of clean, robust, refreshed, each once"),
     ("attacked", ["clean", "clean"],
      "attacked: expected some of clean, robust, refreshed, each once, found 'clean'"),
     ("sources", ["robust"], "sources: expected some of clean, each once, found 'robust'"),

@@ -57,11 +57,10 @@ def load(path: Path, kind: type[Kind], keys: Iterable[str]) -> Kind:
             }
         )
     except ValidationError as error:
-        lines = [
-            explain({**detail, "loc": _origin(detail["loc"], content)})
-            for detail in error.errors()[:3]
-        ]
-        raise InputError(f"{path}: " + "; ".join(lines)) from error
+        lines = dict.fromkeys(
+            explain({**detail, "loc": _origin(detail["loc"], content)}) for detail in error.errors()
+        )
+        raise InputError(f"{path}: " + "; ".join(list(lines)[:3])) from error
 
 
 def read(path: Path) -> dict[str, Any]:
