@@ -276,8 +276,8 @@ def test_mistakes_are_one_line_and_leave_earlier_results_as_they_were(project, t
 
     def takes_a_name(params):
         params["finetuned"]["audit"] = params["finetuned"].pop("refreshed")
-        params["evaluate"].update(models=["clean", "robust", "audit"])
-        params["export"]["model"] = "robust"
+        judged = params["evaluate"]["models"]
+        judged[judged.index("refreshed")] = params["export"]["model"] = "audit"
 
     refused(takes_a_name, "dvc.yaml: DVC cannot read the stages: output 'metrics/audit.json' is")
     # Found by a stage only, after DVC has deleted its earlier outputs: they come back.

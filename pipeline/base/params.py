@@ -87,19 +87,21 @@ def read(path: Path) -> dict[str, Any]:
 def chosen(content: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """Return the part of nested mappings that dotted keys name.
 
-    A key that does not exist is left out.
+    A key that does not exist is left out; a mapping above it stays, even if it is empty.
     """
     part: dict[str, Any] = {}
     for key in keys:
-        *above, last = key.split(".")
         source: Any = content
+        target = part
+        *above, last = key.split(".")
         for name in above:
-            source = source.get(name) if isinstance(source, Mapping) else None
-        if isinstance(source, Mapping) and last in source:
-            target = part
-            for name in above:
-                target = target.setdefault(name, {})
-            target[last] = source[last]
+            source = source.get(name)
+            if not isinstance(source, Mapping):
+                break
+            target = target.setdefault(name, {})
+        else:
+            if last in source:
+                target[last] = source[last]
     return part
 
 
