@@ -41,7 +41,7 @@ def check(root: Path) -> None:
         raise InputError(
             f"{root.absolute()}: no folder {DVC}; copy it too, hidden as it is, or run {begin}"
         )
-    if git is None and setting(root, "core.no_scm") != "true":
+    if git is None and setting(root, "core.no_scm").lower() != "true":
         raise InputError(
             f"{root.absolute()}: not in a Git repository; run `git init`, "
             "or `dvc config --local core.no_scm true`"
