@@ -33,10 +33,10 @@ soak: $(READY)  ## kill a tiny pipeline 200 times, refuse its writes, cut its fi
 	@$(BIN)/python -W ignore -m tests.faults --kills 200
 
 test: $(READY)  ## run every test
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)  ## the tests of a minute: those not marked slow
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 check: $(READY)  ## lint, formatting, types
 	@$(BIN)/ruff check .

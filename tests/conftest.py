@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from ruamel.yaml import YAML
-from torchvision import models
 
 from pipeline import document
 from pipeline.attacks.params import Attack
@@ -17,36 +16,44 @@ from pipeline.base import files, store
 from pipeline.base.store import manifest
 from pipeline.train import mixing
 from pipeline.train.images import HeldImages
+from tests.narrow import NarrowResNet
 
 ROOT = Path(__file__).parent.parent
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("project")
 
 
-# They run whole pipelines, train ResNets or read thousands of damaged files.
+# They run whole pipelines, train networks or read thousands of damaged files; the longest first, so
+# that the workers end together.
 SLOW = (
-    "test_main.py",
     "test_pipeline.py",
-    "test_place.py",
-    "test_presets.py",
-    "test_bad_bytes.py",
-    "test_discard.py",
     "audit/",
+    "test_repro.py",
+    "faults/",
     "evaluate/test_diagnostics.py",
     "evaluate/test_ensemble.py",
-    "faults/",
-    "fuzz/",
+    "test_presets.py",
+    "test_place.py",
+    "test_main.py",
+    "test_discard.py",
     "generate/",
-    "networks/",
-    "attacks/",
     "train/test_loop.py",
+    "networks/",
+    "fuzz/",
+    "test_bad_bytes.py",
+    "attacks/",
     "harden/",
 )
 
 
 def pytest_collection_modifyitems(items):
+    def rank(item):
+        path = str(item.path.relative_to(ROOT / "tests"))
+        return next((place for place, name in enumerate(SLOW) if path.startswith(name)), len(SLOW))
+
+    items.sort(key=rank)
     for item in items:
-        if str(item.path.relative_to(ROOT / "tests")).startswith(SLOW):
+        if rank(item) < len(SLOW):
             item.add_marker(pytest.mark.slow)
 
 
@@ -79,9 +86,9 @@ def raw_params() -> dict:
 
 
 @pytest.fixture(scope="session")
-def network() -> models.ResNet:
+def network() -> NarrowResNet:
     torch.manual_seed(0)
-    return models.resnet18(num_classes=3).eval()
+    return NarrowResNet(num_classes=3).eval()
 
 
 @pytest.fixture

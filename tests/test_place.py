@@ -173,6 +173,8 @@ def test_a_disk_without_locks_is_told_from_a_second_repro(folder, monkeypatch, n
         place.only_one(folder),
     ):
         pass
+    if number != errno.ENOLCK:  # DVC itself, which waits for its lock, once is enough
+        return
     assert cli.main(["status", "prepare"]) != 0
     with (
         pytest.raises(

@@ -5,36 +5,31 @@ The audit finds and names each change.
 
 import copy
 import json
-import os
 import re
-import runpy
-import shlex
 import shutil
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import dvc.repo
-import dvc.stage.run
 import h5py
 import numpy as np
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from pipeline import __main__ as command
 from pipeline import networks
 from pipeline.audit import audit, comparisons, lineage, project, samples, trained
 from pipeline.audit.adversarial_sets import adversarial_set
-from pipeline.base import console, files
+from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.base.store import manifest
-from tests.conftest import ROOT, renew_manifest
+from tests import narrow, tiny_project
+from tests.conftest import renew_manifest
+from tests.tiny_project import change_params, here, replace, reproduce, run_here
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"
 )
-yaml = YAML(typ="safe")
 CPU = torch.device("cpu")
 PGD, FGSM, CLEAN = "data/adversarial/clean/pgd", "data/adversarial/clean/fgsm", "data/clean"
 OWN_PGD, R_PGD = (
@@ -43,23 +38,18 @@ OWN_PGD, R_PGD = (
 )  # of the model `again` starts from, and of another
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _narrow():
+    with pytest.MonkeyPatch.context() as patch:
+        narrow.replace_resnet18(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Three shards of tiny images and two models, with every stage but the audit run once by DVC.
-
-    The stages run in this process, so that torch is imported only once.
-    """
+    """A tiny project with every stage but the audit run once by DVC."""
     folder = tmp_path_factory.mktemp("made")
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(
-        ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    for name in ("data/raw", "data/adversarial/sources", "models/pretrained"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "README.md").write_text("files of the user's own")
-    change_params(folder, tiny)
-    dvc.repo.Repo.init(str(folder), no_scm=True).close()
+    tiny_project.create(folder)
     reproduce(folder)
     return folder
 
@@ -88,65 +78,10 @@ def two_sources(params):
     params["evaluate"]["models"].append("again")
 
 
-def reproduce(folder):
-    with here(folder) as patch, dvc.repo.Repo(str(folder)) as repo:
-        patch.setattr(dvc.stage.run, "cmd_run", lambda stage, **_: run_here(stage.cmd))
-        repo.reproduce()
-
-
-@contextmanager
-def here(folder):
-    """Stages that are called run in the project, in this process, and raise what they refuse."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("PIPELINE_DEVICE", "cpu")
-        patch.setattr(console, "run", lambda run: run())
-        yield patch
-
-
-def tiny(params):
-    params["data"].update(n_images=120, n_val=30, image_size=16)
-    params["store"].update(shard_rows=50)
-    params["model"].update(architecture="resnet18")
-    params.update(precision="fp32")
-    params["training"].update(epochs=1, warmup_epochs=0, batch_size=32)
-    params["clean"].update(epochs=2, batch_size=32)
-    params["selection"].update(n_images=16, steps=2)
-    params["export"].update(model="robust")
-    params["generate"].update(batch_size=16)
-    params["attacks"]["pgd"].update(steps=2)
-    params["evaluate"].update(n_eval=8, grid=None)
-    params["evaluate"]["ensemble"].update(n_eval=6, iterations=2, targets=3)
-    params["evaluate"]["threats"]["pgd"].update(steps=2)
-    params["evaluate"]["curves"].update(n_eval=4, eps=[0.1, 1], steps=[1, 4], restarts=2, queries=4)
-
-
-def run_here(line):
-    words = shlex.split(line)
-    with pytest.MonkeyPatch.context() as patch:  # DVC knows its own locks by the command line
-        patch.setattr(sys, "argv", words[2:])
-        runpy.run_module(words[2], run_name="__main__")
-
-
-def change_params(folder, edit):
-    content = yaml.load((folder / "params.yaml").read_text())
-    edit(content)
-    replace(folder / "params.yaml", lambda path: YAML().dump(content, path))
-
-
-def replace(path, write):
-    """Write a file anew: the old one may be another test's too."""
-    path.unlink(missing_ok=True)
-    write(path)
-
-
 @pytest.fixture
 def folder(made, tmp_path):
-    """The project, for one test to spoil.
-
-    Files are links to the same bytes until they are replaced.
-    """
-    return shutil.copytree(made, tmp_path / "project", copy_function=os.link)
+    """The project, for one test to spoil."""
+    return tiny_project.copy(made, tmp_path / "project")
 
 
 def failures(folder, path="."):
@@ -154,6 +89,15 @@ def failures(folder, path="."):
     return {
         f"{row.stage}: {row.parameter}": row.value
         for row in audit.audit(folder / path, CPU)
+        if row.verdict == "FAILED"
+    }
+
+
+def failures_of(folder, stage):
+    """What is FAILED of one stage."""
+    return {
+        row.parameter: row.value
+        for row in audit._stage(project.Project(folder, CPU), stage)
         if row.verdict == "FAILED"
     }
 
@@ -339,7 +283,7 @@ def test_a_validation_image_among_the_training_rows_is_found(folder):
     spoil(folder, f"{PGD}/00000.h5", "split", lambda array: array.fill(0), rehash=True)
     assert (
         "validation images among the training rows"
-        in failures(folder)["finetune@robust: training rows of pgd"]
+        in failures_of(folder, "finetune@robust")["training rows of pgd"]
     )
 
 
@@ -414,9 +358,9 @@ REFRESHED, AGAIN = "data/refreshed/refreshed", "data/refreshed/again"
 def test_a_refreshed_set_is_held_to_its_clean_and_its_cached_one(folder, name, edit, row, text):
     spoil(folder, f"{REFRESHED}/pgd/00001.h5", name, edit, rehash=True)
     relock(folder, REFRESHED)
-    found = failures(folder)
-    assert text in found[f"finetune@refreshed: {REFRESHED}/{row}"]
-    assert f"finetune@refreshed: output {REFRESHED}" not in found, "dvc.lock agrees"
+    found = failures_of(folder, "finetune@refreshed")
+    assert text in found[f"{REFRESHED}/{row}"]
+    assert f"output {REFRESHED}" not in found, "dvc.lock agrees"
 
 
 def test_a_refreshed_set_of_another_model_is_found(folder):
@@ -429,11 +373,8 @@ def test_a_refreshed_set_of_another_model_is_found(folder):
         folder / REFRESHED / "pgd" / manifest.NAME,
         lambda path: shutil.copy(folder / PGD / manifest.NAME, path),
     )
-    found = failures(folder)
-    assert (
-        "no such attribute" in found[f"finetune@refreshed: {REFRESHED}"]
-        or "KeyError" in found[f"finetune@refreshed: {REFRESHED}"]
-    )
+    found = failures_of(folder, "finetune@refreshed")
+    assert "no such attribute" in found[REFRESHED] or "KeyError" in found[REFRESHED]
 
 
 def test_sets_of_two_models_are_mixed_refreshed_and_audited(joined):
@@ -472,16 +413,7 @@ def test_sets_of_two_models_are_mixed_refreshed_and_audited(joined):
 @pytest.fixture
 def twice(joined, tmp_path):
     """The project with sets of two models, for one test to spoil."""
-    return shutil.copytree(joined, tmp_path / "project", copy_function=os.link)
-
-
-def failures_of(folder, stage):
-    """What is FAILED of one stage."""
-    return {
-        row.parameter: row.value
-        for row in audit._stage(project.Project(folder, CPU), stage)
-        if row.verdict == "FAILED"
-    }
+    return tiny_project.copy(joined, tmp_path / "project")
 
 
 def test_a_set_of_the_parent_in_the_place_of_another_model_s_is_found(twice):
@@ -740,7 +672,8 @@ def test_an_input_that_no_stage_wrote_so_is_found(folder):
             before + "  finetune@robust:" + after.replace(md5, "f" * 32, 1)
         ),
     )
-    assert "MD5 ffffffffffff" in failures(folder)["finetune@robust: input models/clean.safetensors"]
+    found = failures_of(folder, "finetune@robust")
+    assert "MD5 ffffffffffff" in found["input models/clean.safetensors"]
 
 
 def test_changed_raw_data_and_changed_code_are_found(folder):
@@ -755,7 +688,7 @@ def test_changed_raw_data_and_changed_code_are_found(folder):
 def test_bytecode_beside_the_code_changes_nothing(folder):
     (folder / "pipeline/base/__pycache__").mkdir()
     (folder / "pipeline/base/__pycache__/files.cpython-311.pyc").write_bytes(b"x")
-    assert not [name for name in failures(folder) if name.endswith(": code")]
+    assert failures_of(folder, "train_clean") == {}
 
 
 @pytest.mark.parametrize(
@@ -779,7 +712,7 @@ def test_a_changed_metric_with_a_new_hash_is_found(folder, edit, row):
     edit(metrics)
     replace(path, lambda new: new.write_text(json.dumps(metrics)))
     relock(folder, "metrics/robust.json")
-    assert list(failures(folder)) == [f"evaluate@robust: {row}"]
+    assert list(failures_of(folder, "evaluate@robust")) == [row]
 
 
 def test_a_command_and_a_stage_that_are_not_the_recorded_ones_are_found(folder):

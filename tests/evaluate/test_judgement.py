@@ -4,7 +4,7 @@ import torch
 
 from pipeline.attacks.params import Attack, Generate, Threat
 from pipeline.base.errors import InputError
-from pipeline.evaluate import judgement
+from pipeline.evaluate import ensemble, judgement
 from pipeline.evaluate.params import Curves, Ensemble, Grid
 from pipeline.generate import generation
 from tests.conftest import FGSM, PGD, make_block, write_set
@@ -12,7 +12,8 @@ from tests.conftest import FGSM, PGD, make_block, write_set
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_found_keeps_its_words_apart(tmp_path, network, settings):
+def test_a_found_keeps_its_words_apart(tmp_path, network, settings, monkeypatch):
+    monkeypatch.setattr(ensemble, "QUERIES", 5)
     block = make_block(40)
     clean = write_set(tmp_path / "clean", block)
     threats = {
@@ -21,13 +22,12 @@ def test_a_found_keeps_its_words_apart(tmp_path, network, settings):
     }
     curves = Curves(threat="pgd", n_eval=4, eps=[8 / 255, 1.0], steps=[1, 4], restarts=2, queries=3)
     grid = Grid(n_eval=5, eps=[4 / 255, 8 / 255], alphas=["eps/2", 2 / 255], steps=[1, 2])
-    ensemble = Ensemble(members="all", n_eval=5, iterations=2, targets=3)
     changes = {
         "n_eval": 6,
         "threats": threats,
         "curves": curves,
         "grid": grid,
-        "ensemble": ensemble,
+        "ensemble": Ensemble(members="all", n_eval=5, iterations=2, targets=3),
     }
     settings = settings.evaluate.model_copy(update=changes)
     spec = Attack.model_validate(FGSM)

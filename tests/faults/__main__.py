@@ -8,6 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
+from tests import narrow
 from tests.faults import harness
 
 
@@ -17,7 +20,10 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the kinds and moments of all faults"
     )
+    parser.add_argument("--narrow", action="store_true", help="with a network of fewer values")
     args = parser.parse_args()
+    if args.narrow:
+        narrow.replace_resnet18(pytest.MonkeyPatch())
     with tempfile.TemporaryDirectory() as folder:
         tally = harness.soak(Path(folder), args.kills, args.seed)
     print(tally)

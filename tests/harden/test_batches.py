@@ -5,7 +5,6 @@ import pytest
 import torch
 import torchattacks
 from torch import nn
-from torchvision import models
 
 from pipeline import networks
 from pipeline.base import console
@@ -15,6 +14,7 @@ from pipeline.harden.params import Finetune, Online
 from pipeline.networks.precision import dtype_for
 from pipeline.train import loop
 from tests.conftest import held_batches, make_block, write_set
+from tests.narrow import NarrowResNet
 from tests.train.test_loop import Tiny
 
 CPU = torch.device("cpu")
@@ -171,7 +171,7 @@ def test_eps_is_drawn_per_image_batch_or_epoch(settings, per):
 def test_attacks_follow_the_network_as_it_trains_unless_another_one_is_named(settings):
     for fixed in (False, True):
         torch.manual_seed(0)
-        network = models.resnet18(num_classes=3)
+        network = NarrowResNet(num_classes=3)
         recipe = online(settings, random_start=False)
         batches = online_batches.OnlineBatches(
             clean_batches(), recipe, moving_target.Target(network, 16, torch.float32), fixed=fixed
@@ -184,7 +184,7 @@ def test_attacks_follow_the_network_as_it_trains_unless_another_one_is_named(set
 
 def test_a_target_is_the_network_in_evaluation_mode_and_leaves_it_alone():
     torch.manual_seed(0)
-    network = models.resnet18(num_classes=3).train()
+    network = NarrowResNet(num_classes=3).train()
     target = moving_target.Target(network, 32, torch.float32)
     with torch.no_grad():
         for tensor in network.state_dict().values():

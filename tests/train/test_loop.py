@@ -14,6 +14,7 @@ from pipeline.networks.precision import precision_for
 from pipeline.networks.scores import accuracy_on
 from pipeline.train import augmentation, loop
 from tests.conftest import held_batches, make_block
+from tests.narrow import NarrowResNet
 from tests.small_networks import FullInBackward
 from tests.train.conftest import CPU, Tiny, scores
 
@@ -132,7 +133,7 @@ def test_the_average_of_the_weights_is_judged_and_kept(batches, recipe):
 
 def resnet():
     torch.manual_seed(0)
-    return models.resnet18(num_classes=3)
+    return NarrowResNet(num_classes=3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,280 @@
+"""`pipeline repro` in a tiny project: what runs again, and what is refused.
+
+DVC and the stages run in this process.
+"""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from pipeline import __main__ as command
+from pipeline import repro
+from pipeline.base.errors import InputError
+from tests import narrow, samples, tiny_project
+from tests.conftest import ROOT
+from tests.tiny_project import change_params, here, reproduce, run_here
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"
+)
+OUTPUTS = ("data", "models", "metrics", "plots")
+READS_SETS = {
+    "finetune@robust",
+    "finetune@refreshed",
+    "evaluate@clean",
+    "evaluate@robust",
+    "evaluate@refreshed",
+    "export",
+    "audit",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _narrow():
+    with pytest.MonkeyPatch.context() as patch:
+        narrow.replace_resnet18(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A tiny project after its first run."""
+    folder = tmp_path_factory.mktemp("project")
+    tiny_project.create(folder)
+    reproduce(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(project, tmp_path):
+    """The project, for one test to change."""
+    return tiny_project.copy(project, tmp_path / "project")
+
+
+def call(folder, *arguments):
+    """Run a command of `python -m pipeline`; gives the stages that ran."""
+    ran = set()
+
+    def run(*_: object) -> bool:
+        ran.update(reproduce(folder))
+        return False
+
+    with here(folder) as patch:
+        patch.setattr(sys, "argv", ["pipeline", *arguments])
+        patch.setattr(repro, "_run_and_pass_on_signals", run)
+        command.main()
+    return ran
+
+
+def contents(folder):
+    return {
+        str(path): path.read_bytes()
+        for name in OUTPUTS
+        for path in (folder / name).rglob("*")
+        if path.is_file()
+    }
+
+
+def test_an_unchanged_project_runs_nothing(folder):
+    assert call(folder, "repro") == set()
+
+
+def test_a_changed_attack_makes_its_own_set_again(folder):
+    change_params(folder, lambda params: params["attacks"]["pgd"].update(eps="12/255"))
+    sets = ("generate@clean-fgsm", "generate@clean-pgd")
+    assert reproduce(folder, *sets) == {"generate@clean-pgd"}
+
+
+def test_a_new_attack_is_one_entry_and_its_share(folder, capsys):
+    def add_attack(params):
+        params["attacks"]["bim"] = {"attack": "BIM", "eps": "8/255", "alpha": "4/255", "steps": 2}
+        params["mix"] = {"clean": 0.5, "bim": 0.5}
+
+    change_params(folder, add_attack)
+    assert call(folder, "repro") == READS_SETS | {"generate@clean-bim"}
+    assert "bim" in json.loads((folder / "metrics/robust.json").read_text())["transfer"]
+    shares = {"clean": 0.5, "fgsm": 0.25, "bim": 0.25}
+    change_params(folder, lambda params: params.update(mix=shares))
+    assert reproduce(folder, "finetune@robust") == {"finetune@robust"}
+
+    def as_before(params):
+        del params["attacks"]["bim"]
+        params["mix"] = {"clean": 0.5, "fgsm": 0.25, "pgd": 0.25}
+
+    change_params(folder, as_before)
+    assert call(folder, "repro") == set(), "DVC's cache still has all of it"
+    assert (
+        "data/adversarial/clean/bim: removed, since params.yaml no longer asks for it"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_second_round_is_one_entry_for_each_list_that_names_models(folder, capsys):
+    def second_round(params):
+        params["attacked"].append("robust")
+        params["finetuned"]["robust2"] = {"of": "robust", "best_on": "mixed", "refresh": None}
+
+    change_params(folder, second_round)
+    with pytest.raises(
+        InputError, match=r"evaluate.models: expected every model, 'robust2' is missing \(add it\)"
+    ):
+        call(folder, "repro")
+    change_params(folder, lambda params: params["evaluate"]["models"].append("robust2"))
+    assert call(folder, "repro") == {
+        "generate@robust-fgsm",
+        "generate@robust-pgd",
+        "finetune@robust2",
+        "evaluate@robust2",
+        "audit",
+    }
+
+
+def test_what_only_the_evaluation_reads_trains_nothing(folder):
+    for name in ("attacks", "evaluate"):
+        path = folder / "pipeline" / name / "__init__.py"
+        text = path.read_text() + "# changed\n"
+        tiny_project.replace(path, lambda new, text=text: new.write_text(text))
+    threat = {"attack": "FGSM", "eps": "8/255", "restarts": 1}
+    change_params(folder, lambda params: params["evaluate"]["threats"].update(more=threat))
+    assert reproduce(folder, "train_clean") == set()
+    path = folder / "pipeline/attacks/__init__.py"
+    tiny_project.replace(
+        path, lambda new: new.write_bytes((ROOT / path.relative_to(folder)).read_bytes())
+    )
+    assert reproduce(folder, "finetune@refreshed", "evaluate@clean") == {"evaluate@clean"}
+
+
+def takes_a_name(params):
+    params["finetuned"]["audit"] = params["finetuned"].pop("refreshed")
+    params["evaluate"]["models"] = ["clean", "robust", "audit"]
+
+
+APGDT = {"attack": "APGDT", "eps": 0.1, "steps": 2, "n_restarts": 0, "eot_iter": 1, "rho": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda params: params["attacks"]["pgd"].update(eps=8.0),
+            "params.yaml: attacks.pgd.eps: expected more than 0 and at most 1",
+        ),
+        (
+            lambda params: params["data"].update(source="npz", path="data/raw/none.npz"),
+            "no such file or folder",
+        ),
+        (takes_a_name, "dvc.yaml: DVC cannot read the stages: output 'metrics/audit.json' is"),
+        (
+            lambda params: params["evaluate"]["threats"].update(x={**APGDT, "restarts": 1}),
+            "n_restarts: expected a whole number",
+        ),
+        (
+            lambda params: params["evaluate"].update(seed=-1),
+            "evaluate.seed: expected no such key, seed alone holds for it",
+        ),
+    ],
+)
+def test_a_mistake_is_found_before_anything_runs(folder, edit, message):
+    before = contents(folder)
+    change_params(folder, edit)
+    with pytest.raises(InputError) as caught:
+        call(folder, "repro")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert contents(folder) == before
+
+
+FINETUNE = {
+    "module": "harden.finetune",
+    "clean": "data/clean",
+    "model": "models/clean.safetensors",
+    "adversarial": "data/adversarial/clean",
+    "sources": "data/adversarial/sources",
+    "out": "robust.safetensors",
+    "history": "x.csv",
+    "refreshed": "x",
+}
+ONLINE = {
+    "module": "harden.train_online",
+    "clean": "data/clean",
+    "model": "models/clean.safetensors",
+    "out": "nope.safetensors",
+    "history": "x.csv",
+}
+GENERATE = {
+    "module": "generate",
+    "clean": "data/clean",
+    "out": "x",
+    "model": "models/clean.safetensors",
+    "attack": "nope",
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({**FINETUNE, "model": "models/robust.safetensors"}, "against another model"),
+        ({**FINETUNE, "model": "models/nope.safetensors"}, "nope.safetensors: no such model"),
+        (
+            {**FINETUNE, "adversarial": "data/clean"},
+            "data/clean/fgsm: no such image set, which finetuned.robust mixes (found none)",
+        ),
+        (
+            {**FINETUNE, "out": "nope.safetensors"},
+            "finetuned.nope: expected a model of that name in params.yaml, found none",
+        ),
+        (ONLINE, "online.nope: expected a model of that name in params.yaml, found none"),
+        (GENERATE, "attacks.nope: expected an attack of that name in params.yaml, found none"),
+    ],
+)
+def test_a_stage_by_itself_refuses_inputs_that_do_not_belong_together(folder, arguments, message):
+    """Without DVC in between: each stage checks what it is given."""
+    module, *paths = arguments.items()
+    line = f"python -m pipeline.{module[1]} " + " ".join(f"--{key} {path}" for key, path in paths)
+    with here(folder), pytest.raises(InputError) as caught:
+        run_here(line)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(folder.glob("x*")) + list(folder.glob("*.safetensors"))
+
+
+def test_a_replaced_file_of_starting_weights_trains_again(folder):
+    own = folder / "models/pretrained/own.pth"
+
+    def start(params):
+        weights = {"architecture": "resnet18", "weights": "models/pretrained/own.pth"}
+        params["model"].update(weights)
+        params["clean"].update(epochs=1)
+        adversary = {
+            "eps": "8/255",
+            "eps_per": "image",
+            "alpha": "8/255",
+            "steps": 1,
+            "random_start": True,
+            "loss": "cross_entropy",
+        }
+        more = {
+            "adversary": {**adversary, "target": "none", "against": "self"},
+            "clean_weight": 1,
+            "adv_weight": 1.0,
+            "best_on": "clean",
+        }
+        params["online"] = {"x": {"start": weights, **more}}
+        params["evaluate"]["models"].append("x")
+
+    change_params(folder, start)
+    stages = {"train_clean", "train_online@x"}
+    for content in (samples.state_dict("resnet18"), narrow.NarrowResNet().state_dict()):
+        torch.save(content, own)
+        assert reproduce(folder, *stages) == stages
+        assert reproduce(folder, *stages) == set()
+    own.unlink()
+    with pytest.raises(
+        InputError,
+        match=(
+            "^params.yaml: model.weights: models/pretrained/own.pth: no such file; put it there$"
+        ),
+    ):
+        call(folder, "check")

@@ -1,0 +1,100 @@
+"""A tiny project whose stages the real DVC runs in this process, so that torch is imported once."""
+
+import os
+import runpy
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dvc.repo
+import dvc.stage.run
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline.base import console
+from tests.conftest import ROOT
+
+
+def create(folder: Path) -> None:
+    """Write a project with tiny params and no results."""
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(
+        ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("data/raw", "data/adversarial/sources", "models/pretrained"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "README.md").write_text("files of the user's own")
+    change_params(folder, tiny)
+    dvc.repo.Repo.init(str(folder), no_scm=True).close()
+
+
+def tiny(params: dict) -> None:
+    """Three shards of small images, and the fewest epochs and steps that every stage takes."""
+    params["data"].update(n_images=120, n_val=30, image_size=16)
+    params["store"].update(shard_rows=50)
+    params["model"].update(architecture="resnet18")
+    params.update(precision="fp32")
+    params["training"].update(epochs=1, warmup_epochs=0, batch_size=32)
+    params["clean"].update(epochs=2, batch_size=32)
+    params["selection"].update(n_images=16, steps=2)
+    params["export"].update(model="robust")
+    params["generate"].update(batch_size=16)
+    params["attacks"]["pgd"].update(steps=2)
+    params["evaluate"].update(n_eval=8, grid=None)
+    params["evaluate"]["ensemble"].update(n_eval=6, iterations=2, targets=3)
+    params["evaluate"]["threats"]["pgd"].update(steps=2)
+    params["evaluate"]["curves"].update(n_eval=4, eps=[0.1, 1], steps=[1, 4], restarts=2, queries=4)
+
+
+def copy(folder: Path, to: Path) -> Path:
+    """Return a copy whose files are links to the same bytes until they are replaced."""
+    return shutil.copytree(folder, to, copy_function=os.link, symlinks=True)
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a new file in the place of one that another copy may share."""
+    path.unlink(missing_ok=True)
+    write(path)
+
+
+def change_params(folder: Path, edit: Callable[[dict], object]) -> None:
+    content = YAML(typ="safe").load((folder / "params.yaml").read_text())
+    edit(content)
+    replace(folder / "params.yaml", lambda path: YAML().dump(content, path))
+
+
+def reproduce(folder: Path, *targets: str) -> set[str]:
+    """Let DVC run what is out of date; gives the stages that it ran."""
+    ran = set()
+
+    def run(stage: Any, **_: object) -> None:
+        ran.add(stage.addressing)
+        run_here(stage.cmd)
+
+    with here(folder) as patch, dvc.repo.Repo(str(folder)) as repo:
+        patch.setattr(dvc.stage.run, "cmd_run", run)
+        repo.reproduce(list(targets) or None)
+    return ran
+
+
+@contextmanager
+def here(folder: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Stages that are called run in the project, in this process, and raise what they refuse."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PIPELINE_DEVICE", "cpu")
+        patch.setattr(console, "run", lambda run: run())
+        yield patch
+
+
+def run_here(line: str) -> None:
+    """Run the command line of a stage."""
+    words = shlex.split(line)
+    with pytest.MonkeyPatch.context() as patch:  # DVC knows its own locks by the command line
+        patch.setattr(sys, "argv", words[2:])
+        runpy.run_module(words[2], run_name="__main__")
