@@ -40,10 +40,17 @@ def project(tmp_path_factory):
         subprocess.run(["git", *command], cwd=folder, check=True)
     made = Project(folder)
     made.change(tiny_project.tiny)
+    made.change(without_refreshed)
     done = made.run("pipeline", "repro")
     assert done.returncode == 0, done.stdout + done.stderr
     made.first_output = done.stdout
     return made
+
+
+def without_refreshed(params):
+    """The other stages stand for those of `refreshed`, which test_repro.py runs."""
+    del params["finetuned"]["refreshed"]
+    params["evaluate"]["models"].remove("refreshed")
 
 
 class Project:
@@ -104,10 +111,8 @@ ALL = {
     "generate@clean-fgsm",
     "generate@clean-pgd",
     "finetune@robust",
-    "finetune@refreshed",
     "evaluate@clean",
     "evaluate@robust",
-    "evaluate@refreshed",
     "export",
     "audit",
 }
@@ -125,13 +130,9 @@ def test_a_fresh_copy_gives_exactly_the_outputs_and_the_table(project):
     shards = {"00000.h5", "00001.h5", "00002.h5", "manifest.json"}
     sets = {
         "data/clean",
-        *(
-            f"data/{folder}{name}"
-            for folder in ("adversarial/clean/", "refreshed/refreshed/")
-            for name in ("fgsm", "pgd")
-        ),
+        *(f"data/adversarial/clean/{name}" for name in ("fgsm", "pgd")),
     }
-    names = ("clean", "robust", "refreshed")
+    names = ("clean", "robust")
     assert made == {
         *(f"{folder}/{shard}" for folder in sets for shard in shards),
         *(
@@ -171,31 +172,21 @@ def test_a_fresh_copy_gives_exactly_the_outputs_and_the_table(project):
     )
 
 
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (
-            lambda params: params["data"].update(n_val=119),
-            "error: data.n_val: expected from 10 to 110 of 120 images, found 119",
-        ),
-        (lambda params: params["clean"].update(lr=1e30), "lower its lr in params.yaml"),
-    ],
-)
-def test_a_stage_that_fails_leaves_earlier_results_as_they_were(project, edit, message):
+def test_a_stage_that_fails_leaves_earlier_results_as_they_were(project):
     """DVC has deleted the stage's earlier outputs by then."""
     before, params = project.contents(), (project.folder / "params.yaml").read_bytes()
-    project.change(edit)
+    project.change(lambda params: params["clean"].update(lr=1e30))
     done = project.run("pipeline", "repro")
     (project.folder / "params.yaml").write_bytes(params)
     assert done.returncode == 1
-    assert message in done.stderr
+    assert "lower its lr in params.yaml" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert project.contents() == before
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.usefixtures("one_thread")
-def test_an_interrupted_and_then_killed_run_ends_with_the_same_bytes(project, tmp_path):
+def test_an_interrupted_and_then_killed_run_ends_with_the_same_bytes(project, tmp_path, capsys):
     calm, disturbed = (
         Project(shutil.copytree(project.folder, tmp_path / name, symlinks=True))
         for name in ("calm", "disturbed")
@@ -225,9 +216,8 @@ def test_an_interrupted_and_then_killed_run_ends_with_the_same_bytes(project, tm
         os.killpg(running.pid, signal.SIGKILL)
         running.communicate()
     assert not (disturbed.folder / "models/clean.safetensors").exists()
-    again = disturbed.run("dvc", "repro", "train_clean")
-    assert again.returncode == 0, again.stderr
-    assert "going on after batch 0 of epoch" in again.stdout
+    assert tiny_project.reproduce(disturbed.folder, "train_clean") == {"train_clean"}
+    assert "going on after batch 0 of epoch" in capsys.readouterr().out
     for name in ("models/clean.safetensors", "plots/clean/history.csv"):
         assert (disturbed.folder / name).read_bytes() == (calm.folder / name).read_bytes()
     assert not list((disturbed.folder / "models").glob(SAVED))

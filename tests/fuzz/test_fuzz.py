@@ -27,7 +27,7 @@ def test_unchanged_files_are_read(sandbox):
     )
 
 
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(number=st.integers(0, 2**40))
 def test_changed_files_are_read_or_refused(sandbox, number):
     assert sandbox.read(sandbox.example(str(number))) in ("read", "refused")

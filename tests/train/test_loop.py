@@ -5,7 +5,6 @@ import signal
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torchvision import models
 
 from pipeline.base import console
 from pipeline.base.errors import InputError
@@ -88,8 +87,8 @@ def test_bf16_training_learns_like_fp32(recipe):
     histories = {}
     for precision in ("fp32", "bf16"):
         torch.manual_seed(0)
-        network = models.resnet18(num_classes=3)
-        settings = recipe.model_copy(update={"precision": precision, "lr": 0.01, "epochs": 3})
+        network = NarrowResNet(num_classes=3)
+        settings = recipe.model_copy(update={"precision": precision, "lr": 0.05, "epochs": 6})
         fitted = loop.fit(
             network, plain(batches), accuracy_on(block), settings, text="t", device=CPU
         )
