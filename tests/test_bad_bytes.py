@@ -131,7 +131,7 @@ def chunk(content):
     [
         (external_link, "/more is an external link, into another file"),
         (soft_link, "/more is a soft link out of the file, or to nothing in it"),
-        (circle, "/a/b is a second hard link to an object, or links in a circle"),
+        (circle, "/a/b is a second link to an object, or links in a circle"),
         (virtual, "/more is a virtual dataset, of parts of other files"),
         (external_storage, "/more has external storage, in other files"),
         (reference, "/more holds object references"),

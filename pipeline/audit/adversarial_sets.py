@@ -145,28 +145,11 @@ def refreshed_sets(project: Project, stage: str, path: str) -> Iterator[Row]:
 
     `fooled` describes the model that the stage produced.
     """
-    entry, clean = project.recorded[stage], project.images(project.clean)
-    (model,) = project.checkpoints(entry.outs)
-    cached = project.adversarial(entry.deps)
+    (model,) = project.checkpoints(project.recorded[stage].outs)
+    cached = project.adversarial(project.recorded[stage].deps)
     for name, source in project.refreshed(path).items():
-        images, origin, attacked = (
-            project.images(source),
-            project.images(cached[name]),
-            project.attacked(cached[name]),
-        )
-        spec = project.settings.attacks[str(origin.attributes["attack"])]
-        made_with = {
-            "cached.digest": (cached[name], origin.digest),
-            "cached.model.sha256": (attacked, project.sha256(attacked)),
-            "model.sha256": (model, project.sha256(model)),
-        }
-        for key, (what, value) in made_with.items():
-            other = (
-                ""
-                if images.attributes[key] == value
-                else f"recorded {images.attributes[key]}, {what} has {value}"
-            )
-            yield judged(stage, f"{source} made with {what}", other, f"SHA-256 {value}", source)
+        images, clean = project.images(source), project.images(project.clean)
+        yield from _made_with(project, stage, source, cached[name], model)
         bounds = (
             ""
             if images.bounds == clean.bounds
@@ -181,21 +164,41 @@ def refreshed_sets(project: Project, stage: str, path: str) -> Iterator[Row]:
             len(images),
         )
         if not bounds:
-            for row in _distances(stage, source, clean, images, spec):
+            for row in _refreshed_images(project, stage, source, cached[name], model):
                 yield dataclasses.replace(row, parameter=f"{source} {row.parameter}")
-            pairs = zip(images.blocks(), origin.blocks(), strict=True)
-            moved = sum(
-                int((a.images != b.images).any((1, 2, 3))[a.split == 1].sum()) for a, b in pairs
-            )
-            problem = f"{moved} of them differ from {cached[name]}" if moved else ""
-            yield judged(
-                stage,
-                f"{source} validation rows",
-                problem,
-                "as in the cached set",
-                f"{source}, {cached[name]}",
-            )
-            row = samples.fooled_again(
-                project, stage, source, model, samples.sample_of(clean, images, project.settings)
-            )
-            yield dataclasses.replace(row, parameter=f"{source} {row.parameter}")
+
+
+def _made_with(project: Project, stage: str, source: str, cached: str, model: str) -> Iterator[Row]:
+    """Compare the cached set and the models that a refreshed set names with those on the disk."""
+    attributes, attacked = project.images(source).attributes, project.attacked(cached)
+    made_with = {
+        "cached.digest": (cached, project.images(cached).digest),
+        "cached.model.sha256": (attacked, project.sha256(attacked)),
+        "model.sha256": (model, project.sha256(model)),
+    }
+    for key, (what, value) in made_with.items():
+        other = (
+            "" if attributes[key] == value else f"recorded {attributes[key]}, {what} has {value}"
+        )
+        yield judged(stage, f"{source} made with {what}", other, f"SHA-256 {value}", source)
+
+
+def _refreshed_images(
+    project: Project, stage: str, source: str, cached: str, model: str
+) -> Iterator[Row]:
+    """Compare the images of a refreshed set with the clean ones, the cached ones and the model."""
+    images, origin = project.images(source), project.images(cached)
+    clean = project.images(project.clean)
+    spec = project.settings.attacks[str(origin.attributes["attack"])]
+    yield from _distances(stage, source, clean, images, spec)
+    pairs = zip(images.blocks(), origin.blocks(), strict=True)
+    moved = sum(int((a.images != b.images).any((1, 2, 3))[a.split == 1].sum()) for a, b in pairs)
+    yield judged(
+        stage,
+        "validation rows",
+        f"{moved} of them differ from {cached}" if moved else "",
+        "as in the cached set",
+        f"{source}, {cached}",
+    )
+    sample = samples.sample_of(clean, images, project.settings)
+    yield samples.fooled_again(project, stage, source, model, sample)

@@ -167,44 +167,14 @@ def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
         sha256,
         path,
     )
-    network = project.network(model)
-    stored = project.adversarial(entry.deps)
-    recorded = {
-        CLEAN: metrics["clean"],
-        **{name: metrics["transfer"].get(name, {}) for name in stored},
-    }
-    pooled: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
-    for name, source in {CLEAN: project.clean, **stored}.items():
-        val = project.images(source).load("val")
-        pooled.append(
-            (
-                margins_of(network, val.images, val.labels, networks.BATCH_SIZE, project.device),
-                val.labels,
-            )
-        )
-        yield _accuracy(
-            project, stage, f"accuracy on {name}", recorded[name], *pooled[-1], f"{path}, {source}"
-        )
-    margins, labels = (np.concatenate(parts) for parts in zip(*pooled, strict=True))
-    yield _accuracy(
-        project,
-        stage,
-        "accuracy on mixed",
-        metrics["transfer"].get(MIXED, {}),
-        margins,
-        labels,
-        path,
-    )
-    for name, source in stored.items():
-        own, claimed = (
-            project.images(source).attributes["model.sha256"] == sha256,
-            recorded[name].get("made_against_this_model"),
-        )
-        fault = "" if own == claimed else f"recorded made_against_this_model: {claimed}, is {own}"
+    yield from _stored_accuracies(project, stage, path, model)
+    for name, source in project.adversarial(entry.deps).items():
+        own = project.images(source).attributes["model.sha256"] == sha256
+        claimed = metrics["transfer"].get(name, {}).get("made_against_this_model")
         yield judged(
             stage,
             f"kind of {name}",
-            fault,
+            "" if own == claimed else f"recorded made_against_this_model: {claimed}, is {own}",
             "made against this very model" if own else "transfer",
             f"{path}, {source}",
         )
@@ -216,6 +186,27 @@ def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
             f"{result['accuracy']:.4f}, not run again",
             path,
         )
+
+
+def _stored_accuracies(project: Project, stage: str, path: str, model: str) -> Iterator[Row]:
+    """Compare the recorded accuracy on each stored set with the model's predictions on it.
+
+    `path` is the file of the metrics. The last row is about all images together.
+    """
+    metrics, network = project.metrics(path), project.network(model)
+    recorded = {CLEAN: metrics["clean"], **metrics["transfer"]}
+    pooled: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
+    stored = project.adversarial(project.recorded[stage].deps)
+    for name, source in {CLEAN: project.clean, **stored}.items():
+        val = project.images(source).load("val")
+        margins = margins_of(network, val.images, val.labels, networks.BATCH_SIZE, project.device)
+        pooled.append((margins, val.labels))
+        where = f"{path}, {source}"
+        text = f"accuracy on {name}"
+        yield _accuracy(project, stage, text, recorded.get(name, {}), *pooled[-1], where)
+    margins, labels = (np.concatenate(parts) for parts in zip(*pooled, strict=True))
+    mixed = recorded.get(MIXED, {})
+    yield _accuracy(project, stage, f"accuracy on {MIXED}", mixed, margins, labels, path)
 
 
 def _accuracy(

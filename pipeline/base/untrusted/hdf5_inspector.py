@@ -4,11 +4,9 @@
 trusts much of what a file says. Damaged files make it crash, loop endlessly or allocate what they
 ask for. Here this ends a process that does nothing else, with bounded memory and time.
 
-Each line of standard input is a request, a JSON object. Each line of standard output is the answer:
-
-- text, as JSON: what was found
-- an object {"unavailable": text}: what was found, where that shows no damage
-- null: the file is safe to read
+Each line of standard input is a request, a JSON object. Each line of standard output is the answer
+as JSON: null for a file that is safe to read, text for what was found, or an object
+{"unavailable": text} for what was found where that shows no damage.
 """
 
 import errno
@@ -36,11 +34,8 @@ SLAB = 2**24  # bytes that are decoded at a time
 HONEST_RATIO = 20  # images never pack more tightly, but empty data does
 # libhdf5 causes these system errors itself when a damaged file sends it to impossible places.
 OF_CONTENT = (0, errno.EINVAL, errno.EFAULT, errno.EOVERFLOW)
-GZIP, SHUFFLE, FLETCHER = (
-    h5py.h5z.FILTER_DEFLATE,
-    h5py.h5z.FILTER_SHUFFLE,
-    h5py.h5z.FILTER_FLETCHER32,
-)
+SHUFFLE = h5py.h5z.FILTER_SHUFFLE
+FLETCHER = h5py.h5z.FILTER_FLETCHER32
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not an error
@@ -94,24 +89,17 @@ def unavailable(error: BaseException) -> str | None:
 def examine(request: dict[str, Any]) -> str | dict[str, str] | None:
     """Return the reason not to read a file, or None if it is safe to read.
 
-    A reason that shows no damage is an object {"unavailable": text}. `request` holds:
-
-    - `path`
-    - `filters`: the numbers of the filters that are allowed
-    - `datasets`: the names of the datasets that will be read
-    - `memory`: the bytes that may be filled
+    A reason that shows no damage is an object {"unavailable": text}. `request` holds `path`, the
+    numbers of the allowed `filters`, the names of the `datasets` that will be read, and `memory`,
+    the bytes that may be filled.
     """
     try:
+        size = os.path.getsize(request["path"])  # noqa: PTH202 - as above
         with open_file(request["path"]) as file:
             for name, dataset in _datasets(file):
                 _check_dataset(name, dataset, request["filters"])
                 if name.strip("/") in [wanted.strip("/") for wanted in request["datasets"]]:
-                    _check_storage(
-                        name,
-                        dataset,
-                        os.path.getsize(request["path"]),  # noqa: PTH202 - as above
-                        request["memory"],
-                    )
+                    _check_storage(name, dataset, size, request["memory"])
                     _decode(name, dataset)
     except Refusal as refusal:
         return str(refusal)
@@ -128,18 +116,12 @@ def examine(request: dict[str, Any]) -> str | dict[str, str] | None:
 
 
 def _more_time() -> None:
-    """Let SIGPROF end this process once it has computed for SECONDS.
-
-    Code in C cannot be stopped otherwise.
-    """
+    """Let SIGPROF end this process, which alone stops C code, once it has computed for SECONDS."""
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
 
 
 def _datasets(file: h5py.File) -> Iterator[tuple[str, h5d.DatasetID]]:
-    """Yield all datasets that are reached by hard links.
-
-    Every link and attribute on the way is checked.
-    """
+    """Yield all datasets that hard links reach, and check every link and attribute on the way."""
     groups, soft = [("/", h5o.open(file.id, b"/"))], []
     seen = {h5o.get_info(file.id).addr}
     while groups:
@@ -152,11 +134,10 @@ def _datasets(file: h5py.File) -> Iterator[tuple[str, h5d.DatasetID]]:
                 continue
             child = h5o.open(group, name)
             _more_time()
-            if h5o.get_info(child).addr in seen:
-                raise Refusal(
-                    f"{child_path} is a second hard link to an object, or links in a circle"
-                )
-            seen.add(h5o.get_info(child).addr)
+            address = h5o.get_info(child).addr
+            if address in seen:
+                raise Refusal(f"{child_path} is a second link to an object, or links in a circle")
+            seen.add(address)
             if len(seen) > MAX_OBJECTS:
                 raise Refusal(f"more than {MAX_OBJECTS:,} objects")
             if isinstance(child, h5py.h5g.GroupID):
@@ -219,9 +200,8 @@ def _check_dataset(path: str, dataset: h5d.DatasetID, allowed: list[int]) -> Non
 
 def _check_storage(path: str, dataset: h5d.DatasetID, file_size: int, memory: int) -> None:
     """Check what the dataset claims to be against what the file holds of it."""
-    if dataset.get_type().get_class() not in (h5t.INTEGER, h5t.FLOAT, h5t.ENUM):
-        raise Refusal(f"{path} is no array of numbers")
-    if dataset.get_space().get_simple_extent_type() != h5py.h5s.SIMPLE:
+    numbers = dataset.get_type().get_class() in (h5t.INTEGER, h5t.FLOAT, h5t.ENUM)
+    if not numbers or dataset.get_space().get_simple_extent_type() != h5py.h5s.SIMPLE:
         raise Refusal(f"{path} is no array of numbers")
     n_bytes = math.prod(dataset.shape) * dataset.get_type().get_size()
     layout, stored = dataset.get_create_plist().get_layout(), dataset.get_storage_size()
@@ -244,41 +224,31 @@ def _stored_in_chunks(path: str, dataset: h5d.DatasetID, file_size: int) -> int:
 
     Every chunk must exist exactly once, and inside the file.
     """
-    plan, found, stored = dataset.get_create_plist(), set(), 0
+    plan, chunks = dataset.get_create_plist(), list[h5d.StoreInfo]()
     chunk = plan.get_chunk()
-    chunk_bytes, filtered = (
-        math.prod(chunk) * dataset.get_type().get_size(),
-        plan.get_nfilters() > 0,
-    )
+    chunk_bytes = math.prod(chunk) * dataset.get_type().get_size()
     if chunk_bytes > MAX_CHUNK:
         raise Refusal(f"{path} has chunks of {chunk_bytes:,} bytes, more than {MAX_CHUNK:,}")
-
-    def visit(info: h5d.StoreInfo) -> None:
-        nonlocal stored
-        found.add(info.chunk_offset)
-        stored += (
-            info.size
-            if info.byte_offset is not None and info.byte_offset + info.size <= file_size
-            else file_size + 1
-        )
-        if not filtered and info.size != chunk_bytes:
-            stored = file_size + 1
-
-    dataset.chunk_iter(visit)
-    if stored > file_size:
+    dataset.chunk_iter(chunks.append)
+    stored = sum(int(info.size) for info in chunks)
+    inside = all(
+        info.byte_offset is not None and info.byte_offset + info.size <= file_size
+        for info in chunks
+    )
+    whole = plan.get_nfilters() > 0 or all(info.size == chunk_bytes for info in chunks)
+    if stored > file_size or not inside or not whole:
         raise Refusal(
             f"{path} has chunks that lie outside the file, or are of another size than they claim"
         )
-    places = math.prod(
-        -(-extent // step) for extent, step in zip(dataset.shape, chunk, strict=True)
-    )
-    triples = (
-        (place, step, extent)
+    extents = dataset.shape
+    places = math.prod(-(-extent // step) for extent, step in zip(extents, chunk, strict=True))
+    found = {info.chunk_offset for info in chunks}
+    in_place = all(
+        place % step == 0 and place < extent
         for offset in found
-        for place, step, extent in zip(offset, chunk, dataset.shape, strict=True)
+        for place, step, extent in zip(offset, chunk, extents, strict=True)
     )
-    inside = all(place % step == 0 and place < extent for place, step, extent in triples)
-    if len(found) != places or not inside:
+    if len(found) != places or not in_place:
         raise Refusal(f"{path} has {len(found)} chunks of the {places} that its shape asks for")
     return stored
 
@@ -299,10 +269,8 @@ def _decode(path: str, dataset: h5d.DatasetID) -> None:
         _more_time()
         _check_chunk(path, dataset, offset)
         _more_time()
-        chunk = tuple(
-            slice(first, first + step) for first, step in zip(offset, plan.get_chunk(), strict=True)
-        )
-        h5py.Dataset(dataset)[chunk]
+        ends = zip(offset, plan.get_chunk(), strict=True)
+        h5py.Dataset(dataset)[tuple(slice(first, first + step) for first, step in ends)]
 
 
 def _check_chunk(path: str, dataset: h5d.DatasetID, offset: tuple[int, ...]) -> None:
