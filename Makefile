@@ -55,7 +55,7 @@ fuzz: $(READY)  ## 10,000 damaged files for every reader, most of an hour
 search-table: $(READY)  ## print the experiments of docs/search.md: parameters, transfer and robust accuracy
 	@$(BIN)/dvc exp show --md --drop '.*' --keep 'Experiment|attacks\.(fgsm|pgd)\.(eps|alpha|steps)|.*/robust.json:(clean|transfer\.(fgsm|pgd)|robust\.(fgsm|pgd))\.accuracy'
 
-lock: setup  ## resolve the requirements anew
+lock: setup  ## resolve the requirements again
 	@PATH="$$PATH:$(BIN)" uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
 	  --python-version 3.11 --override requirements/overrides.txt pyproject.toml --group dev -o requirements/locked.txt
 

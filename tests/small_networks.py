@@ -95,7 +95,7 @@ class Scaled(nn.Module):
 
 
 class Noisy(nn.Module):
-    """A network that adds noise to its images, anew for every look."""
+    """A network that adds noise to its images, freshly for every prediction."""
 
     def __init__(self, inner, deviation=0.2):
         super().__init__()

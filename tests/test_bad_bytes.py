@@ -169,7 +169,7 @@ def test_hdf5_files_that_hold_more_than_arrays(opened, tmp_path, change, message
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["images"], file["labels"] = PIXELS, LABELS
         change(file)
-    with pytest.raises(InputError, match=rf"x.h5: refused: {message}.*; save it anew"):
+    with pytest.raises(InputError, match=rf"x.h5: refused: {message}.*; save it again"):
         opened("hdf5", "x.h5")
 
 

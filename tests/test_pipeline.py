@@ -205,7 +205,7 @@ def test_an_interrupted_and_then_killed_run_ends_with_the_same_bytes(project, tm
     assert running.returncode == 130
     assert re.search(
         r"interrupted \(train the clean model: batch \d+ of epoch \d+ is done\); the same command "
-        r"goes on from here",
+        r"resumes from here",
         errors,
     )
     assert "interrupted (earlier results are as they were)" in errors
@@ -217,7 +217,7 @@ def test_an_interrupted_and_then_killed_run_ends_with_the_same_bytes(project, tm
         running.communicate()
     assert not (disturbed.folder / "models/clean.safetensors").exists()
     assert tiny_project.reproduce(disturbed.folder, "train_clean") == {"train_clean"}
-    assert "going on after batch 0 of epoch" in capsys.readouterr().out
+    assert "resuming after batch 0 of epoch" in capsys.readouterr().out
     for name in ("models/clean.safetensors", "plots/clean/history.csv"):
         assert (disturbed.folder / name).read_bytes() == (calm.folder / name).read_bytes()
     assert not list((disturbed.folder / "models").glob(SAVED))

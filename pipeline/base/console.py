@@ -109,7 +109,7 @@ def run(command: Callable[[], str]) -> None:
             found = " ".join(str(error).split())[:150]
             sys.exit(
                 f"error: the disk is full ({found}); free some space and run it again, "
-                "it goes on from here"
+                "it resumes from here"
             )
         if not error.filename:
             raise
@@ -124,6 +124,6 @@ def run(command: Callable[[], str]) -> None:
         )
     except KeyboardInterrupt as interruption:
         where = f" ({interruption})" if str(interruption) else ""
-        print(f"interrupted{where}; the same command goes on from here", file=sys.stderr)
+        print(f"interrupted{where}; the same command resumes from here", file=sys.stderr)
         sys.exit(130)
     say(f"{done} ({time.perf_counter() - started:.1f} s)")

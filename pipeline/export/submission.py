@@ -37,7 +37,7 @@ def export(checkpoint: networks.Checkpoint, val: Block, out: Path) -> float:
         if not torch.isfinite(tensor).all():
             raise InputError(
                 f"export: {name} holds numbers that are not finite; "
-                "train the model anew with a lower lr"
+                "train the model again with a lower lr"
             )
     buffer = io.BytesIO()
     torch.save(
@@ -88,7 +88,7 @@ def expectation(metrics: Path, sha256: str) -> list[str]:
     except (OSError, ValueError) as error:
         raise InputError(f"{metrics}: cannot be read; `dvc repro` makes it") from error
     if content.get("sha256") != sha256:
-        raise InputError(f"{metrics}: judges another model; `dvc repro` makes it anew")
+        raise InputError(f"{metrics}: judges another model; `dvc repro` makes it again")
     results = {
         "clean": content["clean"],
         **{f"robust, {name}": result for name, result in content["robust"].items()},

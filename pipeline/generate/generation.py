@@ -96,7 +96,7 @@ def choose_target(
         if fooled["fp32"] - fooled["bf16"] > max(1, MOST_LOST * len(sample)):
             console.say(
                 f"bf16 attacks fool {fooled['bf16']} of {len(sample)} images,"
-                f" fp32 ones {fooled['fp32']}: going on with fp32"
+                f" fp32 ones {fooled['fp32']}: continuing with fp32"
             )
             return "fp32", exact
     return "bf16", fast

@@ -64,7 +64,7 @@ class InParts(nn.Module):
         _empty(images_device)
         console.say_once(
             f"{now} images at once do not fit into {where}:"
-            f" going on with {self.most}, in the same batches"
+            f" continuing with {self.most}, in the same batches"
         )
 
 
@@ -116,7 +116,7 @@ class Offload:
         _empty(self._device)
         where = f"the memory of {device.describe(self._device)}"
         console.say_once(
-            f"training does not fit into {where}: going on in the same batches, slower,"
+            f"training does not fit into {where}: continuing in the same batches, slower,"
             " with activations in main memory"
         )
         return self.fitted(gradients)

@@ -246,7 +246,7 @@ class _Run:
         self.epoch, self.batch, self.history, self.best = (
             content[key] for key in ("epoch", "batch", "history", "best")
         )
-        what = f"going on after batch {self.batch} of epoch {self.epoch + 1}"
+        what = f"resuming after batch {self.batch} of epoch {self.epoch + 1}"
         console.say(f"all {self.epoch} epochs were done before" if self.is_finished else what)
 
     def _parts(self) -> dict[str, Any]:

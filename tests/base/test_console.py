@@ -33,7 +33,7 @@ def test_an_interruption_says_how_to_go_on(capsys, number):
         console.run(interrupt)
     signal.signal(signal.SIGTERM, before)
     assert caught.value.code == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command resumes from here" in capsys.readouterr().err
 
 
 def test_progress_is_quiet_without_a_terminal(capsys):
@@ -62,7 +62,7 @@ def test_an_interruption_that_was_brought_to_an_end_says_what_was_done(capsys):
     assert caught.value.code == 130
     assert (
         capsys.readouterr().err
-        == "interrupted (train: batch 3 of epoch 2 is done); the same command goes on from here\n"
+        == "interrupted (train: batch 3 of epoch 2 is done); the same command resumes from here\n"
     )
 
 

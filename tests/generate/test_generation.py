@@ -273,7 +273,7 @@ def test_auto_drops_bf16_where_its_attacks_fool_less(sets, monkeypatch, capsys):
     precision, target = generation.choose_target(network, right, strong, in_precision("auto"), CPU)
     assert precision == "fp32"
     assert target is network
-    assert "going on with fp32" in capsys.readouterr().out
+    assert "continuing with fp32" in capsys.readouterr().out
 
 
 def test_each_image_may_have_its_own_eps(sets, network, tmp_path):

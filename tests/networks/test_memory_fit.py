@@ -93,7 +93,7 @@ def test_an_attack_on_parts_is_the_attack_on_the_batch(entry, where, images, lab
         "8 images at once do not",
         "4 images at once do not",
     ]
-    assert said[0].endswith("going on with 4, in the same batches")
+    assert said[0].endswith("continuing with 4, in the same batches")
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])

@@ -217,7 +217,7 @@ def test_training_that_does_not_fit_goes_on_with_the_same_bytes(
     assert len(moved) >= 3 * (4 * 4 - 2), "from then on every batch's activations are moved"
     said = capsys.readouterr().out
     assert said.count("training does not fit into the memory of cpu") == 1
-    assert "going on in the same batches, slower, with activations in main memory" in said
+    assert "continuing in the same batches, slower, with activations in main memory" in said
 
 
 def test_training_that_does_not_fit_in_any_way_says_so(batches, recipe):

@@ -61,7 +61,7 @@ class ImageSet:
             if found != value:
                 raise InputError(
                     f"{self.path}: {reason}: {key}: expected {value}, found {found}; "
-                    "`dvc repro` makes it anew"
+                    "`dvc repro` makes it again"
                 )
 
     def blocks(self) -> Iterator[Block]:

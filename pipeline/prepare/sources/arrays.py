@@ -71,7 +71,7 @@ def read_npz(path: Path, image_size: int) -> Source:
     except NPZ_ERRORS as error:
         raise InputError(
             f"{path}: cannot be read as .npz ({' '.join(str(error).split())[:200]}); "
-            "save it anew with numpy.savez"
+            "save it again with numpy.savez"
         ) from error
     for name in ("images", "labels"):
         if name not in found:
@@ -111,7 +111,7 @@ def _array(name: str, archive: ZipFile, member: ZipInfo) -> NDArray[Any]:
         if version not in HEADERS:
             raise InputError(
                 f"{name}: refused: an .npy header of version {version}, expected 1.0 or 2.0; "
-                "save it anew with numpy.savez"
+                "save it again with numpy.savez"
             )
         shape, fortran, dtype = HEADERS[version](file)
         if dtype.kind not in "biufU":
@@ -137,7 +137,9 @@ def _names(path: Path, names: NDArray[np.str_]) -> tuple[str, ...]:
     try:
         texts = names.tolist()
     except (SystemError, ValueError) as error:  # Python raises these for numbers beyond Unicode
-        raise InputError(f"{path}: class_names: not text; save it anew with numpy.savez") from error
+        raise InputError(
+            f"{path}: class_names: not text; save it again with numpy.savez"
+        ) from error
     return tuple(limits.plain_name(f"{path}: class_names", text) for text in texts)
 
 
@@ -148,7 +150,9 @@ def read_hdf5(path: Path, image_size: int, names: Hdf5) -> Source:
     unreadable, or whose datasets have another type, shape or range.
     """
     limits.regular(path, "set data.path to the HDF5 file of your images")
-    hdf5.check_source(path, [names.images, names.labels], "save it anew with h5py, as plain arrays")
+    hdf5.check_source(
+        path, [names.images, names.labels], "save it again with h5py, as plain arrays"
+    )
     with hdf5.reading(path, "not a readable HDF5 file; is it whole?") as file:
         for name in (names.images, names.labels):
             if not isinstance(file.get(name), h5py.Dataset):
