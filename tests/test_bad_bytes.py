@@ -198,9 +198,7 @@ def test_an_hdf5_file_that_does_not_fit_in_memory(opened, tmp_path, monkeypatch)
         ),
     ],
 )
-def test_a_crash_or_a_hang_of_libhdf5_is_a_refusal_and_the_next_file_is_read(
-    clean, tmp_path, monkeypatch, program, message
-):
+def test_a_crash_or_hang_of_libhdf5_is_one_refusal(clean, tmp_path, monkeypatch, program, message):
     (tmp_path / "walk.py").write_text(program)
     walker = hdf5._Walker()
     with monkeypatch.context() as patch:
@@ -241,7 +239,7 @@ def test_a_crash_or_a_hang_of_libhdf5_is_a_refusal_and_the_next_file_is_read(
         ),
     ],
 )
-def test_shards_of_another_shape_are_refused_before_they_are_read(clean, name, content, message):
+def test_shards_of_another_shape_are_refused_unread(clean, name, content, message):
     with h5py.File(clean.path / "00000.h5", "r+") as file:
         if name in file:
             del file[name]
@@ -637,9 +635,7 @@ class Marked:
         return os.mkdir, ("unpickled",)
 
 
-def test_files_of_torchvision_sets_are_unpickled_only_with_the_official_md5(
-    settings, tmp_path, monkeypatch
-):
+def test_torchvision_files_are_unpickled_only_with_official_md5(settings, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise urllib.error.URLError("no network")
 

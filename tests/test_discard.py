@@ -185,7 +185,7 @@ def test_the_list_of_a_sets_files_may_be_lost_too(folder, lost):
     assert contents() == before
 
 
-def test_damage_that_was_recorded_is_made_again_by_the_command_named(folder):
+def test_recorded_damage_is_repaired_by_the_command_named(folder):
     before = contents()
     unlink_from_cache(MODEL)
     damage(MODEL)

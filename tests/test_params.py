@@ -439,9 +439,7 @@ def test_anchors_are_bounded(tmp_path, text, message):
         ),
     ],
 )
-def test_online_training_starts_from_the_clean_model_or_a_fresh_one(
-    raw_params, tmp_path, start, message
-):
+def test_online_training_starts_from_clean_or_from_weights(raw_params, tmp_path, start, message):
     adversary = {
         "eps": 0.1,
         "eps_per": "image",
@@ -487,7 +485,7 @@ def test_other_step_sizes_are_refused(step):
 
 
 @given(st.floats(0, 1, exclude_max=True))
-def test_spreads_stay_within_their_bounds_and_grow_with_the_share(share):
+def test_spreads_stay_within_bounds_and_grow_with_the_share(share):
     uniform = Spread.model_validate({"uniform": ["2/255", "10/255"]})
     assert uniform.quantile(share) == pytest.approx((2 + 8 * share) / 255)
     normal = Spread.model_validate({"normal": ["8/255", "4/255"], "within": ["1/255", "16/255"]})

@@ -186,7 +186,7 @@ def test_a_stage_that_fails_leaves_earlier_results_as_they_were(project):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.usefixtures("one_thread")
-def test_an_interrupted_and_then_killed_run_ends_with_the_same_bytes(project, tmp_path, capsys):
+def test_an_interrupted_and_killed_run_ends_with_the_same_bytes(project, tmp_path, capsys):
     calm, disturbed = (
         Project(shutil.copytree(project.folder, tmp_path / name, symlinks=True))
         for name in ("calm", "disturbed")

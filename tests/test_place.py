@@ -108,7 +108,7 @@ def test_without_dvcs_folder_the_commands_named_help(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["data", "models", "data/adversarial", ".dvc"])
-def test_a_folder_of_outputs_that_is_a_link_out_of_the_repository(folder, monkeypatch, name):
+def test_an_output_folder_that_is_a_link_out_is_refused(folder, monkeypatch, name):
     other = folder.parent / "other disk"
     (folder / name).mkdir(exist_ok=True)
     (folder / name).rename(other)

@@ -111,7 +111,7 @@ def test_a_new_attack_is_one_entry_and_its_share(folder, capsys):
     )
 
 
-def test_a_second_round_is_one_entry_for_each_list_that_names_models(folder):
+def test_a_second_round_is_one_entry_per_list_of_models(folder):
     def second_round(params):
         params["attacked"].append("robust")
         params["finetuned"]["robust2"] = {"of": "robust", "best_on": "mixed", "refresh": None}
@@ -227,7 +227,7 @@ GENERATE = {
         (GENERATE, "attacks.nope: expected an attack of that name in params.yaml, found none"),
     ],
 )
-def test_a_stage_by_itself_refuses_inputs_that_do_not_belong_together(folder, arguments, message):
+def test_a_stage_alone_refuses_inputs_of_different_runs(folder, arguments, message):
     """Without DVC in between: each stage checks what it is given."""
     module, *paths = arguments.items()
     line = f"python -m pipeline.{module[1]} " + " ".join(f"--{key} {path}" for key, path in paths)

@@ -128,7 +128,7 @@ def variants(name):
 @pytest.mark.parametrize("n_classes", [2, 3, 10])
 @pytest.mark.parametrize("name", ATTACK_PARAMETERS)
 @pytest.mark.filterwarnings("ignore")
-def test_every_accepted_value_runs_and_stored_images_keep_the_bound(name, n_classes, images):
+def test_accepted_values_run_and_stored_images_keep_the_bound(name, n_classes, images):
     network, labels = networks.frozen_copy(Linear(n_classes)), torch.arange(5) % n_classes
     clean = (images * 255).round().to(torch.uint8)
     for entry in variants(name):
@@ -178,7 +178,7 @@ def test_resized_images_fit_a_network_made_for_one_size(name, network):
         ("AutoAttack", {"version": "plus"}, 4),
     ],
 )
-def test_losses_that_compare_more_classes_than_there_are_are_refused(name, values, fewest):
+def test_a_loss_that_needs_more_classes_is_refused(name, values, fewest):
     spec = attack_spec(**{**samples.attack_entry(name), **values})
     expect_classes({"attacks.x": spec}, fewest)
     message = (
@@ -220,7 +220,7 @@ def test_gaussian_noise_may_be_spelt_both_ways(word, theirs):
     assert attacks.build(spec, Linear(), 2).noise_func.noise_type == theirs
 
 
-def test_the_margin_loss_of_upgd_is_torchattacks_until_an_image_is_lost(images):
+def test_upgd_margin_loss_matches_torchattacks_until_success(images):
     network = Linear(3)
     right = network(images).argmax(1)
     spec = attack_spec(**{**samples.attack_entry("UPGD"), "loss": "margin", "random_start": False})
@@ -251,7 +251,7 @@ def test_stored_pixels_never_leave_the_ball_or_the_range(clean, adv, eps):
     hnp.arrays(np.uint8, (1, 3, 4, 4)),
     hnp.arrays(np.int16, (1, 3, 4, 4), elements=st.integers(-8, 8)),
 )
-def test_pixels_inside_the_ball_are_rounded_to_nearest_and_nothing_else(clean, delta):
+def test_quantisation_only_rounds_pixels_inside_the_ball(clean, delta):
     wanted = np.clip(clean + delta, 0, 255)
     adv = torch.from_numpy(wanted / 255 + 0.0015).float()  # under half a step
     stored = attacks.quantise(adv, torch.from_numpy(clean), 9 / 255)
@@ -284,7 +284,7 @@ def state(module):
 
 
 @pytest.mark.parametrize("make", [Linear, Failing])
-def test_the_callers_model_and_generator_are_as_before_also_after_an_error(make, images):
+def test_model_and_generator_are_unchanged_also_after_an_error(make, images):
     network = make()
     network.train()
     before, random_state = state(network), torch.get_rng_state()
@@ -325,7 +325,7 @@ def test_the_images_are_torchattacks_own(images):
     assert (ours == theirs).all()
 
 
-def test_ascent_from_the_image_takes_the_steps_of_torchattacks_pgd(network):
+def test_ascent_from_the_image_matches_torchattacks_pgd(network):
     images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(6) % 3
     theirs = torchattacks.PGD(
@@ -342,7 +342,7 @@ def test_ascent_from_the_image_takes_the_steps_of_torchattacks_pgd(network):
     assert torch.equal(each, theirs)
 
 
-def test_ascent_starts_where_it_is_told_keeps_each_images_bound_and_goes_both_ways():
+def test_ascent_keeps_each_bound_from_any_start_in_both_signs():
     images, start = torch.full((3, 3, 8, 8), 0.5), torch.full((3, 3, 8, 8), 0.52)
     eps = torch.tensor([0.01, 0.05, 0.3]).view(3, 1, 1, 1)
     away = attacks.ascend(Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=2)

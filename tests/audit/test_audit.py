@@ -137,7 +137,7 @@ def relock(folder, path):
     replace(folder / "dvc.lock", lambda new: new.write_text(text))
 
 
-def test_an_untouched_project_passes_with_every_stage_and_the_same_measures_each_time(made):
+def test_an_untouched_project_passes_with_the_same_measures(made):
     rows = audit.audit(made, CPU)
     assert [row for row in rows if row.verdict != "ok"] == []
     judged = {"evaluate@clean", "evaluate@robust", "evaluate@refreshed"}
@@ -288,7 +288,7 @@ def test_a_validation_image_among_the_training_rows_is_found(folder):
 
 
 @pytest.mark.parametrize("row", ["fooled again", "attacked again"])
-def test_a_set_that_another_attack_made_is_found_by_running_its_own_again(folder, row):
+def test_a_set_of_another_attack_is_found_by_attacking_again(folder, row):
     """Every image is within eps, with right hashes.
 
     The flags are inverted, or every image is moved by one level in place of the attack.
@@ -319,9 +319,7 @@ def test_a_set_that_another_attack_made_is_found_by_running_its_own_again(folder
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(1 / 8, "ok"), (1 / 2, "FAILED")])
-def test_on_a_gpu_a_few_values_may_differ_when_an_image_is_attacked_again(
-    folder, monkeypatch, share, verdict
-):
+def test_a_few_values_of_an_attack_may_differ_on_a_gpu(folder, monkeypatch, share, verdict):
     monkeypatch.setitem(samples.SAME, "cpu", samples.SAME["cuda"])
 
     def move(images):
@@ -416,7 +414,7 @@ def twice(joined, tmp_path):
     return tiny_project.copy(joined, tmp_path / "project")
 
 
-def test_a_set_of_the_parent_in_the_place_of_another_model_s_is_found(twice):
+def test_a_set_of_the_parent_in_place_of_another_source_is_found(twice):
     shutil.rmtree(twice / R_PGD)
     shutil.copytree(twice / OWN_PGD, twice / R_PGD)
     for path in (R_PGD, "data/adversarial/sources"):
@@ -455,7 +453,7 @@ def test_two_sets_of_one_name_are_a_failure(twice):
     )
 
 
-def test_a_threat_that_only_a_set_of_another_model_trained_on_is_compared(twice):
+def test_a_threat_trained_on_through_another_source_is_compared(twice):
     change_params(twice, lambda params: params.update(mix={"clean": 0.5, "fgsm": 0.5}))
     change_params(
         twice,
@@ -521,7 +519,7 @@ def test_sets_that_the_mix_does_not_name_are_refused(twice, model, own, sources,
     assert "\n" not in str(caught.value)
 
 
-def test_a_changed_attribute_is_found_also_with_a_new_fingerprint(folder):
+def test_a_changed_attribute_is_found_despite_a_new_fingerprint(folder):
     path = own(folder / PGD / manifest.NAME)
     whole = path.read_text()
     path.write_text(whole.replace('"attack.steps": 2', '"attack.steps": 40'))
@@ -715,7 +713,7 @@ def test_a_changed_metric_with_a_new_hash_is_found(folder, edit, row):
     assert list(failures_of(folder, "evaluate@robust")) == [row]
 
 
-def test_a_command_and_a_stage_that_are_not_the_recorded_ones_are_found(folder):
+def test_unrecorded_commands_and_stages_are_found(folder):
     text = (folder / "dvc.yaml").read_text()
     replace(
         folder / "dvc.yaml",

@@ -53,7 +53,7 @@ def test_the_first_signal_asks_and_the_second_stops():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_an_interruption_that_was_brought_to_an_end_says_what_was_done(capsys):
+def test_a_finished_interruption_says_what_was_saved(capsys):
     def interrupt():
         raise console.Interrupted("train: batch 3 of epoch 2 is done")
 
@@ -80,7 +80,7 @@ def test_an_interruption_that_was_brought_to_an_end_says_what_was_done(capsys):
         ),
     ],
 )
-def test_what_the_system_says_of_a_file_or_a_full_disk_is_one_line(error, line):
+def test_system_errors_and_a_full_disk_are_one_line(error, line):
     with pytest.raises(SystemExit) as caught:
         console.run(lambda: fail(error))
     assert str(caught.value.code).startswith(line)
@@ -90,7 +90,7 @@ def fail(error):
     raise error
 
 
-def test_a_full_gpu_is_one_line_and_other_failures_keep_their_traceback():
+def test_a_full_gpu_is_one_line_and_bugs_keep_their_traceback():
     with pytest.raises(SystemExit) as caught:
         console.run(
             lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))

@@ -198,7 +198,7 @@ def part(block, start, stop):
     return store.Block(**{name: array[start:stop] for name, array in block.datasets.items()})
 
 
-def test_an_interrupted_set_resumes_and_a_changed_one_starts_again(tmp_path, block, clean):
+def test_an_interrupted_set_resumes_unless_it_changed(tmp_path, block, clean):
     path, bounds = tmp_path / "set", store.shard_bounds(40, 16)
     attributes = {"kind": "clean", "class_names": '["a", "b", "c"]'}
     with pytest.raises(KeyboardInterrupt), store.Writer(path, attributes, bounds=bounds) as writer:

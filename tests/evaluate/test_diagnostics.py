@@ -233,7 +233,7 @@ def test_eps_in_other_units_are_found():
     assert not diagnostics.units([0.6]).passed
 
 
-def test_a_judge_that_loses_or_finds_is_compared_on_the_same_images():
+def test_two_judgements_are_compared_on_the_same_images():
     standing, before = np.array([True] * 40 + [False] * 60), np.array([True] * 30 + [False] * 70)
     assert diagnostics.gain(standing, before) == diagnostics.Check(
         value=0.1, limit=0.02, passed=False

@@ -72,7 +72,7 @@ def test_a_found_keeps_its_words_apart(tmp_path, network, settings, monkeypatch)
         judgement.judge(network, clean, [stored, foreign], "me", settings)
 
 
-def test_the_worst_case_is_over_the_images_on_which_everything_was_tried():
+def test_worst_case_covers_images_that_every_attack_tried():
     large, small = np.array([1, 3, 4, 8]), np.array([3, 8])
     tried = [(large, np.array([True, True, True, True])), (small, np.array([True, False]))]
     rows, standing = judgement._worst(

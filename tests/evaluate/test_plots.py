@@ -24,7 +24,7 @@ def test_the_same_numbers_give_the_same_bytes(tmp_path):
             assert not {"Software", "Creation Time"} & picture.info.keys()
 
 
-def test_a_grid_that_is_off_is_an_empty_picture_and_another_accuracy_another_one(tmp_path):
+def test_heat_maps_follow_the_grid_and_may_be_empty(tmp_path):
     plots.heat_map(tmp_path / "off.png", [], "no grid")
     plots.heat_map(tmp_path / "on.png", GRID, "title")
     plots.heat_map(tmp_path / "other.png", [{**row, "accuracy": 0.9} for row in GRID], "title")

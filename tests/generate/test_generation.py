@@ -164,9 +164,7 @@ def test_a_set_stopped_at_any_batch_is_the_uninterrupted_one(
     }
 
 
-def test_an_error_of_the_writing_thread_surfaces_and_leaves_no_set(
-    sets, network, tmp_path, monkeypatch
-):
+def test_an_error_of_the_writing_thread_leaves_no_set(sets, network, tmp_path, monkeypatch):
     def full(self, start, block):
         raise OSError(28, "No space left on device")
 
@@ -309,9 +307,7 @@ def test_each_image_may_have_its_own_eps(sets, network, tmp_path):
     assert again.digest == attacked.digest
 
 
-def test_refreshed_sets_are_stored_with_their_origin_and_keep_the_validation_rows(
-    sets, network, tmp_path
-):
+def test_refreshed_sets_record_their_origin_and_keep_validation(sets, network, tmp_path):
     cached = sets[1]
     block = store.join(list(cached.blocks()))
     trained = block.split == 0

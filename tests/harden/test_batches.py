@@ -56,7 +56,7 @@ def made(recipe, network, *, fixed=False, number=0):
     return batches, list(batches.epoch(number))
 
 
-def test_online_batches_hold_clean_images_and_attacks_on_them_within_eps(settings):
+def test_online_batches_hold_clean_images_and_attacks_within_eps(settings):
     batches, epoch = made(online(settings), Tiny())
     assert len(batches) == len(epoch) == 4
     assert batches.passes == 64 * 2
@@ -82,7 +82,7 @@ def test_the_shares_of_the_loss_are_the_recipes_weights(settings):
     assert shares.view(2, 16).sum(1).tolist() == pytest.approx([1.0, 0.25])
 
 
-def test_a_batch_is_the_same_whether_or_not_the_epoch_is_begun_in_its_middle(settings):
+def test_a_batch_is_the_same_when_an_epoch_starts_in_its_middle(settings):
     recipe, target = (
         online(settings, {"augment": "flip+crop"}),
         moving_target.Target(Tiny(), 32, torch.float32),
@@ -107,7 +107,7 @@ def test_a_batch_is_the_same_whether_or_not_the_epoch_is_begun_in_its_middle(set
         ),
     ],
 )
-def test_the_adversary_without_a_random_start_is_torchattacks_own(settings, attack, theirs):
+def test_adversary_without_random_start_matches_torchattacks(settings, attack, theirs):
     network = Tiny()
     for images, labels, _ in made(online(settings, random_start=False, **attack), network)[1]:
         expected = theirs(networks.frozen_copy(network))(images[:16], labels[:16])
@@ -120,7 +120,7 @@ def test_a_random_start_with_one_step_is_not_the_image_itself(settings):
     assert len(torch.unique((moved * 255).round(decimals=2))) > 50, "uniform noise, then one step"
 
 
-def test_least_likely_targets_raise_that_class_and_the_margin_loss_is_another_attack(settings):
+def test_targets_and_losses_give_different_attacks(settings):
     network = Tiny()
     logits = {}
     for name, attack in {
@@ -168,7 +168,7 @@ def test_eps_is_drawn_per_image_batch_or_epoch(settings, per):
         assert sizes_of(recipe, 1)[0].max() != sizes[0].max()
 
 
-def test_attacks_follow_the_network_as_it_trains_unless_another_one_is_named(settings):
+def test_attacks_follow_the_training_network_unless_fixed(settings):
     for fixed in (False, True):
         torch.manual_seed(0)
         network = NarrowResNet(num_classes=3)
@@ -182,7 +182,7 @@ def test_attacks_follow_the_network_as_it_trains_unless_another_one_is_named(set
         assert torch.equal(before, next(batches.epoch(0))[0]) == fixed
 
 
-def test_a_target_is_the_network_in_evaluation_mode_and_leaves_it_alone():
+def test_a_target_is_the_network_in_evaluation_mode():
     torch.manual_seed(0)
     network = NarrowResNet(num_classes=3).train()
     target = moving_target.Target(network, 32, torch.float32)
@@ -264,7 +264,7 @@ class Gradient(nn.Module):
         return torch.stack([-total, torch.zeros_like(total), torch.zeros_like(total)], 1)
 
 
-def test_refreshing_goes_on_from_the_stored_image_and_stores_the_result(refreshed):
+def test_refreshing_continues_from_stored_images_and_stores_them(refreshed):
     before, batches = training(), refreshed(Gradient())
     assert len(batches) == 6
     assert batches.passes == 2 * 48
@@ -292,7 +292,7 @@ def test_refreshing_goes_on_from_the_stored_image_and_stores_the_result(refreshe
     assert batches.state["images"] is batches._images.images
 
 
-def test_a_cold_start_forgets_the_stored_image_and_every_second_epoch_may_rest(refreshed):
+def test_cold_starts_ignore_stored_images_and_epochs_may_rest(refreshed):
     cold, warm = (refreshed(Gradient(), warm_start=flag, steps=1) for flag in (False, True))
     for batches in (cold, warm):
         list(batches.epoch(0))
@@ -306,7 +306,7 @@ def test_a_cold_start_forgets_the_stored_image_and_every_second_epoch_may_rest(r
     assert resting.passes == 48
 
 
-def test_moved_images_are_refreshed_where_the_crop_shows_them_and_never_leave_the_ball(refreshed):
+def test_moved_images_are_refreshed_in_place_within_the_ball(refreshed):
     batches, clean = (
         refreshed(Tiny(), augment="flip+crop", alpha="eps/1"),
         training()["clean"].images.astype(int),
@@ -338,7 +338,7 @@ def test_rows_that_do_not_belong_together_are_refused(settings, tmp_path):
         )
 
 
-def test_a_refreshed_training_that_was_stopped_resumes_to_the_same_bytes(
+def test_a_stopped_refreshed_training_resumes_to_the_same_bytes(
     refreshed, settings, tmp_path, monkeypatch
 ):
     recipe = settings.finetuned["robust"].model_copy(

@@ -23,7 +23,7 @@ def chosen(settings, n_val, n_eval, n_images):
     return set(epoch_score._sample(val, changed).ids.tolist()), judged
 
 
-def test_models_are_chosen_by_other_images_than_they_are_judged_by_while_there_are_enough(settings):
+def test_selection_and_evaluation_use_different_images(settings):
     selected, judged = chosen(settings, 100, 60, 40)
     assert len(selected) == 40
     assert not selected & judged
@@ -35,9 +35,7 @@ def test_models_are_chosen_by_other_images_than_they_are_judged_by_while_there_a
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_robust_selection_attacks_the_network_of_the_moment_and_leaves_it_alone(
-    settings, network, dtype
-):
+def test_robust_selection_attacks_the_current_network(settings, network, dtype):
     val = make_block(12, size=16)
     settings = settings.model_copy(
         update={"selection": settings.selection.model_copy(update={"steps": 2})}
@@ -65,7 +63,7 @@ def test_the_recipe_decides_how_its_epochs_are_compared(settings, network):
     ).all()
 
 
-def test_collapse_is_said_once_when_pgd_accuracy_falls_and_fgsm_accuracy_does_not():
+def test_collapse_is_reported_once_when_only_pgd_accuracy_falls():
     history = [
         {"epoch": number, "val_pgd": pgd, "val_fgsm": fgsm}
         for number, pgd, fgsm in ((1, 0.3, 0.4), (2, 0.05, 0.9), (3, 0.0, 0.95))

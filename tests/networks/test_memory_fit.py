@@ -113,7 +113,7 @@ def test_judging_takes_parts_too(images, labels):
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_iterates_of_a_run_that_began_again_are_counted_from_its_beginning(where):
+def test_iterates_of_a_restarted_run_are_counted_from_its_start(where):
     block = make_block(N, size=8)
 
     def judged(network):
@@ -126,7 +126,7 @@ def test_iterates_of_a_run_that_began_again_are_counted_from_its_beginning(where
     assert all((parts[count] == whole[count]).all() for count in (1, 2, 5))
 
 
-def test_a_batch_that_fits_goes_through_whole_and_nothing_is_said(images, labels, capsys):
+def test_a_batch_that_fits_goes_through_whole_and_silently(images, labels, capsys):
     narrow = Narrow(N, "forward")
     attacks.perturb(attacks.build(attack_spec(**FGSM), InParts(narrow), 10), images, labels, seed=0)
     assert narrow.taken == [N]

@@ -70,7 +70,7 @@ def hub(tmp_path, monkeypatch):
 IMAGENET = Model(architecture="resnet18", weights="IMAGENET1K_V1")
 
 
-def test_pretrained_weights_are_downloaded_once_and_fill_all_but_the_last_layer(hub):
+def test_pretrained_weights_are_downloaded_once(hub):
     pretrained = networks.pretrained_weights(IMAGENET)
     assert pretrained.sha256 == hashlib.sha256(hub.content).hexdigest()
     network = networks.build(IMAGENET, 10, 0, pretrained)
@@ -98,7 +98,7 @@ def test_a_cached_file_needs_no_network_but_its_hash(hub):
     [{"content": b""}, {"content": b"another file"}, {"cut": True}],
     ids=["absent", "wrong hash", "cut off"],
 )
-def test_a_failed_download_names_file_hash_and_folder_and_leaves_nothing(hub, monkeypatch, damage):
+def test_a_failed_download_names_file_hash_and_folder(hub, monkeypatch, damage):
     for name, value in damage.items():
         monkeypatch.setattr(hub, name, value)
     message = (
@@ -302,7 +302,7 @@ def test_starting_weights_are_checked_before_anything_runs(own, hub, capsys):
         networks.expect_weights(IMAGENET, "params.yaml: model")
 
 
-def test_predictions_do_not_depend_on_the_batch_and_leave_the_mode(network):
+def test_predictions_do_not_depend_on_the_batch(network):
     images = np.random.default_rng(0).integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
     network.train()
     predicted = networks.predict(network, images, 3)

@@ -100,7 +100,7 @@ def test_a_set_cannot_be_written_through_its_mapping(sets):
         sets["clean"].map_images()[0][0] = 1
 
 
-def test_a_working_copy_is_in_a_file_without_a_name_and_leaves_the_set(sets, blocks, tmp_path):
+def test_a_working_copy_is_unnamed_and_leaves_the_set_unchanged(sets, blocks, tmp_path):
     copy = images.working_copy(list(sets.values()), CPU, tmp_path / "models")
     rows, whole = torch.arange(5, 200, 3), training_images(blocks)
     assert (copy.images.numpy() == whole).all()

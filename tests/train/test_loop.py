@@ -144,7 +144,7 @@ def resnet():
         (resnet, {"ema": 0.9}, 6),
     ],
 )
-def test_a_run_that_was_stopped_at_any_batch_gives_the_same_bytes(
+def test_a_run_stopped_at_any_batch_gives_the_same_bytes(
     batches, recipe, tmp_path, monkeypatch, make, changes, stop_after
 ):
     block, settings = make_block(64), recipe.model_copy(update={"epochs": 3, **changes})
@@ -232,9 +232,7 @@ def test_training_that_does_not_fit_in_any_way_says_so(batches, recipe):
         )
 
 
-def test_unfinished_work_that_cannot_be_read_is_said_and_started_again(
-    batches, recipe, tmp_path, capsys
-):
+def test_unreadable_unfinished_work_is_reported_and_restarted(batches, recipe, tmp_path, capsys):
     part = tmp_path / ".x.part"
     part.write_bytes(b"damaged")
     fitted = loop.fit(

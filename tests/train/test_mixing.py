@@ -15,7 +15,7 @@ def sampler(n_clean=1000, n_adv=700, counts=COUNTS, seed=0):
     return mixing.MixSampler(labels, counts, seed)
 
 
-def test_full_batches_have_the_exact_mix_and_the_last_one_its_proportion():
+def test_full_batches_have_the_exact_mix_of_kinds():
     *full, last = [
         {name: len(rows) for name, rows in parts.items()} for parts in sampler().epoch(0)
     ]
@@ -47,9 +47,7 @@ def test_an_epoch_is_one_pass_over_the_clean_images(n_clean, n_adv, clean_count,
 
 
 @given(st.integers(1, 200), st.integers(1, 200))
-def test_adversarial_streams_go_on_across_epochs_until_every_image_is_used_equally_often(
-    n_clean, n_adv
-):
+def test_adversarial_streams_use_every_image_equally_often(n_clean, n_adv):
     mix = sampler(n_clean, n_adv, {"clean": 8, "pgd": 4})
     drawn = np.concatenate([parts["pgd"] for epoch in range(6) for parts in mix.epoch(epoch)])
     times = np.bincount(drawn, minlength=n_adv)
@@ -71,7 +69,7 @@ def test_the_seed_decides_every_epoch_by_itself():
     assert not (whole[0] == other[0]).all()
 
 
-def test_balanced_sampling_draws_every_class_and_within_it_every_image_equally_often():
+def test_balanced_sampling_draws_classes_and_images_equally():
     labels = {
         "clean": np.repeat([0, 1, 2], [5, 40, 155]),
         "pgd": np.repeat([0, 1, 2], [10, 40, 50]),
@@ -98,7 +96,7 @@ def marked_block(n: int, mark: int) -> store.Block:
     return block
 
 
-def test_batches_hold_the_right_images_with_their_labels_in_shuffled_order():
+def test_batches_hold_images_with_their_labels_in_shuffled_order():
     streams = {
         "clean": marked_block(200, 0),
         "fgsm": marked_block(150, 1),

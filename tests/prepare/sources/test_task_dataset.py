@@ -102,7 +102,7 @@ def test_images_that_were_opened_from_files_are_read_too(settings, save, tmp_pat
     ],
     ids=["os.system", "nested reduce", "setstate", "builtin"],
 )
-def test_a_pickle_that_asks_for_more_is_refused_by_name_and_never_run(
+def test_a_pickle_with_foreign_names_is_refused_and_never_run(
     settings, save, tmp_path, transform, name
 ):
     with pytest.raises(
@@ -164,7 +164,7 @@ def test_newer_opcodes_are_refused(settings, save):
         read(settings, rewritten(save(), pickle.dumps(Image.new("L", (1, 1)), protocol=4)))
 
 
-def test_a_list_of_a_billion_entries_is_refused_before_it_is_built(settings, save):
+def test_a_list_of_a_billion_entries_is_refused_unbuilt(settings, save):
     body = b"\x80\x02](" + b"K\x00" * (task_dataset.MAX_OPCODES + 10) + b"e."
     with pytest.raises(
         InputError,
