@@ -16,6 +16,7 @@ from pipeline.base import files, store
 from pipeline.base.store import manifest
 from pipeline.train import mixing
 from pipeline.train.images import HeldImages
+from tests import narrow
 from tests.narrow import NarrowResNet
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +73,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def narrow_resnet18():
+    """Networks that are asked for as resnet18 are narrow ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        narrow.replace_resnet18(patch)
+        yield
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pipeline import presets
 from pipeline.base import console
 from pipeline.base import params as pipeline_params
 from pipeline.evaluate import ensemble
-from tests import narrow, samples
+from tests import samples
 from tests.conftest import ROOT
 
 yaml = YAML(typ="safe")
@@ -47,10 +47,10 @@ def small_source(data, folder, monkeypatch, n_classes):
             samples.write_cifar(path, monkeypatch, "cifar10", images.reshape(90, -1), labels)
 
 
+@pytest.mark.usefixtures("narrow_resnet18")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatch):
-    narrow.replace_resnet18(monkeypatch)
     monkeypatch.chdir(ROOT)
     params = yaml.load(presets.complete(name))
     small_source(params["data"], tmp_path, monkeypatch, 10)

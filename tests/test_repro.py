@@ -16,9 +16,12 @@ from tests import narrow, samples, tiny_project
 from tests.conftest import ROOT
 from tests.tiny_project import change_params, here, reproduce, run_here
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("narrow_resnet18"),
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"
+    ),
+]
 OUTPUTS = ("data", "models", "metrics", "plots")
 READS_SETS = {
     "finetune@robust",
@@ -29,13 +32,6 @@ READS_SETS = {
     "export",
     "audit",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _narrow():
-    with pytest.MonkeyPatch.context() as patch:
-        narrow.replace_resnet18(patch)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -23,26 +23,22 @@ from pipeline.audit.adversarial_sets import adversarial_set
 from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.base.store import manifest
-from tests import narrow, tiny_project
+from tests import tiny_project
 from tests.conftest import renew_manifest
 from tests.tiny_project import change_params, here, replace, reproduce, run_here
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("narrow_resnet18"),
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"
+    ),
+]
 CPU = torch.device("cpu")
 PGD, FGSM, CLEAN = "data/adversarial/clean/pgd", "data/adversarial/clean/fgsm", "data/clean"
 OWN_PGD, R_PGD = (
     "data/adversarial/robust/pgd",
     "data/adversarial/sources/clean/pgd",
 )  # of the model `again` starts from, and of another
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _narrow():
-    with pytest.MonkeyPatch.context() as patch:
-        narrow.replace_resnet18(patch)
-        yield
 
 
 @pytest.fixture(scope="module")

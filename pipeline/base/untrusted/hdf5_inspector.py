@@ -30,7 +30,6 @@ SECONDS = 1
 MAX_OBJECTS = 10_000
 MAX_ATTRIBUTE = 2**16
 MAX_CHUNK = 2**26
-SLAB = 2**24  # bytes that are decoded at a time
 HONEST_RATIO = 20  # images never pack more tightly, but empty data does
 # libhdf5 causes these system errors itself when a damaged file sends it to impossible places.
 OF_CONTENT = (0, errno.EINVAL, errno.EFAULT, errno.EOVERFLOW)
