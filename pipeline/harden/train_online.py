@@ -3,13 +3,16 @@
 The adversarial images are made from the clean image set.
 """
 
+from torchvision import models
+
 from pipeline import networks
 from pipeline.base import console, files, params, store
 from pipeline.base.errors import InputError
 from pipeline.base.values import CLEAN
 from pipeline.harden import epoch_score, moving_target, online_batches
-from pipeline.harden.params import OnlineParams
+from pipeline.harden.params import Online, OnlineParams
 from pipeline.networks import device, precision
+from pipeline.networks.params import Model
 from pipeline.train import checkpointed, mixing
 
 
@@ -45,17 +48,11 @@ def train_online() -> str:
     recipe, clean = settings.online[name], store.ImageSet(args.clean)
     val = clean.load("val")
     first = networks.load(args.model, class_names=clean.class_names)
-    model = settings.model if isinstance(recipe.start, str) else recipe.start
-    weights = (
-        networks.SCRATCH
-        if isinstance(recipe.start, str)
-        else networks.pretrained_weights(model, f"online.{name}.start")
-    )
-    network = (
-        first.network()
-        if isinstance(recipe.start, str)
-        else networks.build(model, len(clean.class_names), recipe.seed, weights)
-    )
+    network, architecture = first.network(), settings.model.architecture
+    weights: dict[str, str] = {}
+    if isinstance(recipe.start, Model):
+        network, weights = _fresh(recipe, recipe.start, f"online.{name}.start", clean)
+        architecture = recipe.start.architecture
     fixed = recipe.adversary.against == CLEAN
     target = moving_target.Target(
         (first.network() if fixed else network).to(processor),
@@ -73,22 +70,27 @@ def train_online() -> str:
         text=f"train {name} online",
         out=args.out,
         history=args.history,
-        architecture=model.architecture,
+        architecture=architecture,
         class_names=clean.class_names,
         provenance={
             "clean.digest": clean.digest,
             "parent.sha256": files.sha256(args.model),
-            **(
-                {}
-                if isinstance(recipe.start, str)
-                else {"weights": model.weights or "none", "weights.sha256": weights.sha256}
-            ),
+            **weights,
             "selection": settings.selection.model_dump_json(),
         },
         attack_passes=(0, batches.passes),
         watch=epoch_score.collapse,
         device=processor,
     )
+
+
+def _fresh(
+    recipe: Online, start: Model, where: str, clean: store.ImageSet
+) -> tuple[models.ResNet, dict[str, str]]:
+    """Return a network that did not start from the clean model, and the origin of its weights."""
+    weights = networks.pretrained_weights(start, where)
+    network = networks.build(start, len(clean.class_names), recipe.seed, weights)
+    return network, {"weights": start.weights or "none", "weights.sha256": weights.sha256}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Images have any size, and any of the formats that `image_files` reads.
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,20 +39,7 @@ def read(root: Path, image_size: int) -> Source:
     class_names = tuple(limits.plain_name(f"{root}: classes", folder.name) for folder in folders)
     for folder, inside in zip(folders, images, strict=True):
         if not inside:
-            others = "; ".join(
-                f"{count} {words}"
-                for words, count in found.summary().items()
-                if words.startswith("files")
-            )
-            raise InputError(
-                f"{folder}: expected images in the subfolder of each class "
-                f"({', '.join(sorted(ENDINGS))}), found none"
-                + (
-                    f" (in all folders: {others}); convert them"
-                    if others
-                    else "; remove the folder"
-                )
-            )
+            raise InputError(_no_images(folder, found.summary()))
     pictures = _examined([path for inside in images for path in inside], image_size)
     labels = check_labels(
         root, np.repeat(np.arange(len(images)), [len(inside) for inside in images]), len(pictures)
@@ -77,6 +65,16 @@ def read(root: Path, image_size: int) -> Source:
         class_names=class_names,
         sha256=_folder_sha256(root, pictures),
         notes=found.summary(),
+    )
+
+
+def _no_images(folder: Path, summary: Mapping[str, int]) -> str:
+    """Return what is wrong with a class's folder that has no image, and what to do about it."""
+    files = [f"{count} {words}" for words, count in summary.items() if words.startswith("files")]
+    others = f" (in all folders: {'; '.join(files)}); convert them"
+    return (
+        f"{folder}: expected images in the subfolder of each class "
+        f"({', '.join(sorted(ENDINGS))}), found none{others if files else '; remove the folder'}"
     )
 
 
