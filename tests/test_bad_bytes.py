@@ -543,6 +543,9 @@ def test_storages_that_are_smaller_than_they_claim(tmp_path):
     rewrite(path, "own/data/0", b"\0" * 10)
     with pytest.raises(InputError, match="storage '0' claims 400 bytes, the file holds 10"):
         networks.read_state_dict(path, "model.weights")
+    rewrite(path, "own/data.pkl", b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.")
+    with pytest.raises(InputError, match="_rebuild_tensor_v2 with a storage that is not plain"):
+        networks.read_state_dict(path, "model.weights")
     rewrite(path, "own/data.pkl", b"\0" * (2**24 + 1))
     with pytest.raises(InputError, match="its pickle takes 16,777,217 bytes, more than 16,777,216"):
         networks.read_state_dict(path, "model.weights")
@@ -579,10 +582,11 @@ def test_older_files_are_read_and_held_to_their_sizes(tmp_path):
             "it uses SHORT_BINUNICODE, which torch.save does not; nothing of it was run",
         ),
         (b"\x80\x02}" + b"(" * 3 + b"\x85\x85\x85N" + b"s.", "cannot be read as a torch.save file"),
+        (b"\x80\x02NNa.", "cannot be read as a torch.save file"),
         (b"\x80\x02B\xff\xff\xff\xff", "cannot be read as a torch.save file"),
         (b"\x80\x02c" + b"a" * 1000 + b"\nb\n.", "cannot be read as a torch.save file"),
     ],
-    ids=["protocol", "name", "step", "key", "length", "long name"],
+    ids=["protocol", "name", "step", "key", "stack", "length", "long name"],
 )
 def test_pickles(opened, tmp_path, pickled, message):
     with zipfile.ZipFile(tmp_path / "Train.pt", "w") as archive:
