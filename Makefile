@@ -43,8 +43,9 @@ check: $(READY)  ## lint, formatting, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(READY)  ## measure this machine: the pipeline against the recipe as usually written
+bench: $(READY)  ## measure this machine: the pipeline against the recipe as usually written, batches from the disk and from memory
 	@$(BIN)/python -m benchmarks.speed
+	@$(BIN)/python -m benchmarks.loading
 
 growth: $(READY)  ## measure time and peak memory against the number and the size of images (8 GB of disk for a while)
 	@$(BIN)/python -m benchmarks.growth

@@ -168,7 +168,7 @@ CHANGES = [
     ("store.compression", "zip", "store.compression: expected no such key"),
     ("data.n_val", 0, "data.n_val: expected greater than or equal to 1, found 0"),
     ("clean.epochs", "12", "clean.epochs: expected a valid integer, found '12'"),
-    ("training.epochs", None, "clean.epochs: expected a value, found none"),
+    ("training.epochs", None, "training.epochs: expected a value, found none"),
     ("training.epochs", "12", "training.epochs: expected a valid integer, found '12'"),
     ("training.unknown", 1, "training.unknown: expected no such key, found one"),
     ("training", None, "training: expected a value, found none"),

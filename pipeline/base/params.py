@@ -136,7 +136,7 @@ def _over(defaults: Mapping[str, Any], entry: Any) -> Any:
 
 
 def _origin(where: Sequence[Any], content: Mapping[str, Any]) -> Sequence[Any]:
-    """Return where an inherited value is written.
+    """Return where an inherited value is written, or should be.
 
     Other values are written at `where` itself.
     """
@@ -146,7 +146,11 @@ def _origin(where: Sequence[Any], content: Mapping[str, Any]) -> Sequence[Any]:
             found = found[key]
             continue
         rest = where[depth:]
-        if where[0] in ("clean", "finetuned", "online") and key in (content.get("training") or {}):
+        training = content.get("training")
+        # All that `clean` needs applies to every training, so it belongs there.
+        if isinstance(training, Mapping) and (
+            where[0] == "clean" or (where[0] in ("finetuned", "online") and key in training)
+        ):
             return ("training", *rest)
         return rest if key in ("seed", "precision", "mix") and key in content else where
     return where
