@@ -44,6 +44,8 @@ SLOW = (
     "test_bad_bytes.py",
     "attacks/",
     "harden/",
+    "evaluate/test_judgement.py",
+    "base/untrusted/test_hdf5.py",
 )
 
 
