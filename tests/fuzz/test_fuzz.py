@@ -3,12 +3,14 @@
 `make fuzz` reads 10,000 for each reader.
 """
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz import worker
 from tests.fuzz.readers import READERS
 from tests.fuzz.sandbox import Sandbox
 
@@ -19,6 +21,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(scope="module", params=READERS)
 def sandbox(request, tmp_path_factory):
     return Sandbox(READERS[request.param], tmp_path_factory.mktemp(request.param))
+
+
+def test_the_fuzzer_guides_modules_that_exist():
+    assert worker.GUIDED.keys() == READERS.keys()
+    for module in {name for names in worker.GUIDED.values() for name in names}:
+        assert importlib.util.find_spec(module), module
 
 
 def test_unchanged_files_are_read(sandbox):

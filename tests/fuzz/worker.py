@@ -120,7 +120,7 @@ PLUGINS = tuple(
     for kind in ("Avif", "Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP")
 )
 GUIDED = {
-    "params": ("ruamel.yaml", "pipeline.params"),
+    "params": ("ruamel.yaml", "pipeline.base.params", "pipeline.base.values"),
     "npz": (*FILES, "ast", "numpy.lib._format_impl", "pipeline.prepare.sources.arrays"),
     "task_dataset": (*FILES, "pipeline.prepare.sources.task_dataset"),
     "hdf5": (
@@ -133,10 +133,12 @@ GUIDED = {
         "PIL.Image",
         "PIL.ImageFile",
         *PLUGINS,
+        "pipeline.prepare.sources.image_headers",
         "pipeline.prepare.sources.image_files",
+        "pipeline.prepare.sources.folder_layout",
         "pipeline.prepare.sources.image_folder",
     ),
-    "checkpoint": (*FILES, "pipeline.networks.torch_files"),
+    "checkpoint": ("json", "pipeline.base.untrusted.limits", "pipeline.networks.checkpoint"),
     "weights": (*FILES, "pipeline.networks.torch_files"),
 }
 
