@@ -217,10 +217,10 @@ GENERATE = {
         ),
         (
             {**FINETUNE, "out": "nope.safetensors"},
-            "finetuned.nope: expected a model of that name in params.yaml, found none",
+            "finetuned.nope: expected an entry of that name in params.yaml, found none",
         ),
-        (ONLINE, "online.nope: expected a model of that name in params.yaml, found none"),
-        (GENERATE, "attacks.nope: expected an attack of that name in params.yaml, found none"),
+        (ONLINE, "online.nope: expected an entry of that name in params.yaml, found none"),
+        (GENERATE, "attacks.nope: expected an entry of that name in params.yaml, found none"),
     ],
 )
 def test_a_stage_alone_refuses_inputs_of_different_runs(folder, arguments, message):

@@ -63,6 +63,16 @@ def load(path: Path, kind: type[Kind], keys: Iterable[str]) -> Kind:
         raise InputError(f"{path}: " + "; ".join(list(lines)[:3])) from error
 
 
+def entry(section: str, entries: Mapping[str, Kind], name: str) -> Kind:
+    """Return the entry that a section has under a name.
+
+    Raises InputError where it has none.
+    """
+    if name not in entries:
+        raise InputError(f"{section}.{name}: expected an entry of that name in {FILE}, found none")
+    return entries[name]
+
+
 def read(path: Path) -> dict[str, Any]:
     """Return the plain values of a params file.
 

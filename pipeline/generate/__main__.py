@@ -3,7 +3,6 @@
 from pipeline import networks
 from pipeline.attacks.params import expect_classes
 from pipeline.base import console, files, params, store
-from pipeline.base.errors import InputError
 from pipeline.generate import generation
 from pipeline.generate.params import GenerateParams
 from pipeline.networks import device
@@ -33,20 +32,15 @@ def generate() -> str:
         params.load(params.FILE, GenerateParams, keys(args.attack)),
         device.choose(),
     )
-    if args.attack not in settings.attacks:
-        raise InputError(
-            f"attacks.{args.attack}: expected an attack of that name in {params.FILE}, found none"
-        )
+    attack = params.entry("attacks", settings.attacks, args.attack)
     clean = store.ImageSet(args.clean)
-    expect_classes(
-        {f"attacks.{args.attack}": settings.attacks[args.attack]}, len(clean.class_names)
-    )
+    expect_classes({f"attacks.{args.attack}": attack}, len(clean.class_names))
     checkpoint = networks.load(args.model, class_names=clean.class_names)
     attacked = generation.generate(
         clean,
         checkpoint.network(),
         files.sha256(args.model),
-        settings.attacks[args.attack],
+        attack,
         settings.generate,
         name=args.attack,
         out=args.out,

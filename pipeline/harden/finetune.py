@@ -50,11 +50,8 @@ def finetune() -> str:
 
     name = args.out.stem
     settings, processor = params.load(params.FILE, FinetuneParams, keys(name)), device.choose()
-    if name not in settings.finetuned:
-        raise InputError(
-            f"finetuned.{name}: expected a model of that name in {params.FILE}, found none"
-        )
-    recipe, clean = settings.finetuned[name], store.ImageSet(args.clean)
+    recipe = params.entry("finetuned", settings.finetuned, name)
+    clean = store.ImageSet(args.clean)
     first = networks.load(args.model, class_names=clean.class_names)
     parent = files.sha256(args.model)
     mixed_in = _mixed_sets(args.adversarial, args.sources, recipe, name)

@@ -7,7 +7,6 @@ from torchvision import models
 
 from pipeline import networks
 from pipeline.base import console, files, params, store
-from pipeline.base.errors import InputError
 from pipeline.base.values import CLEAN
 from pipeline.harden import epoch_score, moving_target, online_batches
 from pipeline.harden.params import Online, OnlineParams
@@ -41,11 +40,8 @@ def train_online() -> str:
 
     name = args.out.stem
     settings, processor = params.load(params.FILE, OnlineParams, keys(name)), device.choose()
-    if name not in settings.online:
-        raise InputError(
-            f"online.{name}: expected a model of that name in {params.FILE}, found none"
-        )
-    recipe, clean = settings.online[name], store.ImageSet(args.clean)
+    recipe = params.entry("online", settings.online, name)
+    clean = store.ImageSet(args.clean)
     val = clean.load("val")
     first = networks.load(args.model, class_names=clean.class_names)
     network, architecture = first.network(), settings.model.architecture
