@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,38 @@ class Source:
     read: Callable[[NDArray[np.int64]], Images]
     class_names: tuple[str, ...]
     sha256: str
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Images of one shape as they are in a file.
+
+    `read(rows)` returns the images of those rows (int64) as an array (n, *shape[1:]) of `dtype`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[NDArray[np.int64]], NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a reader found, before anything is converted.
+
+    `labels` are one for each image in any form that the normaliser knows: numbers, text, one-hot.
+    `ids` are whole numbers, or None where the source has none. `class_names` are in the order of
+    the labels, or None. `split` is 0 (train) or 1 (val) for each image where the source has its own
+    split, else None. `sha256` is that of the raw data. `notes` counts what was left out, as in
+    `Source`.
+    """
+
+    images: Stack
+    labels: NDArray[Any]
+    sha256: str
+    ids: NDArray[Any] | None = None
+    class_names: tuple[str, ...] | None = None
+    split: NDArray[np.uint8] | None = None
     notes: Mapping[str, int] = field(default_factory=dict)
 
 
