@@ -4,6 +4,7 @@ A separate process, `hdf5_inspector.py`, examines such files.
 """
 
 import atexit
+import importlib
 import json
 import os
 import signal
@@ -19,12 +20,12 @@ from typing import Any
 import h5py
 
 from pipeline.base.errors import InputError
-from pipeline.base.untrusted import hdf5_inspector, limits
-
-FILTERS = (1, 2, 3)  # by their registered numbers: gzip, shuffle, fletcher32
+from pipeline.base.untrusted import hdf5_bounds, hdf5_inspector, limits
+from pipeline.base.untrusted.hdf5_inspector import Answer
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
-Answer = str | dict[str, str] | None  # of hdf5_inspector.examine
+# glibc hands out memory from these caches without filling it, which hdf5_chunks asks for.
+NO_CACHE = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
 
 
 @contextmanager
@@ -35,14 +36,14 @@ def reading(path: Path, damaged: str) -> Iterator[h5py.File]:
     and `damaged` only where the content is at fault.
     """
     try:
-        with hdf5_inspector.open_file(path) as file:
+        with hdf5_bounds.open_file(path) as file:
             yield file
     except MemoryError as error:
         raise InputError(
             f"{path}: not enough memory to read it; free some memory and run this again"
         ) from error
     except (OSError, RuntimeError, KeyError) as error:
-        raise InputError(f"{path}: {hdf5_inspector.unavailable(error) or damaged}") from error
+        raise InputError(f"{path}: {hdf5_bounds.unavailable(error) or damaged}") from error
 
 
 @contextmanager
@@ -52,7 +53,7 @@ def writing(path: Path, **options: Any) -> Iterator[h5py.File]:
     A system error becomes an OSError that names the file.
     """
     try:
-        with hdf5_inspector.open_file(path, "w", **options) as file:
+        with hdf5_bounds.open_file(path, "w", **options) as file:
             yield file
     except OSError as error:
         if not error.errno or error.filename:
@@ -60,25 +61,46 @@ def writing(path: Path, **options: Any) -> Iterator[h5py.File]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
-def check_source(path: Path, datasets: Sequence[str], remedy: str) -> None:
+def contents(path: Path, remedy: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the shape and kind of the datasets of a file made elsewhere, by name.
+
+    A kind is the name of a NumPy dtype, such as uint8 or bool, or a word, such as text. Only hard
+    links are followed. The names have no leading slash, and can be printed. Raises InputError with
+    `remedy` for a file that is missing or damaged.
+    """
+    found = _examined(path, remedy, {"contents": True})
+    return {name: (tuple(shape), kind) for name, (shape, kind) in found["contents"].items()}
+
+
+def check_source(
+    path: Path, datasets: Sequence[str], remedy: str, texts: Sequence[str] = ()
+) -> None:
     """Raise InputError unless a file made elsewhere is safe and its `datasets` are complete.
 
-    The error names what was found and `remedy`.
+    Those that are also in `texts` may be text, of one dimension, instead of numbers. A name that
+    leads to no dataset is not an error. A package that a dataset's filters need is imported. The
+    error names what was found and `remedy`.
     """
-    limits.regular(path, remedy)
     request = {
-        "path": str(path.absolute()),
         "memory": limits.available_memory(),
-        "filters": FILTERS,
         "datasets": list(datasets),
+        "texts": list(texts),
     }
-    found = _walker(os.getpid()).ask(request)
-    if isinstance(found, dict):
-        raise InputError(f"{path}: {found['unavailable']}")
-    if found is not None:
+    if name := _examined(path, remedy, request).get("import"):
+        importlib.import_module(name)
+
+
+def _examined(path: Path, remedy: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer to a request about a file. Raises InputError where it is a reason."""
+    limits.regular(path, remedy)
+    found = _walker(os.getpid()).ask({"path": str(path.absolute()), **request})
+    if isinstance(found, str):
         raise InputError(
             f"{path}: {'' if found.startswith('not a readable') else 'refused: '}{found}; {remedy}"
         )
+    if found and "unavailable" in found:
+        raise InputError(f"{path}: {found['unavailable']}")
+    return found or {}
 
 
 class _Walker:
@@ -133,7 +155,13 @@ def _started() -> "subprocess.Popen[str]":
     command, pipe = [sys.executable, "-I", hdf5_inspector.__file__], subprocess.PIPE
     try:
         return subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, process_group=0
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **NO_CACHE},
+            process_group=0,
         )
     except OSError as error:
         raise InputError(
