@@ -1,17 +1,19 @@
 """Unpacks every chunk of an HDF5 dataset, inside the process of the HDF5 inspector.
 
 libhdf5 does not compare the size of an unpacked chunk with the size that it should have. It fills a
-chunk that is too short with whatever is in memory. Here each chunk is therefore unpacked twice.
+chunk that is too short with whatever is in memory. Some filters also read past the end of what they
+unpack. Here each chunk is therefore unpacked several times, and the results must be the same.
 
-The first time, its bytes are put into a dataset in memory, which has the same filters and a probe
-before and after each. A probe is a filter that changes nothing and notes how many bytes arrive. The
-second time, the file's own dataset is read, as its reader will. The results must be the same.
-New memory has other content each time, so that memory in a result shows.
+First, its bytes are put into a dataset in memory, which has the same filters and a probe before and
+after each. A probe is a filter that notes how many bytes arrive, and puts other bytes after them
+each time. Last, the file's own dataset is read, as its reader will. New memory has other content
+each time, too, so that memory in a result shows.
 """
 
 import ctypes
+import itertools
 import math
-from collections.abc import Callable
+import struct
 from functools import cache
 from typing import Any
 
@@ -19,18 +21,23 @@ import h5py
 from h5py import h5d, h5f, h5p, h5s, h5t, h5z
 
 from pipeline.base.untrusted.hdf5_bounds import Refusal, more_time
-from pipeline.base.untrusted.hdf5_storage import is_variable_text, item_size
+from pipeline.base.untrusted.hdf5_storage import OF_PLUGIN, is_variable_text, item_size
 
-SZIP, NBIT, SCALEOFFSET = h5z.FILTER_SZIP, h5z.FILTER_NBIT, h5z.FILTER_SCALEOFFSET
-PROBE = 400  # a number that HDF5 leaves to tests
+# Filters that stop at the end of what they unpack: gzip, shuffle, fletcher32 and lzf.
+BOUNDED = (h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32, h5z.FILTER_LZF)
+# Filters whose values libhdf5 computes from the dataset: szip, nbit and scale-offset.
+COMPUTED = (h5z.FILTER_SZIP, h5z.FILTER_NBIT, h5z.FILTER_SCALEOFFSET)
+PROBE, PLACEHOLDER = 400, 401  # numbers that HDF5 leaves to tests
+PROBE_NAME = b"probe"
 M_PERTURB = -6  # of glibc's malloc.h
 FIRST, SECOND = 0x11, 0x33
+PADDING = 2**16  # bytes after those of a chunk
 MAX_TEXT = 2**28  # bytes of a dataset of text
 TEXT_ROWS = 1024
-SCALE_HEADER = 21  # bytes before the values of a scale-offset chunk
-NBIT_ATOMIC = 1
+NO_SIZE = 2**48  # a filter that returned an error code as a size
 
-noted: dict[int, tuple[int, int]] = {}  # by place: bytes that arrived, the first four as a number
+state = {"fill": FIRST, "bytes": 0}  # of the probes: what to put after bytes, and how many arrived
+numbers = itertools.count()
 
 
 def read(path: str, dataset: h5d.DatasetID) -> None:
@@ -50,20 +57,33 @@ def read(path: str, dataset: h5d.DatasetID) -> None:
 def _unpack(path: str, dataset: h5d.DatasetID) -> None:
     found: list[tuple[tuple[int, ...], int]] = []
     dataset.chunk_iter(lambda info: found.append((info.chunk_offset, info.filter_mask)))
-    chunk, pipelines = dataset.get_create_plist().get_chunk(), dict[int, _Pipeline]()
-    for offset, skipped in found:
-        more_time()
-        if skipped not in pipelines:
-            pipelines[skipped] = _Pipeline(path, dataset, skipped)
-        unpacked = pipelines[skipped].unpack(dataset.read_direct_chunk(offset)[1])
-        if is_variable_text(dataset):
-            continue
-        more_time()
-        ends = zip(offset, chunk, strict=True)
-        _fill_memory(SECOND)
-        part = h5py.Dataset(dataset)[tuple(slice(first, first + step) for first, step in ends)]
-        if part.tobytes() != unpacked[tuple(map(slice, part.shape))].tobytes():
-            raise Refusal(f"{path} has a chunk that unpacks to different values each time")
+    pipelines: dict[int, _Pipeline] = {}
+    try:
+        for offset, skipped in found:
+            more_time()
+            if skipped not in pipelines:
+                pipelines[skipped] = _Pipeline(path, dataset, skipped)
+            unpacked = pipelines[skipped].unpack(dataset.read_direct_chunk(offset)[1])
+            if not is_variable_text(dataset):
+                _compare(path, dataset, offset, unpacked)
+    finally:
+        for pipeline in pipelines.values():
+            pipeline.close()
+
+
+def _compare(path: str, dataset: h5d.DatasetID, offset: tuple[int, ...], unpacked: Any) -> None:
+    """Read a chunk as its reader will, and compare it with what was unpacked in memory."""
+    more_time()
+    _fill_memory(SECOND)
+    chunk = dataset.get_create_plist().get_chunk()
+    places = tuple(slice(first, first + step) for first, step in zip(offset, chunk, strict=True))
+    part = h5py.Dataset(dataset)[places]
+    if part.tobytes() != unpacked[tuple(map(slice, part.shape))].tobytes():
+        raise _unequal(path)
+
+
+def _unequal(path: str) -> Refusal:
+    return Refusal(f"{path} has a damaged chunk, which unpacks to other values each time")
 
 
 def _read_text(path: str, dataset: h5d.DatasetID) -> None:
@@ -92,87 +112,124 @@ class _Pipeline:
             for index in range(plan.get_nfilters())
             if not skipped & 1 << index
         ]
-        access = h5p.create(h5p.FILE_ACCESS)
-        access.set_fapl_core(2**20, False)
-        self._file = h5f.create(b"in memory", h5f.ACC_TRUNC, fapl=access)
+        self._fills = [FIRST, SECOND]
+        if {number for number, _, _ in self._filters} <= set(BOUNDED):
+            self._fills.remove(SECOND)
         kind = dataset.get_type().copy()
         if is_variable_text(dataset):  # the addresses mean nothing in another file
             kind, plan = h5t.create(h5t.OPAQUE, item_size(dataset)), h5p.create(h5p.DATASET_CREATE)
-        space = h5s.create_simple(self._chunk)
-        self._dataset = h5d.create(self._file, b"x", kind, space, self._plan(plan))
-        self._check_values()
+        self._file = _in_memory()
+        created = h5d.create(
+            self._file, b"x", kind, h5s.create_simple(self._chunk), self._plan(plan.copy())
+        )
+        self._check_values(created.get_create_plist())
+        del created
+        self._put_plugins()
+        access = h5p.create(h5p.DATASET_ACCESS)
+        access.set_chunk_cache(1, 0, 1.0)  # none, for a chunk is unpacked more than once
+        self._dataset = h5d.open(self._file, b"x", access)
 
-    def _plan(self, original: Any) -> Any:
-        """Return the filters in their order, each after a probe, and a last probe."""
-        plan = original.copy()
+    def close(self) -> None:
+        """Free the memory."""
+        del self._dataset
+        self._file.close()
+
+    def _plan(self, plan: Any) -> Any:
+        """Return the filters in their order, each after a probe, and a last probe.
+
+        A filter of a plugin would change its values here, so it gets a placeholder.
+        """
         plan.remove_filter(h5z.FILTER_ALL)
         plan.set_chunk(self._chunk)
-        for place, (number, _, values) in enumerate(self._filters):
-            plan.set_filter(_probe(), h5z.FLAG_OPTIONAL, (place,))
-            plan.set_filter(number, h5z.FLAG_OPTIONAL, values)
-        plan.set_filter(_probe(), h5z.FLAG_OPTIONAL, (len(self._filters),))
+        plan.set_filter(_registered(PROBE), h5z.FLAG_OPTIONAL, (1,))
+        for number, _, values in self._filters:
+            known = _registered(PLACEHOLDER) if number in OF_PLUGIN else number
+            plan.set_filter(known, h5z.FLAG_OPTIONAL, values)
+            plan.set_filter(PROBE, h5z.FLAG_OPTIONAL, (0,))
         return plan
 
-    def _check_values(self) -> None:
-        """Compare the values of HDF5's own filters with those that libhdf5 has just computed.
+    def _check_values(self, plan: Any) -> None:
+        """Compare the values of filters with those that libhdf5 has just computed.
 
         They are sizes that these filters trust.
         """
-        plan = self._dataset.get_create_plist()
         for place, (number, _, values) in enumerate(self._filters):
-            computed = plan.get_filter(2 * place + 1)[2]
-            if number in (SZIP, NBIT, SCALEOFFSET) and values != computed:
+            if number in COMPUTED and values != plan.get_filter(2 * place + 1)[2]:
                 raise Refusal(f"{self._path} has a filter made for another kind of dataset")
 
+    def _put_plugins(self) -> None:
+        """Put the numbers of the plugins' filters into the places held for them."""
+        plugins = [(number, values) for number, _, values in self._filters if number in OF_PLUGIN]
+        if not plugins:
+            return
+        h5f.flush(self._file)
+        image = bytearray(self._file.get_file_image())
+        self._file.close()
+        for number, values in plugins:
+            place = image.index(_stored_filter(PLACEHOLDER, len(values)))
+            image[place : place + 2] = struct.pack("<H", number)
+        self._file = _in_memory(bytes(image))
+
     def unpack(self, packed: bytes) -> Any:
-        """Return a chunk of the dataset. Raises Refusal where its size is another."""
+        """Return a chunk of the dataset. Raises Refusal where its size or its values vary."""
         self._dataset.write_direct_chunk((0,) * len(self._chunk), packed)
-        noted.clear()
-        _fill_memory(FIRST)
+        unpacked = None
+        for fill in self._fills:
+            more_time()
+            found = self._unpacked(fill)
+            if unpacked is not None and found.tobytes() != unpacked.tobytes():
+                raise _unequal(self._path)
+            unpacked = found
+        return unpacked
+
+    def _unpacked(self, fill: int) -> Any:
+        state["fill"], state["bytes"] = fill, NO_SIZE
+        _fill_memory(fill)
         try:
             unpacked = h5py.Dataset(self._dataset)[...]
         except OSError as error:
             raise Refusal(f"{self._path} has a damaged chunk, which does not unpack") from error
-        n_bytes = noted[0][0]
-        if n_bytes != self._size:
+        if state["bytes"] >= NO_SIZE:
+            raise Refusal(f"{self._path} has a damaged chunk, which does not unpack")
+        if state["bytes"] != self._size:
             raise Refusal(
-                f"{self._path} has a chunk that unpacks to {n_bytes:,} bytes, not to {self._size:,}"
+                f"{self._path} has a chunk that unpacks to {state['bytes']:,} bytes, "
+                f"not to {self._size:,}"
             )
-        for place, (number, _, values) in enumerate(self._filters):
-            if number in NEEDED and noted[place + 1][0] < NEEDED[number](values, *noted[place + 1]):
-                raise Refusal(f"{self._path} has a chunk that is cut short")
         return unpacked
 
 
-def _needed_by_nbit(values: tuple[int, ...], _n_bytes: int, _head: int) -> int:
-    """Return the bytes that hold all values of a chunk; the filter reads them unchecked.
-
-    The values of the filter are their own number, whether nothing is packed, the number of values
-    in a chunk, their class, size in bytes, order and precision in bits.
-    """
-    if values[1] or values[3] != NBIT_ATOMIC:
-        return values[2] * values[4]
-    return -(-values[2] * values[6] // 8)
-
-
-def _needed_by_scaleoffset(values: tuple[int, ...], _n_bytes: int, head: int) -> int:
-    """Return the bytes that hold all values of a chunk; the filter may read them unchecked.
-
-    The chunk begins with the number of bits that hold one value.
-    """
-    return SCALE_HEADER - (-values[2] * head // 8)
+def _in_memory(image: bytes | None = None) -> Any:
+    """Return an HDF5 file in memory, which may have the content `image`."""
+    access, name = h5p.create(h5p.FILE_ACCESS), b"in memory %d" % next(numbers)
+    access.set_fapl_core(2**20, False)
+    access.set_libver_bounds(h5f.LIBVER_EARLIEST, h5f.LIBVER_LATEST)  # without checksums
+    if image is None:
+        return h5f.create(name, h5f.ACC_TRUNC, fapl=access)
+    access.set_file_image(image)
+    return h5f.open(name, h5f.ACC_RDWR, fapl=access)
 
 
-# Filters whose result has its full size even where the packed bytes are too few.
-NEEDED: dict[int, Callable[[tuple[int, ...], int, int], int]] = {
-    NBIT: _needed_by_nbit,
-    SCALEOFFSET: _needed_by_scaleoffset,
-}
+def _stored_filter(number: int, n_values: int) -> bytes:
+    """Return how a filter of this module begins in an object header of version 1."""
+    name = PROBE_NAME.ljust(8, b"\0")
+    return struct.pack("<HHHH", number, len(name), h5z.FLAG_OPTIONAL, n_values) + name
 
 
-def _note(_flags: int, _n_values: int, values: Any, n_bytes: int, _size: Any, buffer: Any) -> int:
-    head = ctypes.string_at(buffer[0], min(4, n_bytes))
-    noted[values[0]] = n_bytes, int.from_bytes(head, "little")
+def _note(_flags: int, _n_values: int, values: Any, n_bytes: int, size: Any, buffer: Any) -> int:
+    """Put bytes after those that a filter will read, and after the unpacked chunk."""
+    if values[0]:  # the last probe on the way out of the file
+        state["bytes"] = n_bytes
+    if n_bytes >= NO_SIZE:
+        return 0
+    libc, old = _libc(), buffer[0]
+    new = libc.malloc(n_bytes + PADDING)
+    if not new:
+        return 0
+    ctypes.memmove(new, old, n_bytes)
+    ctypes.memset(new + n_bytes, state["fill"], PADDING)
+    libc.free(old)
+    buffer[0], size[0] = new, n_bytes + PADDING
     return n_bytes
 
 
@@ -202,20 +259,24 @@ class _Class(ctypes.Structure):
     )
 
 
-kept: list[Any] = []  # what libhdf5 has the address of
+@cache
+def _class(number: int) -> _Class:
+    return _Class(1, number, 1, 1, PROBE_NAME, None, None, _Filter(_note))
 
 
 @cache
-def _probe() -> int:
-    """Return the number of the filter that notes what arrives, which is registered once."""
-    kept.append(_Class(1, PROBE, 1, 1, b"probe", None, None, _Filter(_note)))
-    h5z.register_filter(ctypes.addressof(kept[0]))
-    return PROBE
+def _registered(number: int) -> int:
+    """Return the number of a filter of this module, which libhdf5 then knows."""
+    h5z.register_filter(ctypes.addressof(_class(number)))
+    return number
 
 
 @cache
 def _libc() -> Any:
-    return ctypes.CDLL(None)
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    return libc
 
 
 def _fill_memory(value: int) -> None:
