@@ -11,7 +11,6 @@ import urllib.error
 import urllib.request
 import warnings
 import zipfile
-import zlib
 from collections import OrderedDict
 
 import h5py
@@ -50,129 +49,6 @@ def opened(settings, tmp_path):
     return read
 
 
-def external_link(file):
-    file["more"] = h5py.ExternalLink("/etc/passwd", "/x")
-
-
-def soft_link(file):
-    file["more"] = h5py.SoftLink("/../outside")
-
-
-def circle(file):
-    file.create_group("a")["b"] = file["/"]
-
-
-def virtual(file):
-    layout = h5py.VirtualLayout((6,), "u1")
-    layout[:] = h5py.VirtualSource("other.h5", "x", (6,))
-    file.create_virtual_dataset("more", layout)
-
-
-def external_storage(file):
-    file.create_dataset("more", (6,), "u1", external=[("/etc/passwd", 0, 6)])
-
-
-def reference(file):
-    file["more"] = np.array([file.ref], dtype=h5py.ref_dtype)
-
-
-def attribute_reference(file):
-    file.attrs["more"] = file["images"].ref
-
-
-def large_attribute(file):
-    for number in range(3):
-        file["images"].attrs[f"more {number}"] = np.zeros(30_000, dtype="u1")
-
-
-def many_objects(file):
-    for number in range(10_001):
-        file.create_group(f"more/{number}")
-
-
-def unknown_filter(file):
-    file.create_dataset("more", data=PIXELS, compression="lzf")
-
-
-def scaleoffset(file):
-    file.create_dataset("more", data=LABELS, scaleoffset=0)
-
-
-def plugin_filter(file):
-    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plan.set_chunk(PIXELS.shape)
-    plan.set_filter(32015, h5py.h5z.FLAG_OPTIONAL)  # zstd, which libhdf5 alone does not have
-    h5py.h5d.create(
-        file.id, b"more", h5py.h5t.NATIVE_UINT8, h5py.h5s.create_simple(PIXELS.shape), plan
-    )
-
-
-def replaced(name, *arguments, **options):
-    def change(file):
-        del file[name]
-        return file.create_dataset(name, *arguments, **options)
-
-    return change
-
-
-def chunk(content):
-    """`labels` as one gzip chunk of those bytes."""
-
-    def change(file):
-        replaced("labels", (1000,), "i8", chunks=(1000,), compression="gzip")(
-            file
-        ).id.write_direct_chunk((0,), content)
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (external_link, "/more is an external link, into another file"),
-        (soft_link, "/more is a soft link out of the file, or to nothing in it"),
-        (circle, "/a/b is a second link to an object, or links in a circle"),
-        (virtual, "/more is a virtual dataset, of parts of other files"),
-        (external_storage, "/more has external storage, in other files"),
-        (reference, "/more holds object references"),
-        (attribute_reference, "an attribute of / holds object references"),
-        (large_attribute, "the attributes of /images take more than 65,536 bytes"),
-        (many_objects, "more than 10,000 objects"),
-        (unknown_filter, r"/more needs the filter lzf \(number 32000\)"),
-        (scaleoffset, r"/more needs the filter scaleoffset \(number 6\)"),
-        (plugin_filter, r"/more needs the filter .+ \(number 32015\)"),
-        (
-            replaced("labels", (10**12,), "i8"),
-            "/labels claims 8,000,000,000,000 bytes, but the file holds fewer of it",
-        ),
-        (
-            replaced("labels", (10**12,), "i8", chunks=(10**6,)),
-            "/labels has 0 chunks of the 1000000 that its shape asks for",
-        ),
-        (
-            replaced("labels", (10**12,), "i8", chunks=(2**28,)),
-            "/labels has chunks of 2,147,483,648 bytes, more than 67,108,864",
-        ),
-        (replaced("labels", data=["a"] * 6), "/labels is no array of numbers"),
-        (
-            chunk(zlib.compress(b"x" * 10)),
-            "/labels has a chunk that unpacks to 10 bytes, not to 8,000",
-        ),
-        (
-            chunk(zlib.compress(b"x" * 10**8)),
-            "/labels has a chunk that unpacks to 8,005 bytes, not to 8,000",
-        ),
-        (chunk(b"not gzip"), "/labels has a damaged chunk"),
-    ],
-)
-def test_hdf5_files_that_hold_more_than_arrays(opened, tmp_path, change, message):
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        file["images"], file["labels"] = PIXELS, LABELS
-        change(file)
-    with pytest.raises(InputError, match=rf"x.h5: refused: {message}.*; save it again"):
-        opened("hdf5", "x.h5")
-
-
 def test_an_hdf5_file_that_does_not_fit_in_memory(opened, tmp_path, monkeypatch):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_dataset(
@@ -207,7 +83,6 @@ def test_a_crash_or_hang_of_libhdf5_is_one_refusal(clean, tmp_path, monkeypatch,
     request = {
         "path": str(clean.path / "00000.h5"),
         "memory": 10**9,
-        "filters": [],
         "datasets": ["images"],
     }
     assert walker.ask(request) is None

@@ -229,7 +229,7 @@ def _note(_flags: int, _n_values: int, values: Any, n_bytes: int, size: Any, buf
     ctypes.memmove(new, old, n_bytes)
     ctypes.memset(new + n_bytes, state["fill"], PADDING)
     libc.free(old)
-    buffer[0], size[0] = new, n_bytes + PADDING
+    buffer[0], size[0] = new, n_bytes  # nbit returns this size where it packs nothing
     return n_bytes
 
 

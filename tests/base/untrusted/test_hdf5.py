@@ -223,7 +223,7 @@ def test_memory_that_does_not_suffice_is_no_damage(folder, monkeypatch):
 
 
 def test_an_examination_may_run_under_a_limit_of_the_users(opened):
-    request = {"path": "own.h5", "memory": 10**9, "filters": [], "datasets": ["images"]}
+    request = {"path": "own.h5", "memory": 10**9, "datasets": ["images"]}
     program = f"""
 import resource; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
 from pipeline.base.untrusted import hdf5; print(hdf5._Walker().ask({request}))
