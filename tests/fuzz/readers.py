@@ -129,6 +129,9 @@ def hdf5_file(libver, **options):
             opened.create_dataset("y", data=LABELS, **({"chunks": (2,)} if options else {}))
             opened["x"].attrs["text"], opened["y"].attrs["number"] = "a text", 7
             opened["soft"] = h5py.SoftLink("/y")
+            opened["x/rows"] = np.arange(6)
+            opened["x/rows"].make_scale("rows")
+            opened["x/images"].dims[0].attach_scale(opened["x/rows"])
 
     return written(write)
 
@@ -140,6 +143,8 @@ def hdf5_files():
         hdf5_file("earliest", **packed),
         hdf5_file("v110", **packed, fletcher32=True),
         hdf5_file("latest"),
+        hdf5_file("earliest", chunks=(2, 3, 8, 8), compression="lzf", shuffle=True),
+        hdf5_file("v110", chunks=(4, 3, 8, 8), scaleoffset=0),
     ]
 
 

@@ -1,6 +1,7 @@
 """How the datasets of an HDF5 file are stored: filters, text, numbers and sizes."""
 
 import importlib.util
+import subprocess
 import sys
 
 import h5py
@@ -9,6 +10,7 @@ import pytest
 
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import hdf5, hdf5_storage
+from tests.conftest import ROOT
 
 PIXELS = np.random.default_rng(0).integers(0, 40, (20, 3, 8, 8), dtype=np.uint8)
 LABELS = np.arange(20) % 3
@@ -219,8 +221,6 @@ def test_filters_of_hdf5plugin_are_read(check, name):
 
 @pytest.mark.skipif(not HAS_PLUGIN, reason="hdf5plugin is not installed")
 def test_hdf5plugin_is_imported_only_where_it_is_needed(path, tmp_path):
-    import subprocess
-
     write = (
         "import h5py, hdf5plugin; h5py.File('x.h5', 'w').create_dataset("
         "'x', data=range(99), **hdf5plugin.Zstd())"
@@ -234,5 +234,8 @@ def test_hdf5plugin_is_imported_only_where_it_is_needed(path, tmp_path):
     )
     for program in (write, read):
         subprocess.run(
-            [sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": "."}, check=True
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT)},
+            check=True,
         )
