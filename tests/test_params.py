@@ -214,8 +214,8 @@ CHANGES = [
     ("model", {"architecture": "resnet18", "weights": "IMAGENET1K_V2"},
      "model.weights: expected IMAGENET1K_V1, null"),
     ("model.weights", "own.pth",
-     r"model.weights: expected .*, for resnet50, a .pth or .pt file in models/pretrained/, which "
-     r"DVC watches,"
+     r"model.weights: expected .*, for resnet50, a .pth, .pt, .ckpt, .pth.tar or .safetensors file"
+     r" in models/pretrained/, which DVC watches,"
      r" found 'own.pth' \(mv own.pth models/pretrained/\)$"),
     ("model.weights", "/a b/own.pt",
      r"model.weights: .* found '/a b/own.pt' \(mv '/a b/own.pt' models/pretrained/\)$"),
@@ -225,6 +225,9 @@ CHANGES = [
      r"model.weights: .* \(write models/pretrained/own.pt\)$"),
     ("model.weights", "models/pretrained/own.bin",
      r"model.weights: .* found 'models/pretrained/own.bin'$"),
+    ("model.weights", "models/pretrained/.pth.tar",
+     r"model.weights: .* found 'models/pretrained/.pth.tar'"),
+    ("model.keep_head", True, r"model.keep_head: expected false with weights: null"),
     ("model.weights", "models/pretrained/.pth",
      r"model.weights: .* found 'models/pretrained/.pth'"),
     ("evaluate.threats", {}, "evaluate.threats: expected dictionary should have at least 1 item"),

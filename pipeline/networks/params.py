@@ -12,7 +12,7 @@ from pipeline.base.values import Section
 # The folder of starting weights. DVC watches all of it, because dvc.yaml cannot name a file that
 # `weights: null` leaves out.
 PRETRAINED = PurePosixPath("models/pretrained")
-ENDINGS = (".pth", ".pt")
+ENDINGS = (".pth", ".pt", ".ckpt", ".pth.tar", ".safetensors")
 Architecture = Literal["resnet18", "resnet34", "resnet50"]
 
 
@@ -20,10 +20,14 @@ class Model(Section):
     """The network to train, and the weights that it starts from.
 
     `weights` are torchvision's by name, a state_dict in a file, or None for a start from scratch.
+    `keep_head` keeps the last layer of these weights too. `ignore_normalisation` takes weights that
+    were trained with a normalisation in front of the network as they are.
     """
 
     architecture: Architecture
     weights: str | None
+    keep_head: bool = False
+    ignore_normalisation: bool = False
 
     @property
     def file(self) -> Path | None:
@@ -43,12 +47,25 @@ class Model(Section):
         if self.weights is None or self.weights in names:
             return self
         path = PurePosixPath(posixpath.normpath(self.weights))
-        inside = PRETRAINED in path.parents and path.suffix in ENDINGS
+        inside = PRETRAINED in path.parents and _has_ending(path)
         if not inside or str(path) != self.weights:
             remedy = f"write {path}" if inside else f"mv {shlex.quote(self.weights)} {PRETRAINED}/"
             raise ValueError(
                 f"weights: expected {', '.join(names)}, null or, for {self.architecture},"
-                f" a .pth or .pt file in {PRETRAINED}/, which DVC watches, found {self.weights!r}"
-                f"{f' ({remedy})' if PurePosixPath(self.weights).suffix in ENDINGS else ''}"
+                f" a {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file in {PRETRAINED}/, which DVC"
+                f" watches, found {self.weights!r}"
+                f"{f' ({remedy})' if _has_ending(PurePosixPath(self.weights)) else ''}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_head(self) -> Self:
+        if self.keep_head and self.weights is None:
+            raise ValueError(
+                "keep_head: expected false with weights: null, which have no last layer to keep"
+            )
+        return self
+
+
+def _has_ending(path: PurePosixPath) -> bool:
+    return path.name.endswith(ENDINGS) and path.name not in ENDINGS

@@ -1,20 +1,30 @@
 """Read the weights to start from: torchvision's, by name, or a state_dict in a file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
 from torch import Tensor
 from torchvision import models
 
 from pipeline.base import console, files
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import limits
-from pipeline.networks import params, resnet, torch_files
+from pipeline.base.untrusted import torch_files as untrusted
+from pipeline.networks import foreign, normalisation, params, resnet, torch_files
+from pipeline.networks.foreign import Copy, StateDict, shown
 from pipeline.networks.resnet import SCRATCH, Pretrained
-from pipeline.networks.torch_files import UNREADABLE, is_state_dict, reason
+from pipeline.networks.torch_files import reason
+
+MAX_STEPS = 1_000_000  # of a pickle; that of the largest ResNet takes 10,000
+MAX_PARTS = 10  # state_dicts that are compared for an error
+UNSAFE = "not a file of tensors that can be read safely"
+HEAD = ("fc.weight", "fc.bias")
 
 
 def pretrained_weights(model: params.Model, where: str = "model") -> Pretrained:
@@ -30,8 +40,7 @@ def pretrained_weights(model: params.Model, where: str = "model") -> Pretrained:
         return SCRATCH
     if model.file is None:
         _download(_url(model), path, where)
-    body = _body(read_state_dict(path, where), model.architecture, f"{where}: {path}")
-    return Pretrained(state_dict=body, sha256=files.sha256(path))
+    return Pretrained(state_dict=read_network(path, model, where), sha256=files.sha256(path))
 
 
 def expect_weights(model: params.Model, where: str) -> None:
@@ -52,65 +61,114 @@ def expect_weights(model: params.Model, where: str) -> None:
 
 
 def read_state_dict(path: Path, where: str) -> dict[str, Tensor]:
-    """Return the tensors by name that a file holds.
+    """Return the tensors by name that a file holds, or those of its preferred state_dict.
 
     Raises InputError, which begins with `where`, for any other content.
     """
-    try:
-        limits.regular(path, "put it there")
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    try:
-        content = torch_files.load(path)
-    except UNREADABLE as error:
-        raise InputError(
-            f"{where}: {path}: not a file of tensors that can be read safely ({reason(error)})"
-        ) from error
-    if not is_state_dict(content):
-        raise InputError(
-            f"{where}: {path}: expected a state_dict, tensors by name, found {_contents(content)}"
-        )
-    tensors: dict[str, Tensor] = content
-    return tensors
+    content = _content(path, where)
+    with _naming(path, where):
+        return torch_files.tensors(foreign.state_dicts(content)[0].records)
 
 
-def _contents(content: Any) -> str:
-    """Return what a file holds instead of a state_dict, and what to do."""
-    if not isinstance(content, dict):
-        return f"a {type(content).__name__}; save network.state_dict() instead"
-    others = [
-        ascii(key)[:50]
-        for key, value in content.items()
-        if not (isinstance(key, str) and isinstance(value, Tensor))
-    ]
-    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-    return f"other values under {', '.join(others[:5])}{more}; save the inner state_dict by itself"
+def read_network(path: Path, model: params.Model, where: str) -> dict[str, Tensor]:
+    """Return the tensors of a network in a file, in the network's own types.
 
-
-def _body(tensors: Mapping[str, Tensor], architecture: str, where: str) -> dict[str, Tensor]:
-    """Return the tensors of all layers except the last, in the network's own types.
-
-    Old files, torchvision's among them, lack BatchNorm's counts of batches (num_batches_tracked).
-    Those start at 0, as in torch.
+    Those of the last layer are left out, except with `model.keep_head`. Says what was taken from a
+    file that holds more. Raises InputError, which begins with `where`, for another network and for
+    tensors that are not finite.
     """
     with torch.device("meta"):
-        expected = _without_last(resnet.stock(architecture, 2).state_dict())
-    found = _without_last(tensors)
-    differing = [
-        name
-        for name in {**expected, **found}
-        if _kind(found.get(name)) != _kind(expected.get(name))
-        and not (name not in found and name.endswith(".num_batches_tracked"))
-    ]
-    if differing:
-        raise InputError(
-            f"{where}: its tensors are not those of a {architecture}:"
-            f" {_differences(differing, expected, found)}"
-        )
-    return {
-        name: _converted(tensor, expected[name].dtype, where, name)
-        for name, tensor in found.items()
+        expected = resnet.stock(model.architecture, 2).state_dict()
+    body = {name: tensor for name, tensor in expected.items() if not name.startswith("fc.")}
+    content = _content(path, where)
+    with _naming(path, where):
+        parts = foreign.state_dicts(content)
+        fitting = foreign.fitting(parts, body)
+        if not fitting:
+            raise InputError(_differences(parts, body, model.architecture))
+        copy = foreign.chosen(fitting)
+        std = normalisation.std_to_fold(copy.around, model, where)
+        head = _head(copy, expected) if model.keep_head else {}
+    place = f"{where}: {path}"
+    taken = {
+        name: _converted(tensor, expected[name].dtype, place, name)
+        for name, tensor in {**copy.tensors, **head}.items()
+        if name in body or name in head
     }
+    if std is not None:
+        taken["conv1.weight"] = normalisation.folded(taken["conv1.weight"], std)
+    _say_taken(place, copy, taken, std)
+    return taken
+
+
+def _content(path: Path, where: str) -> Any:
+    """Return what a file holds, with records in place of tensors."""
+    try:
+        size = limits.regular(path, "put it there")
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    with _naming(path, where, UNSAFE):
+        with path.open("rb") as file:
+            if _is_safetensors(file.read(9), size):
+                return safetensors.load(path.read_bytes())
+        return untrusted.load(path, MAX_STEPS)
+
+
+def _is_safetensors(start: bytes, size: int) -> bool:
+    """Return whether a file begins with the length of a header and the header's first letter."""
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size - 8
+
+
+@contextmanager
+def _naming(path: Path, where: str, problem: str = "") -> Iterator[None]:
+    """Name the file in errors, and turn what damaged files raise into one line."""
+    try:
+        yield
+    except (InputError, *untrusted.UNREADABLE, SafetensorError) as error:
+        text = reason(error)
+        if problem or text.startswith("refused") or not isinstance(error, InputError):
+            text = f"{problem or UNSAFE} ({text})"
+        raise InputError(f"{where}: {path}: {text}") from error
+
+
+def _head(copy: Copy, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the last layer, of any number of classes."""
+    weight, bias = (copy.tensors.get(name) for name in HEAD)
+    n_features = expected[HEAD[0]].shape[1]
+    if (
+        weight is None
+        or bias is None
+        or bias.shape != weight.shape[:1]
+        or weight.shape[1:] != (n_features,)
+    ):
+        found = foreign.listed(
+            f"{shown(name)} {_shown(tensor)}"
+            for name, tensor in copy.tensors.items()
+            if name.startswith("fc.")
+        )
+        raise InputError(
+            f"expected fc.weight of {n_features} features and fc.bias, which keep_head: true keeps,"
+            f" found {found or 'none'}; write keep_head: false"
+        )
+    return {HEAD[0]: weight, HEAD[1]: bias}
+
+
+def _say_taken(place: str, copy: Copy, taken: Mapping[str, Tensor], std: Tensor | None) -> None:
+    """Say what was taken from a file that holds more than a network, and what was not."""
+    part = copy.state_dict
+    around = dict.fromkeys(shown(name) for name in [*part.others, *copy.around])
+    if not (copy.prefix or part.keys or around or std is not None or HEAD[0] in taken):
+        return
+    prefix = f" without the prefix {shown(copy.prefix)}" if copy.prefix else ""
+    head = "with" if HEAD[0] in taken else "without"
+    folded = ""
+    if std is not None:
+        folded = f"; conv1.weight is divided by the std {normalisation.numbers(std)}"
+    left = f"; left {foreign.listed(around)}" if around else ""
+    console.say_once(
+        f"{place}: took {len(taken)} tensors{part.below}{prefix}, {head} the last layer"
+        f"{folded}{left}"
+    )
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype, where: str, name: str) -> Tensor:
@@ -132,23 +190,28 @@ def _converted(tensor: Tensor, dtype: torch.dtype, where: str, name: str) -> Ten
     return converted
 
 
-def _differences(
-    names: list[str], expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
-) -> str:
-    """Return how many tensors differ, and the first ones.
+def _differences(parts: list[StateDict], expected: Mapping[str, Tensor], architecture: str) -> str:
+    """Return how many tensors differ from the network's, and the first ones.
 
-    These are two of the network's, and one that only the file has.
+    These are two of the network's, and one that only the file has. They are of the place in the
+    file that is most like the network.
     """
+    copies = [copy for part in parts[:MAX_PARTS] for copy in foreign.copies(part, expected)]
+    copy = min(copies, key=lambda copy: len(foreign.differing(copy, expected)))
+    names = foreign.differing(copy, expected)
     first = [
         *[name for name in names if name in expected][:2],
         *[name for name in names if name not in expected][:1],
     ]
-    shown = [
-        f"{ascii(name)[1:-1][:100]} (expected {_shown(expected.get(name))},"
-        f" found {_shown(found.get(name))})"
+    tensors = [
+        f"{ascii(copy.prefix + name)[1:-1][:100]} (expected {_shown(expected.get(name))},"
+        f" found {_shown(copy.tensors.get(name))})"
         for name in first
     ]
-    return f"{len(names)} differ, first {', '.join(shown)}"
+    return (
+        f"its tensors{copy.state_dict.below} are not those of a {architecture}:"
+        f" {len(names)} differ, first {', '.join(tensors)}"
+    )
 
 
 def _shown(tensor: Tensor | None) -> str:
@@ -160,18 +223,6 @@ def _shown(tensor: Tensor | None) -> str:
 
 def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _kind(tensor: Tensor | None) -> tuple[torch.Size, bool] | None:
-    """Return what must agree: the shape, and whether the numbers are floating point.
-
-    float16, bfloat16 and float64 can be converted to float32. Whole numbers cannot.
-    """
-    return None if tensor is None else (tensor.shape, tensor.is_floating_point())
-
-
-def _without_last(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
 
 
 def weights_file(model: params.Model) -> Path | None:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torchvision import models
 
+from pipeline.base.errors import InputError
 from pipeline.networks import params
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """Tensors to start from, for all layers except the last.
+    """Tensors to start from, for all layers except the last, or for all with `model.keep_head`.
 
     `sha256` is that of their file. Both are empty for a start from scratch.
     """
@@ -34,8 +35,15 @@ def build(
     """Return a network to train: stock torchvision with a last layer for `n_classes`.
 
     Everything else comes from `pretrained` where it has tensors. Random tensors come from `seed`.
-    The global generator is not changed.
+    The global generator is not changed. Raises InputError where `pretrained` has a last layer for
+    another number of classes.
     """
+    head = pretrained.state_dict.get("fc.weight")
+    if head is not None and len(head) != n_classes:
+        raise InputError(
+            f"model.keep_head: expected a last layer for {n_classes} classes, found one for"
+            f" {len(head)} in {model.weights}; write keep_head: false for a new one"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = stock(model.architecture, n_classes)

@@ -114,7 +114,11 @@ def guide(name):
     return atheris
 
 
-FILES = ("zipfile", "pickle", "pipeline.base.untrusted.limits", "pipeline.base.untrusted.pickles")
+FILES = ("zipfile", "pickle", "pipeline.base.untrusted.limits")
+PICKLES = tuple(
+    f"pipeline.base.untrusted.{name}"
+    for name in ("pickle_names", "pickle_records", "pickles", "torch_files", "torch_arrays")
+)
 PLUGINS = tuple(
     f"PIL.{kind}ImagePlugin"
     for kind in ("Avif", "Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP")
@@ -122,7 +126,12 @@ PLUGINS = tuple(
 GUIDED = {
     "params": ("ruamel.yaml", "pipeline.base.params", "pipeline.base.values"),
     "npz": (*FILES, "ast", "numpy.lib._format_impl", "pipeline.prepare.sources.arrays"),
-    "task_dataset": (*FILES, "pipeline.prepare.sources.task_dataset"),
+    "task_dataset": (
+        *FILES,
+        *PICKLES,
+        "pipeline.prepare.sources.pil_records",
+        "pipeline.prepare.sources.task_dataset",
+    ),
     "hdf5": (
         "pipeline.base.untrusted.limits",
         "pipeline.base.untrusted.hdf5",
@@ -139,7 +148,11 @@ GUIDED = {
         "pipeline.prepare.sources.image_folder",
     ),
     "checkpoint": ("json", "pipeline.base.untrusted.limits", "pipeline.networks.checkpoint"),
-    "weights": (*FILES, "pipeline.networks.torch_files"),
+    "weights": (
+        *FILES,
+        *PICKLES,
+        *(f"pipeline.networks.{name}" for name in ("torch_files", "normalisation", "foreign")),
+    ),
 }
 
 if __name__ == "__main__":

@@ -1,86 +1,61 @@
-"""Reads the pickles that torch.save writes, without unpickling them.
+"""Reads pickles, such as those that torch.save writes, without unpickling them.
 
 A pickle is a program for a small stack machine, and its GLOBAL and REDUCE steps can ask for any
 function to be run. Here these steps become plain records, so nothing is imported and nothing runs,
-whatever the file says. Only the steps of protocols 2 and 3 that torch.save uses are known. All
-others are refused by name.
+whatever the file says. The steps of protocols 2 to 5 are known. All others are refused by name.
 """
 
 import pickle
 import pickletools
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from pipeline.base.errors import InputError
+from pipeline.base.untrusted import pickle_names
+from pipeline.base.untrusted.pickle_records import Call, Global, Stored, key_of, made
 
 MAX_LINE = 256  # bytes in the name of a module or class
+MAX_INTEGER = 1024  # bytes; Python prints no more than 4,300 digits
 UNREADABLE = (pickle.UnpicklingError, ValueError, IndexError, KeyError, EOFError, struct.error)
 
 
-@dataclass(frozen=True, slots=True)
-class Global:
-    """A class or function that the pickle names, as "module.name"."""
-
-    name: str
-
-
-@dataclass(slots=True)
-class Call:
-    """An object that the pickle asks for.
-
-    The fields are what it would call, with which arguments, and the state that it would set.
-    """
-
-    name: str
-    arguments: tuple[Any, ...]
-    state: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """An object outside the pickle, such as a tensor's storage, by its persistent id."""
-
-    key: Any
-
-
-def read(file: BinaryIO, size: int, allowed: Callable[[str], bool], max_steps: int) -> Any:
+def read(
+    file: BinaryIO, size: int, max_steps: int, persistent: Callable[[Any], Any] = Stored
+) -> Any:
     """Return the value that the next pickle in `file` describes.
 
-    Plain values are themselves, `OrderedDict` is a dict and encoded text is bytes. Every other
-    object is a `Call`. Raises InputError, without a path, for a name that is not `allowed`, for a
-    step that torch.save does not use, and for more than `max_steps` steps. Raises one of UNREADABLE
-    for a damaged pickle, which includes one that claims a part of more than `size` bytes.
+    Plain values are themselves, `OrderedDict` and `defaultdict` are dicts, encoded text is bytes.
+    Python 2's text has one letter per byte. Every other object is a `Call`, or what `persistent`
+    makes of an id. Raises InputError, without a path, for a function that data does not need, for
+    an unknown step, and for more than `max_steps`. Raises one of UNREADABLE for a damaged pickle,
+    which includes one that claims a part of more than `size` bytes.
     """
-    machine = _Machine(file, size, allowed)
+    machine = _Machine(file, size, persistent)
     for _ in range(max_steps):
         code = file.read(1)
         if code == pickle.STOP:
             return machine.stack.pop()
         step = _STEPS.get(code)
         if step is None:
-            known = next(
-                (opcode for opcode in pickletools.opcodes if opcode.code == code.decode("latin1")),
-                None,
-            )
-            if known is None:
-                raise pickle.UnpicklingError("no such step, or no more of them")
-            raise InputError(
-                f"refused: it uses {known.name}, which torch.save does not; nothing of it was run"
-            )
+            raise _unknown(code)
         step(machine)
     raise InputError(f"refused: expected a pickle of at most {max_steps:,} steps")
 
 
+def _unknown(code: bytes) -> Exception:
+    for opcode in pickletools.opcodes:
+        if opcode.code.encode("latin1") == code:
+            problem = f"it uses {opcode.name}, which pickles of protocol 2 to 5 do not"
+            return InputError(f"refused: {problem}; nothing of it was run")
+    return pickle.UnpicklingError("no such step, or no more of them")
+
+
 class _Machine:
-    """The stack machine of a pickle: the stack, the marks in it and the memo.
+    """The stack machine of a pickle, whose methods are the steps and their parts."""
 
-    The methods are the steps of the pickle and their parts.
-    """
-
-    def __init__(self, file: BinaryIO, size: int, allowed: Callable[[str], bool]) -> None:
-        self.file, self.size, self.allowed = file, size, allowed
+    def __init__(self, file: BinaryIO, size: int, persistent: Callable[[Any], Any]) -> None:
+        self.file, self.size, self.persistent = file, size, persistent
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -99,37 +74,53 @@ class _Machine:
         del self.stack[mark:]
         return values
 
-    def top(self, kind: type) -> Any:
+    def top(self, kind: type | tuple[type, ...]) -> Any:
         if not isinstance(self.stack[-1], kind):
-            raise pickle.UnpicklingError(f"expected a {kind.__name__} on the stack")
+            raise pickle.UnpicklingError(f"expected {kind} on the stack")
         return self.stack[-1]
 
     def protocol(self) -> None:
-        if (version := self.number("<B")) not in (2, 3):
+        if (version := self.number("<B")) not in (2, 3, 4, 5):
             raise InputError(
-                f"refused: expected pickle protocol 2 or 3, found {version}; nothing of it was run"
+                f"refused: expected pickle protocol 2 to 5, found {version}; nothing of it was run"
             )
 
     def named(self) -> None:
         lines = [self.file.readline(MAX_LINE) for _ in range(2)]
         if not all(line.endswith(b"\n") for line in lines):
             raise pickle.UnpicklingError("a name without an end")
-        name = ".".join(line[:-1].decode() for line in lines)
-        if not self.allowed(name):
+        self.add_global(*(line[:-1].decode() for line in lines))
+
+    def named_on_stack(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        if not all(isinstance(part, str) and len(part) < MAX_LINE for part in (module, name)):
+            raise pickle.UnpicklingError("a name that is no text, or a very long one")
+        self.add_global(module, name)
+
+    def add_global(self, module: str, name: str) -> None:
+        if not pickle_names.is_needed(module, name):
             raise InputError(
-                f"refused: it asks for {name}, which a file of this kind does not need; "
+                f"refused: it asks for {module}.{name}, which a file of this kind does not need; "
                 "nothing of it was run"
             )
-        self.stack.append(Global(name))
+        self.stack.append(Global(f"{module}.{name}"))
 
-    def text(self, form: str) -> None:
-        self.stack.append(self.take(self.number(form)).decode("utf-8", "surrogatepass"))
+    def text(self, form: str, encoding: str = "utf-8") -> None:
+        self.stack.append(self.take(self.number(form)).decode(encoding, "surrogatepass"))
 
     def content(self, form: str) -> None:
         self.stack.append(self.take(self.number(form)))
 
-    def long(self) -> None:
-        self.stack.append(int.from_bytes(self.take(self.number("<B")), "little", signed=True))
+    def long(self, form: str) -> None:
+        if (n_bytes := self.number(form)) > MAX_INTEGER:
+            raise InputError(f"refused: a whole number of {n_bytes:,} bytes")
+        self.stack.append(int.from_bytes(self.take(n_bytes), "little", signed=True))
+
+    def pop(self) -> None:
+        if self.marks and self.marks[-1] == len(self.stack):
+            self.marks.pop()
+        else:
+            self.stack.pop()
 
     def collect(self, count: int | None) -> None:
         """Make a tuple of the last `count` values, or of those after the mark."""
@@ -141,29 +132,40 @@ class _Machine:
             self.stack[-count:] = [tuple(self.stack[-count:])]
 
     def append(self, values: list[Any]) -> None:
-        self.top(list).extend(values)
+        target = self.top((list, Call))
+        if isinstance(target, Call):
+            target.appended = target.appended or []
+            target = target.appended
+        target.extend(values)
+
+    def add_items(self) -> None:
+        """Add to a set, whose values stay a list, because hashing them can take forever."""
+        values = self.after_mark()
+        if not (arguments := self.top(Call).arguments) or not isinstance(arguments[0], list):
+            raise pickle.UnpicklingError("expected a set on the stack")
+        arguments[0].extend(values)
 
     def set_items(self, values: list[Any]) -> None:
-        """Set items of the dict on the stack.
-
-        Keys must be text or numbers, because a tuple of tuples of … can take forever to hash.
-        """
-        if len(values) % 2 or not all(
-            key is None or isinstance(key, str | int | float) for key in values[::2]
-        ):
-            raise pickle.UnpicklingError("a dict with keys that are neither text nor numbers")
-        self.top(dict).update(zip(values[::2], values[1::2], strict=True))
+        if len(values) % 2:
+            raise pickle.UnpicklingError("a key without a value")
+        target = self.top((dict, Call))
+        if isinstance(target, Call):
+            target.entries = target.entries or {}
+            target = target.entries
+        target.update(zip(map(key_of, values[::2]), values[1::2], strict=True))
 
     def call(self) -> None:
         arguments, called = self.stack.pop(), self.stack.pop()
-        if not isinstance(called, Global) or not isinstance(arguments, tuple):
+        if not isinstance(called, Global | Call) or not isinstance(arguments, tuple):
             raise pickle.UnpicklingError("a call of what is no class or function")
-        made: Any = Call(called.name, arguments)
-        if called.name == "collections.OrderedDict" and not arguments:
-            made = {}
-        elif called.name == "_codecs.encode":
-            made = _encoded(*arguments)
-        self.stack.append(made)
+        if isinstance(called, Call):
+            self.stack.append(Call(f"{called.name[:MAX_LINE]}()", arguments))
+        else:
+            self.stack.append(made(called.name, arguments))
+
+    def call_with_keywords(self) -> None:
+        self.stack.pop()
+        self.call()
 
     def build(self) -> None:
         state = self.stack.pop()
@@ -178,34 +180,45 @@ class _Machine:
         self.stack.append(self.memo[index])
 
 
-def _encoded(text: Any = None, encoding: Any = None) -> bytes:
-    """Return bytes, which protocol 2 writes as text to encode."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError("bytes that are no encoded text")
-    return text.encode("latin1")
-
-
 _STEPS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.PROTO: _Machine.protocol,
     pickle.GLOBAL: _Machine.named,
     pickle.REDUCE: _Machine.call,
     pickle.NEWOBJ: _Machine.call,
+    pickle.NEWOBJ_EX: _Machine.call_with_keywords,
+    pickle.STACK_GLOBAL: _Machine.named_on_stack,
+    pickle.FRAME: lambda machine: machine.number("<Q"),
+    pickle.POP: _Machine.pop,
+    pickle.POP_MARK: lambda machine: machine.after_mark().clear(),
+    pickle.DUP: lambda machine: machine.stack.append(machine.stack[-1]),
     pickle.BUILD: _Machine.build,
-    pickle.BINPERSID: lambda machine: machine.stack.append(Stored(machine.stack.pop())),
+    pickle.BINPERSID: lambda machine: machine.stack.append(machine.persistent(machine.stack.pop())),
     pickle.NONE: lambda machine: machine.stack.append(None),
     pickle.NEWTRUE: lambda machine: machine.stack.append(True),
     pickle.NEWFALSE: lambda machine: machine.stack.append(False),
     pickle.BININT: lambda machine: machine.stack.append(machine.number("<i")),
     pickle.BININT1: lambda machine: machine.stack.append(machine.number("<B")),
     pickle.BININT2: lambda machine: machine.stack.append(machine.number("<H")),
-    pickle.LONG1: _Machine.long,
+    pickle.LONG1: lambda machine: machine.long("<B"),
+    pickle.LONG4: lambda machine: machine.long("<I"),
     pickle.BINFLOAT: lambda machine: machine.stack.append(machine.number(">d")),
+    pickle.SHORT_BINUNICODE: lambda machine: machine.text("<B"),
     pickle.BINUNICODE: lambda machine: machine.text("<I"),
+    pickle.BINUNICODE8: lambda machine: machine.text("<Q"),
+    pickle.SHORT_BINSTRING: lambda machine: machine.text("<B", "latin1"),
+    pickle.BINSTRING: lambda machine: machine.text("<I", "latin1"),
     pickle.SHORT_BINBYTES: lambda machine: machine.content("<B"),
     pickle.BINBYTES: lambda machine: machine.content("<I"),
+    pickle.BINBYTES8: lambda machine: machine.content("<Q"),
+    pickle.BYTEARRAY8: lambda machine: machine.content("<Q"),
     pickle.EMPTY_LIST: lambda machine: machine.stack.append([]),
     pickle.EMPTY_DICT: lambda machine: machine.stack.append({}),
     pickle.EMPTY_TUPLE: lambda machine: machine.stack.append(()),
+    pickle.EMPTY_SET: lambda machine: machine.stack.append(Call("builtins.set", ([],))),
+    pickle.ADDITEMS: _Machine.add_items,
+    pickle.FROZENSET: lambda machine: machine.stack.append(
+        Call("builtins.frozenset", (machine.after_mark(),))
+    ),
     pickle.MARK: lambda machine: machine.marks.append(len(machine.stack)),
     pickle.TUPLE: lambda machine: machine.collect(None),
     pickle.TUPLE1: lambda machine: machine.collect(1),
@@ -216,6 +229,7 @@ _STEPS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.SETITEM: lambda machine: machine.set_items([machine.stack.pop(-2), machine.stack.pop()]),
     pickle.SETITEMS: lambda machine: machine.set_items(machine.after_mark()),
     pickle.BINPUT: lambda machine: machine.remember(machine.number("<B")),
+    pickle.MEMOIZE: lambda machine: machine.remember(len(machine.memo)),
     pickle.LONG_BINPUT: lambda machine: machine.remember(machine.number("<I")),
     pickle.BINGET: lambda machine: machine.recall(machine.number("<B")),
     pickle.LONG_BINGET: lambda machine: machine.recall(machine.number("<I")),

@@ -1,195 +1,269 @@
-"""Read the source `task_dataset`: `Train.pt`, a saved `TaskDataset` object.
+"""Read the source `task_dataset`: `Train.pt`, saved images and labels.
 
-The file is a `torch.save` of the whole object, pickled under `__main__`. The object has lists
-`ids`, `imgs` (PIL images) and `labels`, and a `transform`. A pickle can ask for any code to be
-run, so this one is not unpickled. The module `pickles` only parses it. Neither PIL nor torchvision
-nor anything else that the file names is executed. Everything that a set of images does not need is
-refused.
+The file is a `torch.save` or `pickle.dump` of an object with lists `ids`, `imgs` and `labels`, of a
+dict, or of a tuple. A pickle can ask for any code to be run, so this one is not unpickled. What it
+asks for becomes records, of which only images and numbers are decoded. Neither PIL nor torchvision
+nor anything else that the file names is executed.
 """
 
-import io
 import reprlib
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.base import files
 from pipeline.base.errors import InputError
-from pipeline.base.untrusted import limits, pickles
-from pipeline.prepare.sources.common import Images, Source, check_labels, numbered
+from pipeline.base.untrusted import limits, torch_arrays, torch_files
+from pipeline.base.untrusted.pickle_records import Call
+from pipeline.base.untrusted.torch_arrays import Array
+from pipeline.prepare.sources import common, pil_records
+from pipeline.prepare.sources.common import Found, Source, Stack
 
-DATASET = "__main__.TaskDataset"
-# PIL.Image.Image and the classes of opened files, such as PIL.PngImagePlugin.PngImageFile.
-IMAGE_MODULES = "PIL."
-TRANSFORM_MODULES = "torchvision.transforms."
-CHANNELS = {"RGB": 3, "L": 1}
-_SCALE, _ALPHA = (
-    "scale it to 0 to 255 and save it as mode L",
-    "paste it on a background of mode RGB, which it then takes",
+Rows = NDArray[np.int64]
+# The names of images and labels, without regard to case. The first pair that is there is taken.
+PAIRS = (
+    ("imgs", "labels"),
+    ("images", "labels"),
+    ("data", "targets"),
+    ("data", "target"),
+    ("x", "y"),
+    ("image", "label"),
 )
-REMEDIES = {
-    **dict.fromkeys(("I", "F", "I;16", "I;16L", "I;16B", "I;16N"), _SCALE),
-    **dict.fromkeys(("RGBA", "LA", "PA"), _ALPHA),
-}
-# An image takes about 30 opcodes, so this is enough for 600,000 images. What a hostile file can
-# allocate stays below 2 GiB.
-MAX_OPCODES = 20_000_000
-# These are plain values: containers, and bytes, which older pickles write as text to encode.
-PLAIN_GLOBALS = {"collections.OrderedDict", "builtins.set", "__builtin__.set", "_codecs.encode"}
+WANTED = "a TaskDataset, a dict of images and labels, or a tuple (images, labels)"
 
 
 def read(path: Path, image_size: int) -> Source:
-    """Return the images of a `Train.pt`, kept in memory as raw bytes.
-
-    Grey images (mode L) become three equal channels. Raises InputError for a file that is no such
-    object, that names any other class, or whose images have another size or mode.
-    """
-    state = _load(path)
-    lists = {name: state.get(name) for name in ("ids", "imgs", "labels")}
-    for name, value in lists.items():
-        if not isinstance(value, list) or len(value) != len(lists["imgs"] or []):
-            found = f"{len(value)} entries" if isinstance(value, list) else type(value).__name__
-            raise InputError(
-                f"{path}: {name}: expected lists ids, imgs and labels of one length, found {found}"
-            )
-    pixels = [
-        _checked_pixels(path, row, image, image_size)
-        for row, image in enumerate(lists["imgs"] or [])
-    ]
-    labels = check_labels(path, _whole_numbers(path, "labels", lists["labels"]), len(pixels))
-    ids = _whole_numbers(path, "ids", lists["ids"])
-    if len(np.unique(ids)) != len(ids):
-        raise InputError(
-            f"{path}: ids: expected every id once, found {len(ids) - len(np.unique(ids))} "
-            "repetitions"
-        )
-
-    notes = Counter(words for image in lists["imgs"] or [] for words in _notes(image))
-
-    def decode(rows: np.ndarray[Any, np.dtype[np.int64]]) -> Images:
-        images = np.empty((len(rows), image_size, image_size, 3), dtype=np.uint8)
-        for place, row in enumerate(rows):
-            images[place] = np.frombuffer(pixels[row], dtype=np.uint8).reshape(
-                image_size, image_size, -1
-            )
-        return images.transpose(0, 3, 1, 2)
-
+    """Return the images of a `Train.pt`, uint8 with three channels and of this size."""
+    source = found(path, image_size)
+    images = source.images
+    common.check_type(f"{path}: images", images.read(np.arange(min(16, images.shape[0]))))
+    is_last = common.check_shape(path, images.shape, image_size)
+    order = (0, 3, 1, 2) if is_last else (0, 1, 2, 3)
+    labels = common.check_labels(path, source.labels, images.shape[0])
     return Source(
         labels=labels,
-        ids=ids,
-        read=decode,
-        class_names=numbered(int(labels.max()) + 1),
-        sha256=files.sha256(path),
-        notes=notes,
+        ids=np.arange(len(labels)) if source.ids is None else source.ids,
+        read=lambda rows: images.read(rows).transpose(order),
+        class_names=common.numbered(int(labels.max()) + 1),
+        sha256=source.sha256,
+        notes=source.notes,
     )
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """Return the state of the pickled dataset.
+def found(path: Path, image_size: int | None) -> Found:
+    """Return the images, labels and ids in a `Train.pt` as they are stored.
 
-    Everything in it that is not a plain value is represented by a record. Raises InputError for a
-    file that cannot be read, or that contains something else.
+    PIL images of one size and of mode RGB or L keep their size, as uint8 (N, H, W, 3). Others
+    become squares of `image_size`. Raises InputError for a file that holds anything else than
+    images and labels, and for images and labels that do not fit together.
     """
     limits.regular(path, "set data.path to your Train.pt")
     try:
-        with path.open("rb") as file:
-            archive, members = limits.zip_members(file, (zipfile.ZIP_STORED,))
-            (entry,) = [member for name, member in members.items() if name.endswith("/data.pkl")]
-            limits.expect_fits(2 * entry.file_size, entry.file_size)
-            with (
-                archive.open(entry) as packed,
-                io.BufferedReader(cast(io.RawIOBase, packed), 2**20) as pickled,
-            ):
-                content = pickles.read(
-                    cast(io.BytesIO, pickled), entry.file_size, _is_allowed, MAX_OPCODES
-                )
+        content = _content(path)
+        values, labels, ids = _parts(content)
+        size = path.stat().st_size
+        images, notes = _images(values, image_size, size)
+        n_images = images.shape[0]
+        return Found(
+            images=images,
+            labels=_expect_one_each("labels", _numbers("labels", labels, size), n_images),
+            ids=None if ids is None else _checked_ids(_numbers("ids", ids, size), n_images),
+            sha256=files.sha256(path),
+            notes=notes,
+        )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except (OSError, RuntimeError, MemoryError, zipfile.BadZipFile, *pickles.UNREADABLE) as error:
+    except (MemoryError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read as a torch.save file; is it whole?") from error
-    if (
-        not isinstance(content, pickles.Call)
-        or content.name != DATASET
-        or not isinstance(content.state, dict)
-    ):
-        raise InputError(f"{path}: expected a saved {DATASET}, found {_kind(content)}")
-    return content.state
 
 
-def _is_allowed(name: str) -> bool:
-    return (
-        name == DATASET
-        or name in PLAIN_GLOBALS
-        or name.startswith((IMAGE_MODULES, TRANSFORM_MODULES))
-    )
+def _content(path: Path) -> Any:
+    """Return plain values, and records in place of everything else."""
+    try:
+        return torch_files.load(path)
+    except torch_files.UNREADABLE as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError("cannot be read as a torch.save file; is it whole?") from error
+
+
+def _parts(content: Any) -> tuple[Any, Any, Any]:
+    """Return the images, the labels and the ids; the latter are None where there are none."""
+    if isinstance(content, tuple) and len(content) == 2:
+        return (*content, None)
+    items = {key.lower(): value for key, value in _items(content).items() if isinstance(key, str)}
+    for images, labels in PAIRS:
+        if images in items and labels in items:
+            return items[images], items[labels], items.get("ids")
+    if isinstance(content, Call):
+        raise InputError(f"expected {WANTED}, found {content.name[:100]} without imgs and labels")
+    keys = f" with the keys {reprlib.repr(list(items))}" if isinstance(content, dict) else ""
+    raise InputError(f"expected {WANTED}, found {_kind(content)}{keys}")
+
+
+def _items(content: Any) -> Mapping[Any, Any]:
+    """Return the items of a dict, or the attributes of an object, which may have slots."""
+    if isinstance(content, dict):
+        return content
+    if not isinstance(content, Call):
+        return {}
+    states = content.state if isinstance(content.state, tuple) else (content.state,)
+    found: dict[Any, Any] = {}
+    for part in (content.entries, *states):
+        found.update(part if isinstance(part, dict) else {})
+    return found
 
 
 def _kind(value: Any) -> str:
-    return value.name if isinstance(value, pickles.Call) else type(value).__name__
+    return value.name[:100] if isinstance(value, Call) else type(value).__name__
 
 
-def _checked_pixels(path: Path, row: int, image: Any, image_size: int) -> bytes:
-    """Return the raw bytes of one image, either RGB or grey levels.
+def _images(values: Any, image_size: int | None, size: int) -> tuple[Stack, Mapping[str, int]]:
+    """Return images in any of the known forms, and notes of what is converted."""
+    whole = torch_arrays.array(values)
+    if isinstance(whole, Array):
+        array = whole.values
+        if not array.ndim or not array.shape[0]:
+            raise InputError(f"images: expected several, found the shape {array.shape}")
+        return _stack(whole, array.shape), {}
+    every = whole if isinstance(whole, list) else values
+    if not isinstance(every, list | tuple) or not every:
+        kind = "an empty list" if every in ([], ()) else _kind(every)
+        raise InputError(f"images: expected a list, an array or a tensor, found {kind}")
+    if pil_records.is_picture(every[0]):
+        return _pictures(every, image_size, size)
+    return _arrays(every, size), {}
 
-    Raises InputError for another type, mode or size.
-    """
-    state = (
-        image.state
-        if isinstance(image, pickles.Call) and image.name.startswith(IMAGE_MODULES)
-        else None
+
+def _stack(whole: Array, shape: tuple[int, ...]) -> Stack:
+    dtype = whole.plain().dtype if whole.is_bfloat16 else whole.values.dtype
+    return Stack(
+        shape=shape,
+        dtype=dtype,
+        read=lambda rows: Array(whole.values[rows], whole.is_bfloat16).plain(),
     )
-    if not isinstance(state, list | tuple) or len(state) < 5:
-        raise InputError(f"{path}: imgs[{row}]: expected a PIL image, found {_kind(image)}")
-    _, mode, size, _, data = state[:5]
-    if not isinstance(mode, str) or mode not in CHANNELS:
-        remedy = (
-            REMEDIES.get(mode, "save it with .convert('RGB')")
-            if isinstance(mode, str)
-            else "is the file whole?"
-        )
-        raise InputError(
-            f"{path}: imgs[{row}]: expected mode RGB or L, found {reprlib.repr(mode)}; {remedy}"
-        )
-    if size not in ((image_size, image_size), [image_size, image_size]):
-        raise InputError(
-            f"{path}: imgs[{row}]: expected {image_size} x {image_size} pixels, "
-            f"found {reprlib.repr(size)}; data.image_size is {image_size}"
-        )
-    if not isinstance(data, bytes) or len(data) != image_size * image_size * CHANNELS[mode]:
-        raise InputError(
-            f"{path}: imgs[{row}]: expected {image_size * image_size * CHANNELS[mode]} bytes of "
-            "pixels; is the file whole?"
-        )
-    return data
 
 
-def _notes(image: pickles.Call) -> Iterator[str]:
-    """Yield what is converted in a checked image, and what is ignored.
+def _arrays(every: list[Any] | tuple[Any, ...], size: int) -> Stack:
+    """Return a list of arrays or tensors of one shape and type."""
+    arrays: list[NDArray[Any]] = []
+    for row, value in enumerate(every):
+        array = torch_arrays.array(value)
+        if not isinstance(array, Array):
+            raise InputError(
+                f"imgs[{row}]: expected a PIL image, an array or a tensor, found {_kind(value)}"
+            )
+        arrays.append(array.plain())
+        if (arrays[row].shape, arrays[row].dtype) != (arrays[0].shape, arrays[0].dtype):
+            raise InputError(
+                f"imgs[{row}]: expected the shape and type of imgs[0], {arrays[0].shape} in"
+                f" {arrays[0].dtype}, found {arrays[row].shape} in {arrays[row].dtype}; resize them"
+                " to one size"
+            )
+    limits.expect_fits(len(arrays) * arrays[0].nbytes, size)
+    return Stack(
+        shape=(len(arrays), *arrays[0].shape),
+        dtype=arrays[0].dtype,
+        read=lambda rows: np.stack([arrays[row] for row in rows.tolist()]),
+    )
 
-    EXIF and transparent colours are ignored, because a dataset's own transform also gets the
-    pixels as they are stored.
+
+def _pictures(
+    every: list[Any] | tuple[Any, ...], image_size: int | None, size: int
+) -> tuple[Stack, Mapping[str, int]]:
+    """Return PIL images, converted one by one where they have several sizes or other modes."""
+    pictures = [_picture(row, value) for row, value in enumerate(every)]
+    width, height = pictures[0].size
+    limits.expect_fits(sum(len(picture.pixels) for picture in pictures), size)
+    target = None
+    if any(picture.size != (width, height) for picture in pictures):
+        if image_size is None:
+            raise InputError("images: expected one size, found several; resize them to one")
+        target, width, height = image_size, image_size, image_size
+    notes = Counter(
+        words
+        for value, picture in zip(every, pictures, strict=True)
+        for words in pil_records.notes(value, picture, target)
+    )
+
+    def decode(rows: Rows) -> NDArray[Any]:
+        images = np.empty((len(rows), height, width, 3), np.uint8)
+        for place, row in enumerate(rows.tolist()):
+            images[place] = _decoded(pictures[row], target)
+        return images
+
+    return Stack(
+        shape=(len(pictures), height, width, 3), dtype=np.dtype(np.uint8), read=decode
+    ), notes
+
+
+def _picture(row: int, value: Any) -> pil_records.Picture:
+    if not pil_records.is_picture(value):
+        raise InputError(f"imgs[{row}]: expected a PIL image like the first, found {_kind(value)}")
+    try:
+        return pil_records.picture(value)
+    except InputError as error:
+        raise InputError(f"imgs[{row}]: {error}") from None
+
+
+def _decoded(picture: pil_records.Picture, target: int | None) -> NDArray[np.uint8]:
+    if target is None and picture.mode in pil_records.PLAIN:
+        return pil_records.pixels(picture)
+    return pil_records.converted(picture, target)
+
+
+def _numbers(name: str, values: Any, size: int) -> NDArray[Any]:
+    """Return numbers or text in any form: an array, or a list of numbers, arrays or text.
+
+    Raises InputError for other values, and for a list of several types or shapes.
     """
-    info, mode = image.state[:2]
-    if mode == "L":
-        yield "images made RGB from grey"
-    for key, words in (("exif", "EXIF"), ("transparency", "a transparent colour")):
-        if isinstance(info, dict) and key in info:
-            yield f"images with {words}, which is ignored: they are taken as stored"
+    whole = torch_arrays.array(values)
+    if isinstance(whole, Array):
+        return whole.plain()
+    every = whole if isinstance(whole, list) else values
+    if not isinstance(every, list | tuple):
+        raise InputError(f"{name}: expected a list, an array or a tensor, found {_kind(values)}")
+    parts = [_number(name, row, value) for row, value in enumerate(every)]
+    if len({(part.shape, part.dtype.kind in "US") for part in parts}) > 1:
+        raise InputError(f"{name}: expected values of one type and shape, found several")
+    limits.expect_fits(2 * len(parts) * max((part.nbytes for part in parts), default=0), size)
+    return np.stack(parts) if parts else np.empty(0, np.int64)
 
 
-def _whole_numbers(path: Path, name: str, values: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-    if not all(_is_whole(value) for value in values):
-        found = next(value for value in values if not _is_whole(value))
+def _number(name: str, row: int, value: Any) -> NDArray[Any]:
+    """Return one number or text, of any shape that its array has."""
+    array = torch_arrays.array(value)
+    if isinstance(array, Array):
+        return array.plain()
+    is_whole = isinstance(value, int) and abs(value) < 2**63
+    is_text = isinstance(value, str) and len(value) <= limits.MAX_NAME
+    if is_whole or is_text or isinstance(value, float):
+        return np.array(value)
+    shown = _kind(value) if isinstance(value, Call) else reprlib.repr(value)
+    raise InputError(f"{name}[{row}]: expected a number or a short text, found {shown}")
+
+
+def _expect_one_each(name: str, values: NDArray[Any], n_images: int) -> NDArray[Any]:
+    if values.ndim < 1 or len(values) != n_images:
         raise InputError(
-            f"{path}: {name}: expected whole numbers of Python only, found {reprlib.repr(found)}; "
-            "number them from 0"
+            f"{name}: expected one for each of {n_images} images, found the shape {values.shape}"
         )
-    return np.array(values, dtype=np.int64)
+    return values
 
 
-def _is_whole(value: Any) -> bool:
-    return type(value) is int and abs(value) < 2**63
+def _checked_ids(ids: NDArray[Any], n_images: int) -> NDArray[np.int64]:
+    _expect_one_each("ids", ids, n_images)
+    if ids.dtype.kind not in "iu" or ids.ndim != 1:
+        raise InputError(
+            f"ids: expected whole numbers, found {ids.dtype} of shape {ids.shape}; number them"
+            " from 0"
+        )
+    n_repeated = len(ids) - len(np.unique(ids))
+    if n_repeated:
+        raise InputError(f"ids: expected every id once, found {n_repeated} repetitions")
+    return ids.astype(np.int64)
