@@ -96,7 +96,8 @@ def read_network(path: Path, model: params.Model, where: str) -> dict[str, Tenso
         if name in body or name in head
     }
     if std is not None:
-        taken["conv1.weight"] = normalisation.folded(taken["conv1.weight"], std)
+        first = next(iter(body))  # the weights of the first convolution
+        taken[first] = normalisation.folded(taken[first], std)
     _say_taken(place, copy, taken, std)
     return taken
 
@@ -156,7 +157,8 @@ def _head(copy: Copy, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _say_taken(place: str, copy: Copy, taken: Mapping[str, Tensor], std: Tensor | None) -> None:
     """Say what was taken from a file that holds more than a network, and what was not."""
     part = copy.state_dict
-    around = dict.fromkeys(shown(name) for name in [*part.others, *copy.around])
+    layers = [".".join(name.split(".", 2)[:2]) for name in copy.around]
+    around = dict.fromkeys(shown(name) for name in [*part.others, *layers])
     if not (copy.prefix or part.keys or around or std is not None or HEAD[0] in taken):
         return
     prefix = f" without the prefix {shown(copy.prefix)}" if copy.prefix else ""
@@ -164,7 +166,7 @@ def _say_taken(place: str, copy: Copy, taken: Mapping[str, Tensor], std: Tensor 
     folded = ""
     if std is not None:
         folded = f"; conv1.weight is divided by the std {normalisation.numbers(std)}"
-    left = f"; left {foreign.listed(around)}" if around else ""
+    left = f"; left {foreign.listed(around, 8)}" if around else ""
     console.say_once(
         f"{place}: took {len(taken)} tensors{part.below}{prefix}, {head} the last layer"
         f"{folded}{left}"

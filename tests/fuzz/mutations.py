@@ -3,6 +3,7 @@
 All choices come from the `random.Random` that is given.
 """
 
+import contextlib
 import io
 import pickle
 import pickletools
@@ -277,10 +278,13 @@ def npy(content, others, rng):
 
 
 def pickled(content, others, rng):
-    """A pickle with steps dropped, doubled, put in or with other arguments."""
+    """Pickles, one after the other, with steps dropped, doubled, put in or with other arguments."""
     if not content.startswith(pickle.PROTO):
         return any_bytes(content, others, rng)
-    places = [place for _, _, place in pickletools.genops(content)]
+    places, file = [], io.BytesIO(content)
+    with contextlib.suppress(*UNFIT):
+        while True:
+            places += [place for _, _, place in pickletools.genops(file)]
     changed = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 3])):
         index = rng.randrange(len(places) - 1)
@@ -398,6 +402,8 @@ def torch_file(content, others, rng):
 
     The pickles are in an archive or, as in older files, one after the other.
     """
+    if content[8:9] == b"{":
+        return safetensors(content, others, rng)
     return (
         archive(content, others, rng, pickled)
         if content.startswith(b"PK")

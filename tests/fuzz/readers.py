@@ -1,6 +1,7 @@
 """Every reader of outside files, with small real files of its kind to change."""
 
 import io
+import pickle
 import sys
 import tempfile
 from collections.abc import Callable
@@ -11,11 +12,13 @@ import h5py
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import torch as safetensors
 
 from pipeline import document, networks
 from pipeline.base import store
 from pipeline.base.store import manifest
-from pipeline.networks import resnet
+from pipeline.networks import pretrained, resnet
+from pipeline.networks.params import Model
 from pipeline.prepare import sources
 from pipeline.prepare.params import Hdf5
 from tests import samples
@@ -79,7 +82,15 @@ def read_checkpoint(path):
 
 
 def read_weights(path):
+    """Read the preferred state_dict, and the network of three layers in any of them."""
     networks.read_state_dict(path, "model.weights")
+    stock, resnet.stock = resnet.stock, tiny
+    try:
+        pretrained.read_network(
+            path, Model(architecture="resnet18", weights="IMAGENET1K_V1"), "model.weights"
+        )
+    finally:
+        resnet.stock = stock
 
 
 def presets():
@@ -110,13 +121,24 @@ def train_files():
     kind, main = samples.TaskDataset, sys.modules["__main__"]
     before, kind.__module__ = kind.__module__, "__main__"
     main.TaskDataset = kind
-    dataset = kind()
+    dataset = kind(transform=torch.nn.Linear(2, 2))
     dataset.ids, dataset.labels = list(range(6)), LABELS.tolist()
     dataset.imgs = [Image.fromarray(image.transpose(1, 2, 0)) for image in PIXELS[:5]] + [
         Image.fromarray(PIXELS[5, 0])
     ]
+    tensors = {"images": list(torch.from_numpy(PIXELS)), "labels": list(torch.from_numpy(LABELS))}
+    several = {**vars(dataset), "imgs": [*dataset.imgs[:5], Image.new("RGBA", (9, 7), "red")]}
     try:
-        return [written(lambda file: torch.save(dataset, file))]
+        return [
+            written(lambda file: torch.save(dataset, file)),
+            written(lambda file: pickle.dump(dataset, file, protocol=4)),
+            written(lambda file: torch.save(dataset, file, _use_new_zipfile_serialization=False)),
+            written(lambda file: torch.save(tensors, file)),
+            written(lambda file: pickle.dump(tensors, file, protocol=5)),
+            written(lambda file: pickle.dump((PIXELS, LABELS), file, protocol=5)),
+            written(lambda file: torch.save((PIXELS, list(LABELS)), file)),
+            written(lambda file: torch.save(several, file)),
+        ]
     finally:
         kind.__module__ = before
         del main.TaskDataset
@@ -221,9 +243,20 @@ def checkpoint_files():
 def weight_files():
     torch.manual_seed(0)
     state_dict = tiny().state_dict()
+    floats = {name: tensor for name, tensor in state_dict.items() if tensor.ndim}
+    wrapped = {f"module.{name}": tensor.double() for name, tensor in floats.items()}
+    norm = {"norm.mean": torch.zeros(3), "norm.std": torch.full((3,), 0.5)}
+    trained = {"state_dict": {**wrapped, **norm}, "ema": state_dict, "epoch": 3, "optimizer": {}}
+    older = {"_use_new_zipfile_serialization": False}
+    half = {name: part.bfloat16() for name, part in floats.items()}
     return [
         written(lambda file: torch.save(state_dict, file)),
-        written(lambda file: torch.save(state_dict, file, _use_new_zipfile_serialization=False)),
+        written(lambda file: torch.save(state_dict, file, **older)),
+        written(lambda file: torch.save(trained, file)),
+        written(lambda file: torch.save(trained, file, pickle_protocol=4, **older)),
+        written(lambda file: torch.save(half, file)),
+        written(lambda file: pickle.dump(wrapped, file, protocol=5)),
+        safetensors.save(state_dict),
     ]
 
 

@@ -101,6 +101,8 @@ class _Archive:
 
     def __init__(self, path: Path, file: BinaryIO, max_steps: int) -> None:
         self.path, self.file, self.max_steps = path, file, max_steps
+        if any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(file).namelist()):
+            raise InputError("refused: it is TorchScript; save module.state_dict() with torch.save")
         _, self.members = limits.zip_members(file, (zipfile.ZIP_STORED,))
         self.storages: dict[str, Storage] = {}
         (self.pickled,) = [name for name in self.members if name.endswith("/data.pkl")]
@@ -108,8 +110,6 @@ class _Archive:
         self.order: Literal["<", ">"] = ">" if self._bytes("byteorder") == b"big" else "<"
 
     def content(self) -> Any:
-        if f"{self.folder}constants.pkl" in self.members:
-            raise InputError("refused: it is TorchScript; save module.state_dict() with torch.save")
         member = self.members[self.pickled]
         start = self._start(member)
         for _ in _spans(self.path, start, member.file_size, member.CRC):
@@ -250,8 +250,13 @@ def _shared(storages: dict[str, Storage], storage: Any) -> Any:
 
 
 def _described(key: Any, order: Literal["<", ">"]) -> Any:
-    """Return the storage that a persistent id describes, or a record where it is none."""
+    """Return the storage that a persistent id describes, or a record where it is none.
+
+    Older files have the class of a module, with its source, in such an id.
+    """
     match key:
+        case ("module", Global() as module, *_):
+            return module
         case ("storage", Global(name), str(named), _, int(count), *view) if view in ([], [None]):
             kind = name.rpartition(".")[2].removesuffix("Storage")
             if name.startswith("torch.") and kind in KINDS and count >= 0:

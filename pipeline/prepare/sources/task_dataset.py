@@ -100,6 +100,8 @@ def _parts(content: Any) -> tuple[Any, Any, Any]:
     for images, labels in PAIRS:
         if images in items and labels in items:
             return items[images], items[labels], items.get("ids")
+    if torch_arrays.is_array(content):
+        raise InputError(f"expected {WANTED}, found one tensor or array")
     if isinstance(content, Call):
         raise InputError(f"expected {WANTED}, found {content.name[:100]} without imgs and labels")
     keys = f" with the keys {reprlib.repr(list(items))}" if isinstance(content, dict) else ""
