@@ -462,6 +462,39 @@ def test_older_files_are_read_and_held_to_their_sizes(tmp_path):
         networks.read_state_dict(path, "model.weights")
 
 
+def test_storages_inside_a_pickle_are_held_to_their_sizes(tmp_path):
+    path = tmp_path / "own.pth"
+    whole = pickle.dumps({"a": torch.arange(3.0)}, 4)
+    path.write_bytes(whole)
+    assert networks.read_state_dict(path, "model.weights")["a"].tolist() == [0, 1, 2]
+    count = b"\x03" + b"\0" * 7
+    for damaged, message in (
+        (whole.replace(count, b"\x02" + count[1:]), "storage '.*' claims two sizes or types"),
+        (whole.replace(b"FloatStorage", b"QInt8Storage"), "the storages that it lists are not"),
+        (whole.replace(b"little_endian", b"\xff" * 13), "a storage that cannot be read"),
+        (whole.replace(b"torch\nFloat", b"sorch\nFloat"), "the storages that it lists are not"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"read safely \(refused: {message}"):
+            networks.read_state_dict(path, "model.weights")
+
+
+def test_arrays_that_claim_more_than_was_stored(tmp_path):
+    path = tmp_path / "own.pth"
+    whole = pickle.dumps({"a": np.arange(3.0)}, 2)
+    for old, new, message in (
+        (b"K\x01K\x03\x85", b"K\x01K\x04\x85", "a NumPy array of 4 values of 8 bytes"),
+        (b"K\x01K\x03\x85", b"K\x01U\x01a\x85", "a NumPy array without its content"),
+        (b"\x02\0\0\0f8", b"\x02\0\0\0f7", "a NumPy array that is neither of numbers nor of text"),
+        (b"\x02\0\0\0f8", b"\x02\0\0\0O8", "a NumPy array that is neither of numbers nor of text"),
+    ):
+        damaged = whole.replace(old, new)
+        assert damaged != whole
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"read safely \(refused: {message}"):
+            networks.read_state_dict(path, "model.weights")
+
+
 @pytest.mark.parametrize(
     ("pickled", "message"),
     [

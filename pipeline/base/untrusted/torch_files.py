@@ -230,9 +230,14 @@ def inner(content: bytes) -> Any:
     pickle.dump writes each storage in this way.
     """
     whole = np.frombuffer(content, np.uint8)
-    return _stream(
-        io.BytesIO(content), len(content), 1000, lambda first, n: whole[first : first + n]
-    )
+    try:
+        return _stream(
+            io.BytesIO(content), len(content), 1000, lambda first, n: whole[first : first + n]
+        )
+    except pickles.UNREADABLE as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError("refused: a storage that cannot be read") from error
 
 
 def _refused_id(_: Any) -> Any:
