@@ -52,7 +52,7 @@ def main() -> str:
             return repro.results()
         case "check":
             place.check(Path())
-            return repro.check()
+            return repro.check(with_source=True)
         case "clean-partial":
             return clean_partial()
         case "audit":

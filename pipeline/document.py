@@ -1,13 +1,15 @@
 """Check the whole of `params.yaml`: every section, and the rules between sections."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.adopt.params import Adopted
 from pipeline.attacks.params import Attack, Generate
 from pipeline.base import params
-from pipeline.base.values import CLEAN, MIXED, Name, Section, Spread
+from pipeline.base.values import CLEAN, MIXED, Name, Section, Share, Spread, greatest
 from pipeline.evaluate.params import Evaluated
 from pipeline.export.params import Export
 from pipeline.harden.params import Finetune, Online, Selection
@@ -25,7 +27,7 @@ class Document(Section):
     seed: int
     precision: str
     training: dict[str, Any]
-    mix: dict[str, float]
+    mix: dict[str, Share]
     data: Data
     store: Store
     model: Model
@@ -36,6 +38,7 @@ class Document(Section):
     generate: Generate
     finetuned: dict[Name, Finetune]
     online: dict[Name, Online]
+    adopted: dict[Name, Adopted]
     selection: Selection
     evaluate: Evaluated
     export: Export
@@ -43,12 +46,17 @@ class Document(Section):
     @property
     def models(self) -> list[str]:
         """The names of all models, each after the one that it starts from."""
-        found = [CLEAN, *self.online]
+        found = self.independent
         waiting = list(self.finetuned)
         while ready := [name for name in waiting if self.finetuned[name].of in found]:
             found += ready
             waiting = [name for name in waiting if name not in found]
         return found
+
+    @property
+    def independent(self) -> list[str]:
+        """The names of the models that are not fine-tuned from another one."""
+        return [CLEAN, *self.online, *self.adopted]
 
     @property
     def starts(self) -> dict[str, Model]:
@@ -77,6 +85,8 @@ class Document(Section):
         """
         if model in self.finetuned:
             return self.architecture_of(self.finetuned[model].of)
+        if model in self.adopted:
+            return self.adopted[model].architecture
         start = self.online[model].start if model in self.online else CLEAN
         return start.architecture if isinstance(start, Model) else self.model.architecture
 
@@ -105,20 +115,19 @@ class Document(Section):
 
     @model_validator(mode="after")
     def _check_models(self) -> Self:
-        for name in self.finetuned:
-            if name == CLEAN or name in self.online:
-                raise ValueError(
-                    f"finetuned.{name}: expected a name that no other model has, "
-                    f"found {name!r} again"
-                )
-        if CLEAN in self.online:
-            raise ValueError(
-                f"online.{CLEAN}: expected a name that no other model has, found {CLEAN!r} again"
-            )
+        taken = {CLEAN}
+        for section in ("online", "adopted", "finetuned"):
+            for name in getattr(self, section):
+                if name in taken:
+                    raise ValueError(
+                        f"{section}.{name}: expected a name that no other model has, "
+                        f"found {name!r} again"
+                    )
+                taken.add(name)
         known = self.models
         for key, names, allowed in (
             ("attacked", self.attacked, known),
-            ("sources", self.sources, [CLEAN, *self.online]),
+            ("sources", self.sources, self.independent),
         ):
             for name in names:
                 if name not in allowed or names.count(name) > 1:
@@ -170,6 +179,23 @@ class Document(Section):
                 f"export.model: expected one of {', '.join(known)}, found {self.export.model!r}"
             )
         return self
+
+
+def remarks(settings: Document) -> Iterator[str]:
+    """Yield what is allowed, but seldom meant."""
+    for where, attack in settings.all_attacks.items():
+        alpha, eps = attack.parameters.get("alpha", 0), greatest(attack.eps)
+        if alpha > eps and attack.attack != "FFGSM":  # whose paper has alpha above eps
+            yield (
+                f"{where}: alpha {alpha:g} is more than eps {eps:g}, "
+                "so every step leaves the eps ball and is cut back to it"
+            )
+    mixed = {part.split("-")[-1] for model in settings.finetuned for part in settings.mix_of(model)}
+    for name in settings.attacks.keys() - mixed if settings.finetuned else ():
+        yield (
+            f"attacks.{name}: in no mix, so its images are stored and no model is trained on them; "
+            "an attack that only judges belongs under evaluate.threats"
+        )
 
 
 def load(path: Path) -> Document:

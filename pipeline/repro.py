@@ -30,6 +30,7 @@ def repro() -> str:
     place.check(Path())
     SOURCES.mkdir(parents=True, exist_ok=True)
     with place.only_one(Path()):
+        _write_home()
         check()
         remove_undeclared_sets(document.load(params.FILE))
         environment = {
@@ -65,6 +66,24 @@ def repro() -> str:
                 console.say(results())
             raise InputError("a stage failed (see above); previous results were restored")
     return results()
+
+
+def _write_home() -> None:
+    """Write `~` in `data.path` out, since DVC looks for a folder of that name.
+
+    Raises InputError where the path is in `params.yaml` more than once.
+    """
+    path = document.load(params.FILE).data.path
+    if not path.startswith("~"):
+        return
+    home, text = str(Path(path).expanduser()), params.FILE.read_text("utf-8")
+    if text.count(path) != 1:
+        raise InputError(
+            f"{params.FILE}: data.path: expected a path without ~, which DVC does not know, "
+            f"found {path}; write {home}"
+        )
+    files.write_bytes(params.FILE, text.replace(path, home).encode())
+    console.say(f"{params.FILE}: data.path: {path} is now {home}, since DVC does not know ~")
 
 
 def _is_judged() -> bool:
@@ -114,23 +133,31 @@ def results() -> str:
     return table.results(METRICS, list(document.load(params.FILE).evaluate.models))
 
 
-def check() -> str:
+def check(*, with_source: bool = False) -> str:
+    """Check `params.yaml`, and that what it names is there.
+
+    `with_source` also reads the source of images, chooses the images and splits them, as `prepare`
+    does.
+    """
     settings = document.load(params.FILE)
-    path = settings.data.path
-    if settings.data.source != "digits" and not Path(path).exists():
+    path = Path(settings.data.path).expanduser()
+    if settings.data.source != "digits" and not path.exists():
         remedy = (
             f"`dvc pull {path}` fetches it"
             if Path(f"{path}.dvc").exists()
             else f"put the {settings.data.source} source there"
         )
         raise InputError(f"{params.FILE}: data.path: {path}: no such file or folder; {remedy}")
+    for line in document.remarks(settings):
+        console.say(f"{params.FILE}: {line}")
     _check_stages()
     for where, model in settings.starts.items():
         if model.weights is not None:
             from pipeline import networks
 
             networks.expect_weights(model, f"{params.FILE}: {where}")
-    _check_classes(settings)
+    if with_source or any(attack.fewest_classes > 2 for attack in settings.all_attacks.values()):
+        _check_source(settings)
     return f"{params.FILE} is sound"
 
 
@@ -151,15 +178,20 @@ def _check_stages() -> None:
                 )
 
 
-def _check_classes(settings: Document) -> None:
-    """Raise InputError for an attack whose loss compares more classes than the source has.
+def _check_source(settings: Document) -> None:
+    """Raise InputError for a source that `prepare` would refuse.
 
-    The classes are counted only if an attack compares more than two.
+    Also for an attack whose loss compares more classes than the source has.
     """
-    if any(attack.fewest_classes > 2 for attack in settings.all_attacks.values()):
-        from pipeline.prepare import sources
+    from pipeline.prepare import preparation, sources
 
-        expect_classes(settings.all_attacks, len(sources.open_source(settings.data).class_names))
+    source = sources.open_source(settings.data)
+    try:
+        rows = preparation.choose_rows(source.labels, settings.data)
+        preparation.split_of(source, rows, settings.data)
+    except InputError as error:
+        raise InputError(f"{params.FILE}: {error}") from error
+    expect_classes(settings.all_attacks, len(source.class_names))
 
 
 def remove_undeclared_sets(settings: Document) -> None:

@@ -25,7 +25,6 @@ from pipeline.base.errors import InputError
 from pipeline.base.untrusted import hdf5, limits
 from pipeline.base.values import parse_level
 from pipeline.prepare import sources
-from pipeline.prepare.params import Hdf5
 from pipeline.prepare.sources import folder_layout
 from tests import samples
 from tests.conftest import make_block, renew_manifest, write_set
@@ -39,9 +38,8 @@ def opened(settings, tmp_path):
     """Opens a source under `tmp_path` and reads all of it."""
 
     def read(source, name):
-        names = Hdf5(images="images", labels="labels")
         data = settings.data.model_copy(
-            update={"source": source, "path": str(tmp_path / name), "image_size": 8, "hdf5": names}
+            update={"source": source, "path": str(tmp_path / name), "image_size": 8}
         )
         found = sources.open_source(data)
         return found.read(np.arange(len(found.labels)))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline import __main__ as command
+from pipeline import repro
 from pipeline.base.errors import InputError
 from tests.conftest import ROOT
 
@@ -94,6 +95,48 @@ def test_check_reads_the_starting_weights_that_are_here(folder, monkeypatch, cap
     assert capsys.readouterr().out == line
 
 
+def test_the_home_folder_is_written_out_for_dvc(folder, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(folder))
+    path = folder / "params.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("path: data/raw ", "path: ~/data/raw "))
+    repro._write_home()
+    assert path.read_text() == text.replace("path: data/raw ", f"path: {folder}/data/raw ")
+    assert capsys.readouterr().out == (
+        f"params.yaml: data.path: ~/data/raw is now {folder}/data/raw, since DVC does not know ~\n"
+    )
+    path.write_text(text.replace("path: data/raw ", "path: ~/data/raw  # ~/data/raw"))
+    with pytest.raises(InputError, match=f"without ~, .*, found ~/data/raw; write {folder}/data"):
+        repro._write_home()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("n_val: 297", "n_val: 1790", "data.n_val: expected from 10 to 1787 of 1797 images, found"),
+        ("n_images: null", "n_images: 10", "data.n_images: expected at least 20 images, two for e"),
+        ("n_images: null", "n_images: 2000", "data.n_images: expected at most 1797, all that the"),
+    ],
+)
+def test_check_finds_choices_that_the_source_cannot_give(folder, monkeypatch, old, new, message):
+    path = folder / "params.yaml"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(InputError, match=f"^params.yaml: {message}"):
+        call(monkeypatch, "check")
+
+
+def test_check_says_what_is_seldom_meant(folder, monkeypatch, capsys):
+    path = folder / "params.yaml"
+    text = path.read_text().replace("alpha: &alpha 8/255", "alpha: &alpha 40/255")
+    path.write_text(text.replace("\nattacks:", "\nattacks:\n  x: {attack: FGSM, eps: 8/255}\n#"))
+    call(monkeypatch, "check")
+    lines = capsys.readouterr().out.splitlines()
+    more = "alpha 0.156863 is more than eps 0.12549, so every step leaves the eps ball and is cut"
+    assert lines[0].startswith(f"params.yaml: attacks.pgd: {more}")
+    assert lines[1].startswith(f"params.yaml: evaluate.threats.pgd: {more}")
+    assert lines[2].startswith("params.yaml: attacks.x: in no mix, so its images are stored and no")
+
+
 def test_check_names_the_words_of_an_attack(folder, monkeypatch):
     path = folder / "params.yaml"
     tifgsm = (
@@ -106,7 +149,7 @@ def test_check_names_the_words_of_an_attack(folder, monkeypatch):
         InputError,
         match=(
             "^params.yaml: attacks.ti.kernel_name: expected gaussian, linear or uniform, found "
-            "'gaus'$"
+            r"'gaus'; did you mean gaussian\?$"
         ),
     ):
         call(monkeypatch, "check")
@@ -120,6 +163,7 @@ def test_check_counts_the_classes_that_a_loss_compares(folder, monkeypatch):
         path.read_text()
         .replace("source: digits", "source: npz")
         .replace("path: data/raw ", "path: data/raw/two.npz ")
+        .replace("n_val: 297", "n_val: 2")
     )
     upgd = (
         "{attack: UPGD, eps: 8/255, alpha: 2/255, steps: 2, random_start: true, loss: LOSS, "

@@ -1,3 +1,4 @@
+import copy
 import inspect
 import re
 
@@ -164,23 +165,41 @@ def test_the_published_mix():
 
 
 CHANGES = [
-    ("data.source", "digit", "data.source: expected 'digits', 'npz'"),
+    ("data.source", "digit",
+     r"data.source: expected digits, npz, .*, found 'digit'; did you mean digits\?"),
     ("store.compression", "zip", "store.compression: expected no such key"),
-    ("data.n_val", 0, "data.n_val: expected greater than or equal to 1, found 0"),
-    ("clean.epochs", "12", "clean.epochs: expected a valid integer, found '12'"),
+    ("data.n_val", 0, "data.n_val: expected 1 or more, or from_source, found 0"),
+    ("clean.epochs", "12", "clean.epochs: expected a whole number, found '12'"),
     ("training.epochs", None, "training.epochs: expected a value, found none"),
-    ("training.epochs", "12", "training.epochs: expected a valid integer, found '12'"),
+    ("training.epochs", "12", "training.epochs: expected a whole number, found '12'"),
     ("training.unknown", 1, "training.unknown: expected no such key, found one"),
     ("training", None, "training: expected a value, found none"),
     ("data.seed", 1, "data.seed: expected no such key, seed alone holds for it, found one"),
-    ("seed", -1, "seed: expected greater than or equal to 0, found -1"),
-    ("precision", "fp16", "precision: expected 'auto', 'fp32' or 'bf16', found 'fp16'"),
+    ("seed", -1, "seed: expected at least 0, found -1"),
+    ("precision", "fp16", "params.yaml: precision: expected auto, fp32 or bf16, found 'fp16'"),
     ("finetuned.robust.of", "robust",
      r"finetuned.robust.of: expected an attacked model \(clean\), found 'robust'"),
-    ("data.hdf5", {"images": "x", "labels": "y"},
-     "data.hdf5: expected no such key for source digits, found one"),
-    ("data.source", "hdf5",
-     "data.hdf5: expected {images: …, labels: …}, the names of the datasets, found none"),
+    ("data.arrays", {"images": "x", "labels": "y"},
+     r"data.arrays: expected no such key for source digits \(only for npz, npy, hdf5\), found one"),
+    ("data.arrays", {"images": "x", "labels": "y", "val_images": "z"},
+     "data.arrays: expected val_images and val_labels together, found one of them"),
+    ("data.follow_links", True, "data.follow_links: expected no such key for source digits"),
+    ("data.skip_broken", True, "data.skip_broken: expected no such key for source digits"),
+    ("data.n_val", "from_source",
+     "data.n_val: expected a number for source digits, found from_source"),
+    ("data.n_vall", 3, r"data.n_vall: expected no such key, found one; did you mean n_val\?"),
+    ("data.image_size", 4, "data.image_size: expected at least 8, found 4"),
+    ("clean.momentun", 1,
+     r"clean.momentun: expected no such key, found one; did you mean momentum\?"),
+    ("attacks.FGSM", {"attack": "FGSM", "eps": 0.1},
+     "attacks.FGSM: expected a name of small letters, .*, found 'FGSM'; write fgsm"),
+    ("attacks.fgsm.attack", "PDG", r"attacks.fgsm.attack: expected one of .*; did you mean PGD\?"),
+    ("mix.clean", "150 %", r"mix.clean: expected more than 0 .* \(write 0.25, 1/4 or 25 %\), fou"),
+    ("mix.clean", 50, r"mix.clean: expected more than 0 and at most 1 \(write 0.25, 1/4 or 25 %\)"),
+    ("clean", 3, "clean: expected keys with values"),
+    ("evaluate.models", "clean", r"evaluate.models: expected a list \(\[a, b\]\), found 'clean'"),
+    ("data.path", 3, "data.path: expected text, found 3"),
+    ("finetuned.robust.refresh", True, r"finetuned.robust.refresh: expected keys with values"),
     ("clean.lr", float("nan"), "clean.lr: expected a finite number, found nan"),
     ("clean.warmup_epochs", 1000.0, "clean.warmup_epochs: expected at most epochs"),
     ("clean.unknown", 1, "clean.unknown: expected no such key, found one"),
@@ -201,8 +220,9 @@ CHANGES = [
     ("attacks.x", {"attack": "MIFGSM", "eps": 0.1, "alpha": 0.1, "steps": 1, "decay": "1"},
      "attacks.x.decay: expected a number"),
     ("evaluate.threats.x",
-     {"attack": "AutoAttack", "eps": 0.1, "version": "Standard", "restarts": 1},
-     "evaluate.threats.x.version: expected standard, plus or rand, found 'Standard'"),
+     {"attack": "AutoAttack", "eps": 0.1, "version": "standart", "restarts": 1},
+     "evaluate.threats.x.version: expected standard, plus or rand, found 'standart'; "
+     r"did you mean standard\?"),
     ("mix.clean", 0.6, r"mix: expected fractions that sum to 1, found 0.6 \+ 0.25 \+ 0.25 = 1.1"),
     ("mix", {"fgsm": 0.5, "pgd": 0.5}, "mix: expected a fraction of clean images"),
     ("mix", {"clean": 0.999, "fgsm": 0.001},
@@ -230,13 +250,13 @@ CHANGES = [
     ("model.keep_head", True, r"model.keep_head: expected false with weights: null"),
     ("model.weights", "models/pretrained/.pth",
      r"model.weights: .* found 'models/pretrained/.pth'"),
-    ("evaluate.threats", {}, "evaluate.threats: expected dictionary should have at least 1 item"),
+    ("evaluate.threats", {}, "evaluate.threats: expected 1 or more entries, found {}"),
     ("evaluate.threats.worst", {"attack": "FGSM", "eps": 0.1, "restarts": 1},
      "evaluate.threats.worst: expected another name"),
     ("evaluate.curves.threat", "fgsm",
      r"evaluate.curves.threat: expected a threat whose attack is PGD \(pgd\), found 'fgsm'"),
     ("evaluate.curves.restarts", 1,
-     "evaluate.curves.restarts: expected greater than or equal to 2"),
+     "evaluate.curves.restarts: expected at least 2"),
     ("evaluate.curves.steps", [1, 20],
      "evaluate.curves.steps: expected more than that threat's own 20 as the last value, found 20"),
     ("evaluate.curves.steps", [40, 20], "evaluate.curves.steps: expected rising values"),
@@ -249,11 +269,11 @@ CHANGES = [
     ("evaluate.grid.alphas", ["eps/x"],
      r"evaluate.grid.alphas.0: expected a level \(2/255\), eps/steps, or eps divided by a number"),
     ("evaluate.ensemble.targets", 2,
-     "evaluate.ensemble.targets: expected greater than or equal to 3, found 2"),
+     "evaluate.ensemble.targets: expected at least 3, found 2"),
     ("evaluate.ensemble.members", "three",
-     "evaluate.ensemble.members: expected 'first_two' or 'all', found 'three'"),
-    ("attacks", {}, "attacks: expected dictionary should have at least 1 item"),
-    ("attacked", [], "attacked: expected list should have at least 1 item"),
+     "evaluate.ensemble.members: expected first_two or all, found 'three'"),
+    ("attacks", {}, "attacks: expected 1 or more entries, found {}"),
+    ("attacked", [], "attacked: expected 1 or more entries"),
     ("attacked", ["other"], "attacked: expected some of clean, robust, refreshed, each once"),
     ("attacked", ["clean", "clean"],
      "attacked: expected some of clean, robust, refreshed, each once, found 'clean'"),
@@ -269,14 +289,14 @@ CHANGES = [
      r"evaluate.stored: expected an attacked model \(clean\), found 'robust'"),
     ("finetuned.x", {"of": "robust"}, "finetuned.x.best_on: expected a value, found none"),
     ("finetuned.robust.epochs", 0,
-     "finetuned.robust.epochs: expected greater than or equal to 1, found 0"),
+     "finetuned.robust.epochs: expected at least 1, found 0"),
     ("finetuned.robust.epoch", 1, "finetuned.robust.epoch: expected no such key, found one"),
     ("finetuned.robust.refresh", {"every": 1},
      "finetuned.robust.refresh.steps: expected a value, found none"),
     ("finetuned.robust.mix", {"clean": 0.5, "y": 0.5},
      "finetuned.robust.mix.y: expected clean, a name from attacks"),
     ("finetuned.robust.mix", {"clean": 0.5, "a-b-c": 0.5},
-     "finetuned.robust.mix.a-b-c: expected string should match pattern"),
+     "finetuned.robust.mix.a-b-c: expected a name of small letters, digits and _ "),
     ("finetuned.clean", {"of": "clean", "best_on": "mixed", "refresh": None},
      "finetuned.clean: expected a name that no other model has"),
     ("finetuned.refreshed.refresh", {"every": 1, "steps": 1, "alpha": "eps/0", "warm_start": True},
@@ -285,7 +305,7 @@ CHANGES = [
      r"finetuned.refreshed.refresh.alpha: expected .* \(eps/4; eps/1 is all of it\), found 'eps'"),
     ("training.ema", 1.0, "training.ema: expected less than 1, found 1.0"),
     ("attacks.pgd.eps", {"uniform": [0.1]},
-     "attacks.pgd.eps.uniform: expected list should have at least 2 items"),
+     "attacks.pgd.eps.uniform: expected 2 or more entries"),
     ("attacks.pgd.eps", {"normal": [0.1, 0.1]},
      r"attacks.pgd.eps: expected \{uniform: \[low, high\]\} or \{normal"),
     ("attacks.pgd.eps", {"uniform": [0.2, 0.1]},
@@ -293,7 +313,7 @@ CHANGES = [
     ("attacks.pgd.eps", {"uniform": [0.001, 0.1]}, "attacks.pgd.eps: expected at least 1/255"),
     ("evaluate.threats.pgd.eps", {"uniform": [0.1, 0.2]},
      "evaluate.threats.pgd.eps: expected more than 0 and at most 1"),
-    ("selection.steps", 0, "selection.steps: expected greater than or equal to 1, found 0"),
+    ("selection.steps", 0, "selection.steps: expected at least 1, found 0"),
 ]  # fmt: skip
 
 
@@ -315,6 +335,57 @@ def test_bad_values_are_named_with_their_key(raw_params, tmp_path, key, value, m
         document.load(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+SPELLINGS = [
+    ("mix", {"clean": "1/3", "fgsm": "1/3", "pgd": "1/3"}, 1 / 3, lambda s: s.mix["fgsm"]),
+    ("mix", {"clean": "50 %", "fgsm": "25%", "pgd": 0.25}, 0.25, lambda s: s.mix["fgsm"]),
+    ("attacks.pgd.eps", "8 / 255", 8 / 255, lambda s: s.attacks["pgd"].eps),
+    ("attacks.pgd.alpha", "eps / 4", 8 / 255, lambda s: s.attacks["pgd"].parameters["alpha"]),
+    ("attacks.pgd.attack", "pgd", "PGD", lambda s: s.attacks["pgd"].attack),
+    ("data.source", "Digits", "digits", lambda s: s.data.source),
+    ("model.architecture", "ResNet50", "resnet50", lambda s: s.model.architecture),
+    ("training.optimizer", "SGD", "sgd", lambda s: s.clean.optimizer),
+    ("evaluate.ensemble.members", "All", "all", lambda s: s.evaluate.ensemble.members),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meaning", "read"), SPELLINGS, ids=[f"{e[0]}={e[1]}"[:40] for e in SPELLINGS]
+)
+def test_other_spellings_mean_the_same(raw_params, tmp_path, key, value, meaning, read):
+    section = raw_params
+    *sections, last = key.split(".")
+    for name in sections:
+        section = section[name]
+    section[last] = value
+    YAML().dump(raw_params, tmp_path / "params.yaml")
+    assert read(document.load(tmp_path / "params.yaml")) == meaning
+
+
+def leaves(value, where=()):
+    """Yield the path of every value, and of every mapping and list."""
+    yield where
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from leaves(value[key], (*where, key))
+
+
+@pytest.mark.parametrize("wrong", [{"a": 1}, [], 7.5, True, "x y", -1, None])
+def test_no_error_has_the_words_of_a_library(raw_params, monkeypatch, wrong):
+    words = re.compile(r"dictionary|valid|instance|Input|should|boolean|integer|string|pydantic")
+    for where in list(leaves(raw_params))[1:]:
+        changed = copy.deepcopy(raw_params)
+        section = changed
+        for part in where[:-1]:
+            section = section[part]
+        section[where[-1]] = wrong
+        monkeypatch.setattr(params, "read", lambda _, changed=changed: changed)
+        try:
+            document.load(params.FILE)
+        except InputError as error:
+            assert not words.search(str(error)), (where, str(error))
+            assert "expected" in str(error), (where, str(error))
 
 
 @pytest.mark.parametrize(
@@ -428,8 +499,7 @@ def test_anchors_are_bounded(tmp_path, text, message):
         ),
         (
             {"architecture": "vgg", "weights": None},
-            "online.x.start.architecture: expected 'resnet18', 'resnet34' or 'resnet50', "
-            "found 'vgg'",
+            "online.x.start.architecture: expected resnet18, resnet34 or resnet50, found 'vgg'",
         ),
         (
             {"architecture": "resnet18", "weights": "IMAGENET1K_V2"},

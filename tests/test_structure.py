@@ -25,7 +25,9 @@ MAY_IMPORT = {
     "harden": {"base", "networks", "attacks", "train"},
     "evaluate": {"base", "networks", "attacks"},
     "export": {"base", "networks"},
+    "adopt": {"base", "networks"},
     "audit": {
+        "adopt",
         "base",
         "networks",
         "attacks",

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import ConfigDict, model_validator
 
-from pipeline.attacks.parameters import ATTACK_PARAMETERS, VALUES
+from pipeline.attacks.parameters import ATTACK_PARAMETERS, VALUES, Words
 from pipeline.base.errors import InputError
 from pipeline.base.values import (
     Count,
@@ -18,7 +18,9 @@ from pipeline.base.values import (
     Spread,
     greatest,
     parse_step,
+    spelled,
     step_size,
+    suggestion,
 )
 
 
@@ -77,18 +79,20 @@ class Attack(Section):
     def _check_parameters(cls, entry: Any) -> Any:
         if not isinstance(entry, dict) or "attack" not in entry:
             return entry
+        entry = {**entry, "attack": spelled(entry["attack"], ATTACK_PARAMETERS)}
         wanted = (
             ATTACK_PARAMETERS.get(entry["attack"]) if isinstance(entry["attack"], str) else None
         )
         if wanted is None:
             raise ValueError(
-                f"attack: expected one of {', '.join(ATTACK_PARAMETERS)}, found {entry['attack']!r}"
+                f"attack: expected one of {', '.join(ATTACK_PARAMETERS)}, "
+                f"found {entry['attack']!r}{suggestion(entry['attack'], ATTACK_PARAMETERS)}"
             )
         known = {*wanted, *cls.model_fields}
         for key in entry.keys() - known:
             raise ValueError(
                 f"{key}: expected only {', '.join(sorted(known))} for {entry['attack']}, "
-                f"found {key!r}"
+                f"found {key!r}{suggestion(key, known)}"
             )
         for key in wanted:
             if key not in entry:
@@ -152,6 +156,8 @@ def _attack_value(attack: str, key: str, value: object) -> object:
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
     allowed = VALUES.get((attack, key)) or VALUES[key]
+    words = allowed.words if isinstance(allowed, Words) else ()
+    value = spelled(value, words)
     if not allowed.hold(value):
-        raise ValueError(f"{key}: expected {allowed}, found {value!r}")
+        raise ValueError(f"{key}: expected {allowed}, found {value!r}{suggestion(value, words)}")
     return value

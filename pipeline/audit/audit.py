@@ -6,7 +6,15 @@ from typing import Any
 
 import torch
 
-from pipeline.audit import adversarial_sets, clean_set, comparisons, lineage, records, trained
+from pipeline.audit import (
+    adopted_models,
+    adversarial_sets,
+    clean_set,
+    comparisons,
+    lineage,
+    records,
+    trained,
+)
 from pipeline.audit.project import Project, Row, judged
 from pipeline.base import files
 from pipeline.base.errors import InputError
@@ -127,7 +135,8 @@ def _check_of(project: Project, stage: str, path: str) -> Made | None:
             else clean_set.clean_set
         )
     if project.checkpoints([path]):
-        return trained.trained_model
+        is_adopted = Path(path).stem in project.settings.adopted
+        return adopted_models.adopted_model if is_adopted else trained.trained_model
     if path.endswith(".pt"):
         return trained.submission
     return trained.evaluated_model if path.endswith(".json") else None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit.project import Project, Row, Verdict, judged
+from pipeline.audit.project import Project, Row, Rows, Verdict, judged
 from pipeline.audit.tally import CHUNK, Tally
 from pipeline.base import store
 from pipeline.generate import generation
@@ -36,19 +36,8 @@ def clean_set(project: Project, stage: str, path: str) -> Iterator[Row]:
         f"{len(rows.ids)} different ids",
         where,
     )
-    moved = preparation.split_rows(rows.labels, data) != rows.split
-    fault = (
-        f"{moved.sum()} rows, the first is row {moved.argmax()} (id {rows.ids[moved.argmax()]})"
-        if moved.any()
-        else ""
-    )
-    yield judged(
-        stage,
-        "split",
-        fault,
-        f"{(rows.split == 1).sum()} validation rows, stratified",
-        f"{path}, data.seed, data.n_val",
-    )
+    if not data.own_split:
+        yield _split(stage, path, rows, preparation.split_rows(rows.labels, data), "stratified")
     yield judged(
         stage,
         "shards",
@@ -58,6 +47,22 @@ def clean_set(project: Project, stage: str, path: str) -> Iterator[Row]:
     )
     yield from _leaks(project, stage, path)
     yield from _against_source(project, stage, path)
+
+
+def _split(stage: str, path: str, rows: Rows, expected: NDArray[np.uint8], words: str) -> Row:
+    moved = expected != rows.split
+    fault = (
+        f"{moved.sum()} rows, the first is row {moved.argmax()} (id {rows.ids[moved.argmax()]})"
+        if moved.any()
+        else ""
+    )
+    return judged(
+        stage,
+        "split",
+        fault,
+        f"{(rows.split == 1).sum()} validation rows, {words}",
+        f"{path}, data.seed, data.n_val",
+    )
 
 
 def _wrong_shards(images: store.ImageSet, shard_rows: int) -> str:
@@ -109,6 +114,9 @@ def _against_source(project: Project, stage: str, path: str) -> Iterator[Row]:
     yield judged(stage, "rows", missing, f"{len(images)}", where, len(images))
     if missing:
         return
+    if data.own_split:
+        split = preparation.split_of(source, chosen, data)
+        yield _split(stage, path, project.rows(path), split, "as in the raw data")
     for number, ((start, stop), block) in enumerate(
         zip(images.bounds, images.blocks(), strict=True)
     ):

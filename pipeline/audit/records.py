@@ -5,8 +5,9 @@ project and yields rows.
 """
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.audit import lineage
 from pipeline.audit.project import OWN, Project, Row, judged
 from pipeline.base import params, unfinished
 from pipeline.base.errors import discarding
-from pipeline.base.values import CLEAN
+from pipeline.base.values import CLEAN, number
 
 CODE = "pipeline"  # the folder of the code
 # Dotted key of params.yaml, where else the parameter is recorded, and the value there.
@@ -142,14 +143,21 @@ def held_parameters(project: Project, stage: str) -> Held:
     outs, recorded = project.recorded[stage].outs, project.recorded[stage].params
     held: Held = []
     for path in project.sets(outs):
-        held += _held_by_set(path, project.images(path).attributes)
+        held += _held_by_set(path, project.images(path).attributes, recorded)
     for path in project.checkpoints(outs):
         checkpoint = project.checkpoint(path)
-        own = [key for key in recorded if key.endswith(".start.architecture")]
+        own = [
+            key for key in recorded if re.fullmatch(r"(.*\.start|adopted\..*)\.architecture", key)
+        ]
         held += [
             (key, path, checkpoint.architecture)
             for key in own or ["model.architecture"]
             if key in recorded
+        ]
+        held += [
+            (key, path, checkpoint.provenance.get("file"))
+            for key in recorded
+            if re.fullmatch(r"adopted\..*\.file", key)
         ]
         held += _held_by_checkpoint(path, checkpoint.provenance, recorded)
     for path in outs:
@@ -158,14 +166,11 @@ def held_parameters(project: Project, stage: str) -> Held:
     return held
 
 
-def _held_by_set(path: str, attributes: Mapping[str, Any]) -> Held:
+def _held_by_set(path: str, attributes: Mapping[str, Any], recorded: Mapping[str, Any]) -> Held:
     if attributes["kind"] == CLEAN:
-        names = {
-            "source": "data.source",
-            "split.n_val": "data.n_val",
-            "seed": "seed",
-            "image_size": "data.image_size",
-        }
+        names = {"source": "data.source", "split.n_val": "data.n_val", "seed": "seed"}
+        if recorded.get("data.image_size") is not None:  # else the images have their own size
+            names["image_size"] = "data.image_size"
     else:
         prefix = f"attacks.{attributes['attack']}"
         own = {
@@ -223,17 +228,18 @@ def _held_by_metrics(path: str, metrics: Mapping[str, Any], recorded: Mapping[st
 
 
 def _plain(value: Any) -> Any:
-    """Return a value in a form that can be compared: `8/255` and whole numbers become floats."""
-    if isinstance(value, str) and "/" in value:
-        try:
-            return round(float(Fraction(value)), 12)
-        except (ValueError, ZeroDivisionError):
-            return value
+    """Return a value in a form that can be compared.
+
+    Numbers, `8/255` and `25 %` become floats. Words are in small letters, as in any other case.
+    """
     if isinstance(value, list):
         return [_plain(part) for part in value]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return round(float(value), 12)
-    return value
+    if isinstance(value, bool) or value is None:
+        return value
+    found = number(value)
+    if not math.isnan(found):
+        return round(found, 12)
+    return value.replace(" ", "").lower() if isinstance(value, str) else value
 
 
 def _shown(value: Any) -> str:

@@ -58,7 +58,8 @@ def load(path: Path, kind: type[Kind], keys: Iterable[str]) -> Kind:
         )
     except ValidationError as error:
         lines = dict.fromkeys(
-            explain({**detail, "loc": _origin(detail["loc"], content)}) for detail in error.errors()
+            explain({**detail, "loc": _origin(detail["loc"], content)}, kind)
+            for detail in error.errors()
         )
         raise InputError(f"{path}: " + "; ".join(list(lines)[:3])) from error
 
@@ -125,14 +126,15 @@ def inherited(content: Mapping[str, Any]) -> dict[str, Any]:
     common = {key: content[key] for key in ("seed", "precision") if key in content}
     for name, keys in SHARED.items():
         for key in keys:
-            if key in (content.get(name) or {}):
+            if isinstance(content.get(name), Mapping) and key in content[name]:
                 raise InputError(
                     f"{name}.{key}: expected no such key, {key} alone holds for it, found one"
                 )
         sections[name] = _over(
             {key: common[key] for key in keys if key in common}, content.get(name)
         )
-    training = _over(common, content.get("training")) or common
+    shared = content.get("training")
+    training = _over(common, shared) if isinstance(shared, Mapping) else common
     mix = {"mix": content["mix"]} if "mix" in content else {}
     sections["clean"] = _over(training, content.get("clean"))
     for name, defaults in (("finetuned", {**training, **mix}), ("online", training)):
@@ -156,13 +158,15 @@ def _origin(where: Sequence[Any], content: Mapping[str, Any]) -> Sequence[Any]:
             found = found[key]
             continue
         rest = where[depth:]
+        if key in ("seed", "precision", "mix") and key in content:
+            return rest
         training = content.get("training")
         # All that `clean` needs applies to every training, so it belongs there.
         if isinstance(training, Mapping) and (
             where[0] == "clean" or (where[0] in ("finetuned", "online") and key in training)
         ):
             return ("training", *rest)
-        return rest if key in ("seed", "precision", "mix") and key in content else where
+        return where
     return where
 
 

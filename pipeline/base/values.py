@@ -1,10 +1,12 @@
 """Defines the kinds of values in `params.yaml`: distances, step sizes, names, counts, seeds."""
 
+import difflib
 import math
+import re
 import reprlib
-from fractions import Fraction
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,16 +20,38 @@ def parse_level(value: object) -> float:
     The unit is pixels in [0, 1]. Raises ValueError for anything that is not in (0, 1], with the
     hint to divide by 255.
     """
-    try:  # Fraction would compute "1e-999999999" exactly, which takes hours
-        level = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)  # type: ignore[arg-type]
-    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
-        level = float("nan")
-    if isinstance(value, bool) or not 0 < level <= 1:
+    if isinstance(value, bool) or not 0 < (level := number(value)) <= 1:
         raise ValueError(
             "expected more than 0 and at most 1, in units of pixels in [0, 1] "
             f"(write 8/255, not 8), found {value!r}"
         )
     return level
+
+
+def parse_share(value: object) -> float:
+    """Return a share from a number, a fraction such as "1/3" or a percentage such as "25 %".
+
+    Raises ValueError for anything that is not in (0, 1].
+    """
+    if isinstance(value, bool) or not 0 < (share := number(value)) <= 1:
+        raise ValueError(
+            f"expected more than 0 and at most 1 (write 0.25, 1/4 or 25 %), found {value!r}"
+        )
+    return share
+
+
+def number(value: object) -> float:
+    """Return a number, a fraction or a percentage; NaN for anything else."""
+    try:
+        if not isinstance(value, str):
+            return float(value)  # type: ignore[arg-type]
+        text, percent, rest = value.partition("%")
+        above, slash, below = text.partition("/")
+        if rest.strip():
+            return math.nan
+        return float(above) / (float(below) if slash else 1) / (100 if percent else 1)
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
+        return math.nan
 
 
 def parse_step(value: object) -> float | str:
@@ -36,10 +60,10 @@ def parse_step(value: object) -> float | str:
     Raises ValueError for anything else.
     """
     if isinstance(value, str) and value.startswith("eps"):
-        divisor = value.removeprefix("eps/")
+        divisor = value.replace(" ", "").removeprefix("eps/")
         try:
             if divisor == "steps" or 0 < float(divisor) < math.inf:
-                return value
+                return value.replace(" ", "")
         except ValueError:
             pass
         raise ValueError(
@@ -60,6 +84,7 @@ def step_size(step: float | str, eps: float, steps: int) -> float:
     return eps / (steps if divisor == "steps" else float(divisor))
 
 
+Share = Annotated[float, BeforeValidator(parse_share)]
 Level = Annotated[float, BeforeValidator(parse_level)]
 Step = Annotated[float | str, BeforeValidator(parse_step)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -73,10 +98,40 @@ Precision = Literal["auto", "fp32", "bf16"]
 class Section(BaseModel):
     """A part of `params.yaml`.
 
-    It allows no unknown key, no missing key, no conversion between types and no infinities.
+    It allows no unknown key, no missing key, no conversion between types and no infinities. The
+    words that a key allows may be written in any case.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell(cls, entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return entry
+        allowed = {key: _words(field.annotation) for key, field in cls.model_fields.items()}
+        return {key: spelled(value, allowed.get(key, ())) for key, value in entry.items()}
+
+
+def spelled(value: Any, words: Iterable[str]) -> Any:
+    """Return the word that a value means in another case; the value itself where there is none."""
+    if not isinstance(value, str):
+        return value
+    return {word.lower(): word for word in words}.get(value.lower(), value)
+
+
+def suggestion(value: object, words: Iterable[str]) -> str:
+    """Return "; did you mean …?" with the word that is most like a value, or nothing."""
+    known = {word.lower(): word for word in words}
+    near = difflib.get_close_matches(str(value).lower(), known, 1)
+    return f"; did you mean {known[near[0]]}?" if near else ""
+
+
+def _words(annotation: Any) -> tuple[str, ...]:
+    """Return the words that a type allows, which are those of a Literal in it."""
+    if get_origin(annotation) is Literal:
+        return tuple(word for word in get_args(annotation) if isinstance(word, str))
+    return tuple(word for part in get_args(annotation) for word in _words(part))
 
 
 class Spread(Section):
@@ -140,21 +195,73 @@ def greatest(eps: float | Spread) -> float:
     return eps.bounds[1] if isinstance(eps, Spread) else eps
 
 
-def explain(detail: Any) -> str:
-    """Return one line for one pydantic error: dotted key, expected, found."""
+# What pydantic's errors expect, in the words of `params.yaml`.
+EXPECTED = {
+    "bool_type": "true or false",
+    "dict_type": "keys with values (name: value)",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "greater_than": "more than {gt:.15g}",
+    "greater_than_equal": "at least {ge:.15g}",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "less_than": "less than {lt:.15g}",
+    "less_than_equal": "at most {le:.15g}",
+    "list_type": "a list ([a, b])",
+    "literal_error": "{expected}",
+    "model_type": "keys with values (name: value)",
+    "none_required": "null",
+    "string_pattern_mismatch": "a name of small letters, digits and _ that begins with a letter",
+    "string_type": "text",
+    "too_long": "at most {max_length} entries",
+    "too_short": "{min_length} or more entries",
+}
+
+
+def explain(detail: Any, kind: type[Section] | None = None) -> str:
+    """Return one line for one pydantic error: dotted key, expected, found.
+
+    `kind` is the section that was checked. Its keys are suggested for a key that is misspelt.
+    """
     key = ".".join(str(part) for part in detail["loc"] if part != "[key]")
     match detail["type"]:
         case "missing":
             text = "expected a value, found none"
         case "extra_forbidden":
-            text = "expected no such key, found one (check its spelling)"
+            known = suggestion(detail["loc"][-1], _keys_beside(kind, detail["loc"]))
+            text = f"expected no such key, found one{known or ' (check its spelling)'}"
         case "value_error":
             text = str(detail["ctx"]["error"])
-        case _:
-            expected = detail["msg"].removeprefix("Input should be ")
-            text = (
-                f"expected {expected[0].lower()}{expected[1:]}, "
-                f"found {reprlib.repr(detail['input'])}"
-            )
+        case found:
+            context = detail.get("ctx", {})
+            expected = EXPECTED[found].format(**context).replace("'", "")
+            words = expected.replace(" or ", ", ").split(", ") if found == "literal_error" else []
+            given = detail["input"]
+            near = suggestion(given, words) or _small(found, given)
+            text = f"expected {expected}, found {reprlib.repr(given)}{near}"
     separator = ": " if text.startswith("expected") else "."
     return f"{key}{separator if key else ''}{text}"
+
+
+def _small(error: str, found: object) -> str:
+    """Return the name to write instead of one with capitals or other letters."""
+    if error != "string_pattern_mismatch":
+        return ""
+    name = re.sub(r"[^a-z0-9]+", "_", str(found).lower()).strip("_")
+    return f"; write {name}" if re.fullmatch(r"[a-z][a-z0-9_]*", name) else ""
+
+
+def _keys_beside(kind: type[Section] | None, where: Sequence[Any]) -> Iterable[str]:
+    """Return the keys of the section that holds the last key of a path."""
+    for part in where[:-1]:
+        if kind is not None and part in kind.model_fields:
+            kind = _section(kind.model_fields[part].annotation)
+    return kind.model_fields if kind is not None else ()
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    """Return the section in a type such as `dict[str, Section] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    inside = (_section(part) for part in get_args(annotation))
+    return next((section for section in inside if section is not None), None)

@@ -41,7 +41,7 @@ def evaluate() -> str:
     about = {
         "sha256": sha256,
         "device": device.describe(processor),
-        "attack_passes": checkpoint.provenance["attack_passes"],
+        "attack_passes": checkpoint.provenance.get("attack_passes"),
     }
     files.write_json(args.metrics, {**about, **found.metrics})
     files.write_csv(args.plots / "confusion.csv", found.confusion)

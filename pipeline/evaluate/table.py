@@ -50,7 +50,7 @@ def results(folder: Path, models: Sequence[str]) -> str:
     rows = [
         [
             model,
-            f"{content['attack_passes'] / 1e6:.2f}M",
+            _passes(content["attack_passes"]),
             _percent(content["clean"]),
             *(_percent(content[kind].get(name)) for kind, name in attacked),
             content["diagnostics"]["verdict"],
@@ -119,6 +119,11 @@ def _reasons(found: Mapping[str, Any]) -> str:
         for name in found["failed"]
     )
     return f"{found['verdict']}: {failed}"
+
+
+def _passes(count: int | None) -> str:
+    """Return one cell: the gradients that attacks took, unknown for a model trained elsewhere."""
+    return "?" if count is None else f"{count / 1e6:.2f}M"
 
 
 def _number(value: float | None) -> str:

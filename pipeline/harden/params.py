@@ -5,7 +5,19 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from pipeline.attacks.params import Attack, Generate
-from pipeline.base.values import CLEAN, Count, Eps, Level, Name, Part, Section, Seed, Step, explain
+from pipeline.base.values import (
+    CLEAN,
+    Count,
+    Eps,
+    Level,
+    Name,
+    Part,
+    Section,
+    Seed,
+    Share,
+    Step,
+    explain,
+)
 from pipeline.networks.params import Model
 from pipeline.train.params import Training
 
@@ -30,7 +42,7 @@ class Finetune(Training):
     of: Name
     best_on: Literal["mixed", "robust"]
     refresh: Refresh | None
-    mix: dict[Part, Annotated[float, Field(gt=0, le=1)]]
+    mix: dict[Part, Share]
 
     @property
     def counts(self) -> dict[str, int]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.networks.pretrained import (
         expect_weights,
         pretrained_weights,
+        read_network,
         read_state_dict,
         weights_file,
     )
@@ -34,6 +35,7 @@ HOMES = {
     "predict": "prediction",
     "expect_weights": "pretrained",
     "pretrained_weights": "pretrained",
+    "read_network": "pretrained",
     "read_state_dict": "pretrained",
     "weights_file": "pretrained",
     "SCRATCH": "resnet",
@@ -54,6 +56,7 @@ __all__ = [
     "pixels",
     "predict",
     "pretrained_weights",
+    "read_network",
     "read_state_dict",
     "weights_file",
 ]

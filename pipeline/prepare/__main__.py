@@ -25,10 +25,11 @@ def prepare() -> str:
     for line in told(source):
         console.say(f"{settings.data.path}: {line}")
     clean = preparation.prepare(source, settings.data, settings.store, args.out)
-    per_class = np.bincount(clean.column("labels")[clean.column("split") == store.SPLITS["train"]])
+    is_train = clean.column("split") == store.SPLITS["train"]
+    per_class = np.bincount(clean.column("labels")[is_train])
     return (
-        f"{args.out}: {len(clean)} images, {len(clean) - settings.data.n_val} to train and "
-        f"{settings.data.n_val} to validate, "
+        f"{args.out}: {len(clean)} images, {is_train.sum()} to train and "
+        f"{(~is_train).sum()} to validate, "
         f"{len(per_class)} classes with {per_class.min()} to {per_class.max()} training images"
     )
 

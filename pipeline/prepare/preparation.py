@@ -23,21 +23,21 @@ def prepare(
     """
     rows = choose_rows(source.labels, data)
     labels = source.labels[rows]
-    split = split_rows(labels, data)
+    split = split_of(source, rows, data)
     attributes: store.Attributes = {
         "kind": "clean",
         "source": data.source,
         "source.sha256": source.sha256,
         "source.notes": json.dumps(source.notes, ensure_ascii=False),
+        "source.skipped": json.dumps(source.skipped, ensure_ascii=False),
         "class_names": json.dumps(source.class_names, ensure_ascii=False),
         "split.n_val": data.n_val,
         "seed": data.seed,
-        "image_size": data.image_size,
+        "image_size": source.image_size,
         "versions.h5py": version("h5py"),
     }
-    files.require_space(
-        out, len(rows) * (3 * data.image_size**2 + store.ROW_BYTES), f"a set of {len(rows)} images"
-    )
+    n_bytes = len(rows) * (3 * source.image_size**2 + store.ROW_BYTES)
+    files.require_space(out, n_bytes, f"a set of {len(rows)} images")
     bounds = store.shard_bounds(len(rows), stored.shard_rows)
     with store.Writer(out, attributes, bounds=bounds) as writer:
         for start, stop in writer.missing():
@@ -76,7 +76,34 @@ def split_rows(labels: Labels, data: params.Data) -> NDArray[np.uint8]:
 
     Every class has its share, and is present in both parts.
     """
+    assert isinstance(data.n_val, int)
     return _stratified_choice(labels, data.n_val, data.seed, "data.n_val").astype(np.uint8)
+
+
+def split_of(
+    source: sources.Source, rows: NDArray[np.int64], data: params.Data
+) -> NDArray[np.uint8]:
+    """Return 0 (train) or 1 (val) for some rows of a source (uint8).
+
+    It is the source's own split for `n_val: from_source`. Raises InputError where the source has
+    none, or where a class is in one part only.
+    """
+    if not data.own_split:
+        return split_rows(source.labels[rows], data)
+    if source.split is None:
+        raise InputError(
+            f"data.n_val: expected a source with a validation or test part for {data.n_val}, "
+            "found one part; set data.n_val to a number"
+        )
+    labels, split = source.labels[rows], source.split[rows]
+    for part, words in enumerate(("to train", "to validate")):
+        missing = np.setdiff1d(labels, labels[split == part])
+        if len(missing):
+            raise InputError(
+                f"data.n_val: expected every class in both parts, found no image {words} of class "
+                f"{source.class_names[missing[0]]}; set data.n_val to a number"
+            )
+    return split
 
 
 def _stratified_choice(labels: Labels, n_chosen: int, seed: int, key: str) -> NDArray[np.bool_]:
@@ -88,6 +115,11 @@ def _stratified_choice(labels: Labels, n_chosen: int, seed: int, key: str) -> ND
     from sklearn.model_selection import train_test_split
 
     n_classes = int(labels.max()) + 1
+    if len(labels) < 2 * n_classes:
+        raise InputError(
+            f"data.n_images: expected at least {2 * n_classes} images, two for each class, "
+            f"found {len(labels)}"
+        )
     if not n_classes <= n_chosen <= len(labels) - n_classes:
         raise InputError(
             f"{key}: expected from {n_classes} to {len(labels) - n_classes} of {len(labels)} "

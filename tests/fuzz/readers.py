@@ -20,7 +20,7 @@ from pipeline.base.store import manifest
 from pipeline.networks import pretrained, resnet
 from pipeline.networks.params import Model
 from pipeline.prepare import sources
-from pipeline.prepare.params import Hdf5
+from pipeline.prepare.params import Arrays
 from tests import samples
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def read_source(source, path):
             "source": source,
             "path": str(path),
             "image_size": SIZE,
-            "hdf5": Hdf5(images="x/images", labels="y"),
+            "arrays": Arrays(images="x/images", labels="y") if source == "hdf5" else None,
         }
     )
     opened = sources.open_source(settings)

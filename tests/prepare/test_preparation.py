@@ -56,6 +56,11 @@ def test_a_subset_keeps_the_order_and_the_shares():
             "data.n_images: expected at most 60, all that the source holds, found 100",
         ),
         ({"n_val": 59}, [30, 30], "data.n_val: expected from 2 to 58 of 60 images, found 59"),
+        (
+            {"n_images": 3, "n_val": 1},
+            [30, 30],
+            "data.n_images: expected at least 4 images, two for each class, found 3",
+        ),
         ({"n_val": 5}, [59, 1], "class 1 with 1 images, too few"),
         ({"n_val": 3}, [57, 3], "class 1 with 3 images, too few for 3 of 60"),
     ],
@@ -109,6 +114,7 @@ def test_what_was_done_to_images_is_said_and_recorded(tmp_path, monkeypatch, cap
 
 def test_many_class_names_are_shortened():
     source = sources.Source(
+        image_size=8,
         labels=np.arange(300),
         ids=np.arange(300),
         read=lambda rows: rows,

@@ -15,6 +15,7 @@ import h5py
 MEMORY = 768 * 2**20  # bytes that one examination may take
 # Computing time after which the process is ended. It restarts for every object and chunk.
 SECONDS = 1
+SPEED = 2**25  # bytes of a chunk for which it gets a second more; szip unpacks twice as many
 MAX_SHOWN = 200  # letters of a name or path
 # libhdf5 causes these system errors itself when a damaged file sends it to impossible places.
 OF_CONTENT = (0, errno.EINVAL, errno.EFAULT, errno.EOVERFLOW)
@@ -38,9 +39,12 @@ def bound_process() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def more_time() -> None:
-    """Let SIGPROF end this process, which alone stops C code, once it has computed for SECONDS."""
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+def more_time(n_bytes: int = 0) -> None:
+    """Let SIGPROF end this process, which alone stops C code, once it has computed for SECONDS.
+
+    It gets more time for a chunk of `n_bytes`.
+    """
+    signal.setitimer(signal.ITIMER_PROF, SECONDS + n_bytes / SPEED)
 
 
 def no_timer() -> None:

@@ -73,7 +73,7 @@ def _unpack(path: str, dataset: h5d.DatasetID) -> None:
 
 def _compare(path: str, dataset: h5d.DatasetID, offset: tuple[int, ...], unpacked: Any) -> None:
     """Read a chunk as its reader will, and compare it with what was unpacked in memory."""
-    more_time()
+    more_time(unpacked.nbytes)
     _fill_memory(SECOND)
     chunk = dataset.get_create_plist().get_chunk()
     places = tuple(slice(first, first + step) for first, step in zip(offset, chunk, strict=True))
@@ -175,7 +175,7 @@ class _Pipeline:
         self._dataset.write_direct_chunk((0,) * len(self._chunk), packed)
         unpacked = None
         for fill in self._fills:
-            more_time()
+            more_time(self._size)
             found = self._unpacked(fill)
             if unpacked is not None and found.tobytes() != unpacked.tobytes():
                 raise _unequal(self._path)

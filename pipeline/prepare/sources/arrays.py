@@ -1,34 +1,27 @@
-"""Read the sources `npz` and `hdf5`.
+"""Read the sources `npz` and `npy`: arrays of NumPy in an archive, or in a folder of files."""
 
-They contain arrays of images, uint8 (N, 3, H, W) or (N, H, W, 3), and of labels (N,).
-"""
-
+import hashlib
 import math
 import struct
 import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import IO, Any, Literal
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base import files
 from pipeline.base.errors import InputError
-from pipeline.base.untrusted import hdf5, limits
-from pipeline.prepare.params import Hdf5
-from pipeline.prepare.sources.common import (
-    Images,
-    Source,
-    check_labels,
-    check_shape,
-    check_type,
-    numbered,
-)
+from pipeline.base.untrusted import limits
+from pipeline.prepare.params import Arrays
+from pipeline.prepare.sources import array_names, labels, normaliser
+from pipeline.prepare.sources.common import Found, Stack
 
-NPZ_ARRAYS = ("images", "labels", "class_names")
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 # zipfile and numpy raise these for files that are cut short, damaged or of another kind.
 NPZ_ERRORS = (
@@ -47,152 +40,187 @@ NPZ_ERRORS = (
     struct.error,
     zlib.error,
 )
-SPAN_ROWS = 1024
-TYPE_ROWS = 64  # read to report the range of images that are not uint8
 
 
-def read_npz(path: Path, image_size: int) -> Source:
-    """Read `images`, `labels` and optional `class_names` of a NumPy archive, without pickles.
+@dataclass(frozen=True)
+class _Header:
+    """What the header of an array says, and where its content begins."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+    offset: int
+
+    @property
+    def words(self) -> str:
+        return described(self.shape, str(self.dtype))
+
+
+def found_npz(path: Path, names: Arrays | None, own_split: bool) -> Found:
+    """Return the images and labels of a NumPy archive, without pickles.
 
     The arrays are kept in memory. Raises InputError for a file that is missing or unreadable, or
-    whose arrays have another type, shape or range.
+    that has no such arrays.
     """
     limits.regular(path, "set data.path to the .npz file of your images")
+    with _reading(path), path.open("rb") as file:
+        archive, members = limits.zip_members(file, (ZIP_STORED, ZIP_DEFLATED))
+        there = {
+            name.removesuffix(".npy"): member
+            for name, member in members.items()
+            if name.endswith(".npy")
+        }
+        words = {name: _words(name, archive, member) for name, member in there.items()}
+
+        def load(name: str) -> NDArray[Any]:
+            return _array(name, archive, there[name])
+
+        return from_arrays(path, words, names, own_split, load, files.sha256(path))
+
+
+def found_npy(folder: Path, names: Arrays | None, own_split: bool) -> Found:
+    """Return the images and labels of a folder of `.npy` files, without pickles.
+
+    Images are read only when they are requested. Raises InputError for a folder that is missing, or
+    that has no such arrays.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: expected a folder with images.npy and labels.npy, found none; set data.path"
+        )
+    there = {path.stem: path for path in sorted(folder.glob("*.npy"))}
+    words = {name: _npy_header(path).words for name, path in there.items()}
+    read: list[Path] = []
+
+    def load(name: str) -> NDArray[Any]:
+        read.append(there[name])
+        return _mapped(there[name])
+
+    found = from_arrays(folder, words, names, own_split, load, "")
+    lines = "".join(f"{files.sha256(path)}  {path.name}\n" for path in sorted(read))
+    return replace(found, sha256=hashlib.sha256(lines.encode()).hexdigest())
+
+
+def from_arrays(
+    path: Path,
+    there: Mapping[str, str],
+    names: Arrays | None,
+    own_split: bool,
+    load: Callable[[str], NDArray[Any]],
+    sha256: str,
+) -> Found:
+    """Return what the arrays of a file hold that the names in `params.yaml` or the usual ones mean.
+
+    `there` are the names of all arrays with a description of each. `load` reads one.
+    """
+    chosen = array_names.choose(str(path), there, names, own_split)
+    named = array_names.class_names_in(there)
+    classes = None if named is None else class_names_of(path, named, load(named))
+
+    def part(pair: array_names.Pair) -> Found:
+        images = load(pair.images)
+        return Found(
+            images=Stack(shape=images.shape, dtype=images.dtype, read=images.__getitem__),
+            labels=load(pair.labels),
+            class_names=classes,
+            sha256=sha256,
+            notes=array_names.left_out(chosen),
+        )
+
+    train = part(chosen.train)
+    if chosen.held_out is None:
+        return train
+    return normaliser.joined(path, train, part(chosen.held_out))
+
+
+def described(shape: tuple[int, ...], dtype: str) -> str:
+    """Return the shape and type of an array in words."""
+    return f"{' x '.join(map(str, shape)) or 'one value'} {dtype[:30]}"
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Make one InputError with the path of every error of reading a NumPy file."""
     try:
-        with path.open("rb") as file:
-            archive, members = limits.zip_members(file, (ZIP_STORED, ZIP_DEFLATED))
-            found = {
-                name: _array(name, archive, members[f"{name}.npy"])
-                for name in NPZ_ARRAYS
-                if f"{name}.npy" in members
-            }
+        yield
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        where = "" if str(error).startswith(str(path)) else f"{path}: "
+        raise InputError(f"{where}{error}") from error
     except NPZ_ERRORS as error:
         raise InputError(
             f"{path}: cannot be read as .npz ({' '.join(str(error).split())[:200]}); "
             "save it again with numpy.savez"
         ) from error
-    for name in ("images", "labels"):
-        if name not in found:
-            raise InputError(
-                f"{path}: expected an array named {name!r}, found {', '.join(found) or 'none'}"
-            )
-    images = found["images"]
-    check_type(f"{path}: images", images)
-    channels_last = check_shape(path, images.shape, image_size)
-    labels = check_labels(path, found["labels"], len(images))
-    class_names = found.get("class_names")
-    n_classes = int(labels.max()) + 1
-    if class_names is not None and (
-        class_names.shape != (n_classes,) or class_names.dtype.kind != "U"
-    ):
+
+
+def _words(name: str, archive: ZipFile, member: ZipInfo) -> str:
+    with archive.open(member) as file:
+        return _header(name, file).words
+
+
+def _header(name: str, file: IO[bytes]) -> _Header:
+    """Return the header of an array. Raises InputError for a format that is not read here."""
+    version = np.lib.format.read_magic(file)
+    if version not in HEADERS:
         raise InputError(
-            f"{path}: class_names: expected one name for each of {n_classes} classes, "
-            f"found {class_names.dtype} {class_names.shape}"
+            f"{name}: refused: an .npy header of version {version}, expected 1.0 or 2.0; "
+            "save it again with numpy.savez"
         )
-    return Source(
-        labels=labels,
-        ids=np.arange(len(labels)),
-        read=lambda rows: _channels_first(images[rows], channels_last),
-        class_names=numbered(n_classes) if class_names is None else _names(path, class_names),
-        sha256=files.sha256(path),
-    )
+    shape, fortran, dtype = HEADERS[version](file)
+    return _Header(shape, fortran, dtype, file.tell())
+
+
+def _check_header(name: str, header: _Header, held: int, holder: str) -> int:
+    """Return the bytes that an array claims.
+
+    Raises InputError unless they are those that are `held`, and for arrays that are neither numbers
+    nor text.
+    """
+    if header.dtype.kind not in "biufUS":
+        raise InputError(
+            f"{name}: refused: an array of {str(header.dtype)[:50]}, "
+            "which is no array of numbers or text"
+        )
+    n_bytes = math.prod(header.shape) * header.dtype.itemsize
+    if n_bytes != held or min(header.shape, default=0) < 0:
+        raise InputError(
+            f"{name}: refused: its header claims {n_bytes:,} bytes, {holder} holds {held:,}"
+        )
+    return n_bytes
 
 
 def _array(name: str, archive: ZipFile, member: ZipInfo) -> NDArray[Any]:
-    """Return one array of the archive.
-
-    Its header is checked against its size first. Raises InputError where they differ, and for
-    arrays that are neither numbers nor text.
-    """
+    """Return one array of the archive. Its header is checked against its size first."""
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in HEADERS:
-            raise InputError(
-                f"{name}: refused: an .npy header of version {version}, expected 1.0 or 2.0; "
-                "save it again with numpy.savez"
-            )
-        shape, fortran, dtype = HEADERS[version](file)
-        if dtype.kind not in "biufU":
-            raise InputError(
-                f"{name}: refused: an array of {str(dtype)[:50]}, "
-                "which is no array of numbers or text"
-            )
-        n_bytes, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
-        if n_bytes != held or min(shape, default=0) < 0:
-            raise InputError(
-                f"{name}: refused: its header claims {n_bytes:,} bytes, the archive holds {held:,}"
-            )
+        header = _header(name, file)
+        n_bytes = _check_header(name, header, member.file_size - header.offset, "the archive")
         content, filled = np.empty(n_bytes, dtype=np.uint8), 0
         while filled < n_bytes and (piece := file.read(2**20)):
             content[filled : filled + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
             filled += len(piece)
     if filled < n_bytes:
         raise InputError(f"{name}: cut short after {filled:,} of {n_bytes:,} bytes")
-    return content.view(dtype).reshape(shape, order="F" if fortran else "C")
+    return content.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
 
-def _names(path: Path, names: NDArray[np.str_]) -> tuple[str, ...]:
-    try:
-        texts = names.tolist()
-    except (SystemError, ValueError) as error:  # Python raises these for numbers beyond Unicode
-        raise InputError(
-            f"{path}: class_names: not text; save it again with numpy.savez"
-        ) from error
-    return tuple(limits.plain_name(f"{path}: class_names", text) for text in texts)
+def _npy_header(path: Path) -> _Header:
+    size = limits.regular(path, "save it again with numpy.save")
+    with _reading(path), path.open("rb") as file:
+        header = _header(path.stem, file)
+        _check_header(path.stem, header, size - header.offset, "the file")
+    return header
 
 
-def read_hdf5(path: Path, image_size: int, names: Hdf5) -> Source:
-    """Read two datasets, named by `names`, of an HDF5 file.
-
-    Images are read only when they are requested. Raises InputError for a file that is missing or
-    unreadable, or whose datasets have another type, shape or range.
-    """
-    limits.regular(path, "set data.path to the HDF5 file of your images")
-    hdf5.check_source(
-        path, [names.images, names.labels], "save it again with h5py, as plain arrays"
-    )
-    with hdf5.reading(path, "not a readable HDF5 file; is it whole?") as file:
-        for name in (names.images, names.labels):
-            if not isinstance(file.get(name), h5py.Dataset):
-                # h5py returns names that are not text as bytes.
-                there = ", ".join(str(other) for other, _ in zip(file, range(20), strict=False))
-                raise InputError(
-                    f"{path}: expected a dataset named {name!r}, found {there or 'none'}; "
-                    "set data.hdf5"
-                )
-        dataset = file[names.images]
-        channels_last = check_shape(path, dataset.shape, image_size)
-        check_type(f"{path}: {names.images}[:{TYPE_ROWS}]", dataset[:TYPE_ROWS])
-        labels = check_labels(path, file[names.labels][...], len(dataset))
-
-    def read(rows: NDArray[np.int64]) -> Images:
-        with hdf5.reading(path, "not a readable HDF5 file; is it whole?") as file:
-            spans = [
-                _span(file[names.images], part)
-                for part in np.split(rows, range(SPAN_ROWS, len(rows), SPAN_ROWS))
-            ]
-        return _channels_first(np.concatenate(spans), channels_last)
-
-    return Source(
-        labels=labels,
-        ids=np.arange(len(labels)),
-        read=read,
-        class_names=numbered(int(labels.max()) + 1),
-        sha256=files.sha256(path),
-    )
+def _mapped(path: Path) -> NDArray[Any]:
+    """Return the array of a `.npy` file, whose pages are read when they are needed."""
+    header = _npy_header(path)
+    if not math.prod(header.shape):
+        return np.empty(header.shape, header.dtype)
+    order: Literal["F", "C"] = "F" if header.fortran else "C"
+    return np.memmap(path, header.dtype, "r", header.offset, header.shape, order)
 
 
-def _span(dataset: h5py.Dataset, rows: NDArray[np.int64]) -> Images:
-    """Return some rows, by one contiguous read.
-
-    Selecting the rows inside h5py is many times slower.
-    """
-    first = int(rows.min())
-    span: Images = dataset[first : int(rows.max()) + 1]
-    return span[rows - first]
-
-
-def _channels_first(images: Images, channels_last: bool) -> Images:
-    return images.transpose(0, 3, 1, 2) if channels_last else images
+def class_names_of(path: Path, name: str, names: NDArray[Any]) -> tuple[str, ...]:
+    """Return the names of the classes. Raises InputError for what is no list of text."""
+    texts = labels.texts_of(f"{path}: {name}", names)
+    return tuple(limits.plain_name(f"{path}: {name}", text) for text in texts)

@@ -1,6 +1,6 @@
 """Define what every source provides, and the checks that all sources share."""
 
-import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from pipeline.base.errors import InputError
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+Notes = Counter[str]
 SPAN_ROWS = 64  # rows that are checked together
 
 
@@ -22,9 +23,10 @@ class Source:
 
     `labels`, int64 (N,), are 0 to n_classes - 1, and each is present. `ids`, int64 (N,), are the
     source's own identifiers of the images, each of which occurs once. `read(rows)` returns the
-    images of those rows as uint8 (n, 3, H, W). `class_names` has one name per class. `sha256` is
-    that of the raw data. `notes` counts what was converted or left out. Each key is a text that
-    follows its count.
+    images of those rows as uint8 (n, 3, image_size, image_size). `class_names` has one name per
+    class. `sha256` is that of the raw data. `notes` counts what was converted or left out. Each key
+    is a text that follows its count. `split` is 0 (train) or 1 (val) for each image, or None where
+    the source has no split of its own. `skipped` are the names of images that cannot be read.
     """
 
     labels: Labels
@@ -32,7 +34,10 @@ class Source:
     read: Callable[[NDArray[np.int64]], Images]
     class_names: tuple[str, ...]
     sha256: str
+    image_size: int
     notes: Mapping[str, int] = field(default_factory=dict)
+    split: NDArray[np.uint8] | None = None
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,75 +100,3 @@ def check_levels(where: Path, source: Source) -> Source:
             f"images with no level above {brightest} of 255, taken as they are": len(rows),
         },
     )
-
-
-def check_type(where: str, images: NDArray[np.generic]) -> None:
-    """Raise InputError for images that are not uint8.
-
-    The message contains the range that was found and how to store the images. A few images are
-    sufficient.
-    """
-    if images.dtype == np.uint8:
-        return
-    found, remedy = str(images.dtype), "map black to 0 and white to 255, round, and save as uint8"
-    if images.dtype.kind in "biuf" and images.size:
-        low, high = images.min().item(), images.max().item()
-        found, remedy = (
-            f"{found} from {low:g} to {high:g}",
-            _as_bytes(images.dtype.kind, low, high) or remedy,
-        )
-    raise InputError(f"{where}: expected uint8, 0 to 255, found {found}; {remedy}")
-
-
-def _as_bytes(kind: str, low: float, high: float) -> str | None:
-    """Return how to convert levels of that range to uint8; None where the range does not tell."""
-    if math.isnan(low):
-        return "replace NaN, map black to 0 and white to 255, round, and save as uint8"
-    if low < 0 or high > 255:
-        return None
-    if high <= 1:
-        return "save numpy.rint(images * 255.0).astype(numpy.uint8)"
-    return f"save {'numpy.rint(images)' if kind == 'f' else 'images'}.astype(numpy.uint8)"
-
-
-def check_shape(where: Path, shape: tuple[int, ...], image_size: int) -> bool:
-    """Return whether images of this shape have their channels last.
-
-    Raises InputError for a shape with the channels neither first nor last, and for images of
-    another size than `image_size`.
-    """
-    first, last = (3, image_size, image_size), (image_size, image_size, 3)
-    if len(shape) != 4 or shape[1:] not in (first, last):
-        raise InputError(
-            f"{where}: images: expected shape (N, {', '.join(map(str, first))}) or (N, "
-            f"{', '.join(map(str, last))}), "
-            f"found {tuple(shape)}; data.image_size is {image_size}"
-        )
-    return shape[1:] == last
-
-
-def check_labels(where: Path, labels: NDArray[np.generic], n_images: int) -> Labels:
-    """Return `labels` as int64 (n_images,).
-
-    Raises InputError unless they are 0 to n_classes - 1 with every class present.
-    """
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"{where}: labels: expected whole numbers, found {labels.dtype}")
-    if labels.shape != (n_images,):
-        raise InputError(
-            f"{where}: labels: expected one for each of {n_images} images, "
-            f"found shape {labels.shape}"
-        )
-    if n_images == 0 or labels.min() < 0:
-        raise InputError(
-            f"{where}: labels: expected 0 or more, found "
-            f"{labels.min() if n_images else 'no images at all'}"
-        )
-    present = np.unique(labels)
-    if present[-1] != len(present) - 1 or len(present) < 2:
-        shown = ", ".join(map(str, present[:10])) + (", …" if len(present) > 10 else "")
-        raise InputError(
-            f"{where}: labels: expected at least two classes numbered 0, 1, 2, … without gaps, "
-            f"found {shown}"
-        )
-    return labels.astype(np.int64)

@@ -11,12 +11,14 @@ from sklearn.datasets import load_digits
 
 from pipeline.prepare.sources.common import Images, Source, numbered
 
+SIZE = 8  # pixels a side of the originals
+
 
 def read(image_size: int) -> Source:
     """Return all digits as grey images of `image_size`, in three equal channels."""
     pixels, labels = load_digits(return_X_y=True)
     labels = labels.astype(np.int64)
-    grey = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    grey = np.rint(pixels.reshape(-1, SIZE, SIZE) * (255 / 16)).astype(np.uint8)
     size = (image_size, image_size)
     large = [
         np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in grey
@@ -27,5 +29,6 @@ def read(image_size: int) -> Source:
         ids=np.arange(len(labels)),
         read=lambda rows: images[rows],
         class_names=numbered(10),
+        image_size=image_size,
         sha256=hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest(),
     )

@@ -1,6 +1,5 @@
-"""Find the folders of classes in a folder of images, and tell other layouts apart."""
+"""List the images of each class in a folder, and tell other layouts apart."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +8,8 @@ from pathlib import Path
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import limits
 from pipeline.prepare.sources.image_files import ENDINGS
+from pipeline.prepare.sources.labels import in_order
+from pipeline.prepare.sources.parts import PARTS, part_of
 
 MAX_BYTES = 2**28  # of one file
 MAX_DEPTH = 20
@@ -39,34 +40,18 @@ SYSTEM = frozenset(
         ),
     ]
 )
-PARTS = {
-    "train": {"train", "training", "trn", "trainval"},
-    "val": {"val", "valid", "validate", "validation", "dev", "devel", "development", "holdout"},
-    "test": {"test", "testing", "tst", "eval", "evaluation"},
-    "images": {"images", "image", "imgs", "img", "jpegimages"},
-    "annotations": {"annotations", "annotation", "labels", "masks", "xmls", "segmentations"},
-}
 TOGETHER = [{"train", "val"}, {"train", "test"}, {"val", "test"}, {"images", "annotations"}]
-FILLERS = {
-    "",
-    "set",
-    "data",
-    "dataset",
-    "split",
-    "folder",
-    "images",
-    "image",
-    "imgs",
-    "img",
-}  # as in train_images and TestSet
 NEEDED = "a folder with a subfolder of images for each class"
+FOLLOW = "or set data.follow_links: true"
+Classes = dict[str, list[Path]]  # the images of each class, by the name of the class
 
 
 @dataclass(kw_only=True)
-class Found:
+class Listing:
     """The contents of a folder; `notes` counts what is left out."""
 
     root: Path
+    follow_links: bool = False
     notes: Counter[str] = field(default_factory=Counter)
 
     def visible(self, folder: Path) -> list[Path]:
@@ -80,23 +65,31 @@ class Found:
         self.notes["system and hidden files or folders skipped"] += len(entries) - len(kept)
         return kept
 
+    def folders(self, folder: Path) -> list[Path]:
+        """Return the folders in a folder, without any note about the rest."""
+        if folder.is_symlink() and not self.follow_links and folder != self.root:
+            return []
+        return [path for path in Listing(root=folder).visible(folder) if path.is_dir()]
+
     def images(self, folder: Path, depth: int) -> list[Path]:
         """Return the images in `folder` and below, in a fixed order.
 
-        Raises InputError for links to folders, links out of the root, pipes, files that are too
-        large, more than `depth` nested folders, and the parts of a data set.
+        Raises InputError for links to folders and links out of the root, unless links are followed,
+        and for pipes, files that are too large, more than `depth` nested folders, and the parts of
+        a data set.
         """
-        if folder.is_symlink():
+        if folder.is_symlink() and not self.follow_links:
             raise InputError(
-                f"{folder}: refused: a link to another folder; put the images themselves there"
+                f"{folder}: refused: a link to another folder; put the images themselves there, "
+                f"{FOLLOW}"
             )
         if not depth:
             raise InputError(f"{folder}: refused: more than {MAX_DEPTH} folders inside each other")
         entries = self.visible(folder)
         folders = [path for path in entries if path.is_dir()]
-        if parts := _parts(folders):
+        if parts := parts_in(folders):
             raise InputError(
-                f"{folder}: expected the images of one class, found {_listed(parts)}; "
+                f"{folder}: expected the images of one class, found {listed(parts)}; "
                 "keep the images of one part only"
             )
         images = [path for path in entries if path not in folders and self._is_image(path)]
@@ -124,9 +117,10 @@ class Found:
         if path.suffix.lower() not in ENDINGS:
             self.left_out([path])
             return False
-        if path.is_symlink() and not path.resolve().is_relative_to(self.root.resolve()):
+        outside = path.is_symlink() and not path.resolve().is_relative_to(self.root.resolve())
+        if outside and not self.follow_links:
             raise InputError(
-                f"{path}: refused: a link out of {self.root}; put the image itself there"
+                f"{path}: refused: a link out of {self.root}; put the image itself there, {FOLLOW}"
             )
         if limits.regular(path, "repair, convert or remove it") > MAX_BYTES:
             raise InputError(
@@ -136,72 +130,35 @@ class Found:
         return True
 
 
-def class_folders(found: Found) -> list[Path]:
-    """Return the folders of the classes.
+def classes_in(listing: Listing, folder: Path, *, at_least: int = 2) -> Classes:
+    """Return the images of each class in a folder of classes, the classes in their order.
 
-    Raises InputError where the folders in `root` are something else.
+    Raises InputError where the folders in it are something else, or fewer than `at_least`.
     """
-    root, entries = found.root, found.visible(found.root)
-    folders = [path for path in entries if path.is_dir()]
-    others = [path for path in entries if path not in folders]
+    entries = listing.visible(folder)
+    folders = {path.name: path for path in entries if path.is_dir()}
+    others = [path for path in entries if path.name not in folders]
     images = [path for path in others if path.suffix.lower() in ENDINGS]
     if not folders:
-        tables = [
-            f" and {path.name}"
-            for path in others
-            if path.suffix.lower() in (".csv", ".tsv", ".txt", ".json")
-        ][:1]
-        there = (
-            f" but {len(images)} images{''.join(tables)}; "
-            "move each image into a folder named after its class"
-            if images
-            else ""
-        )
-        raise InputError(
-            f"{root}: expected {NEEDED}, found no subfolder{there or '; set data.path'}"
-        )
-    _refuse_other_layouts(found, folders)
-    found.notes["images beside the folders of the classes left out"] += len(images)
-    found.left_out([path for path in others if path not in images])
-    return in_order(root, folders)
+        raise InputError(f"{folder}: expected {NEEDED}, found no subfolder{_instead(others)}")
+    if len(folders) < at_least or parts_in(list(folders.values())):
+        _refuse_other_layouts(listing, folder, list(folders.values()))
+    listing.notes["images beside the folders of the classes left out"] += len(images)
+    listing.left_out([path for path in others if path not in images])
+    return {
+        name: listing.images(folders[name], MAX_DEPTH)
+        for name in in_order(str(folder), list(folders))
+    }
 
 
-def _refuse_other_layouts(found: Found, folders: list[Path]) -> None:
-    """Raise InputError for the parts of a data set, and for a single folder that contains the rest.
-
-    The message names the folder that has the classes.
-    """
-    goal, inside = found.root, folders
-    for _ in range(MAX_DEPTH):
-        parts = _parts(inside)
-        if not parts and len(inside) != 1:
-            break
-        goal = parts[0] if parts else inside[0]
-        inside = (
-            []
-            if goal.is_symlink()
-            else [path for path in Found(root=goal).visible(goal) if path.is_dir()]
-        )
-    if goal == found.root:
-        return
-    parts = _parts(folders)
-    what = f"{_listed(parts)}, the parts of a data set" if parts else f"{folders[0].name} alone"
-    remedy = (
-        f"set data.path: {goal}"
-        if len(inside) > 1
-        else f"make a folder for each class and move its images there (below {goal})"
-    )
-    raise InputError(f"{found.root}: expected {NEEDED}, found {what}; {remedy}")
-
-
-def _parts(folders: Sequence[Path]) -> list[Path]:
+def parts_in(folders: Sequence[Path]) -> list[Path]:
     """Return the folders that are named like parts of a data set, such as train and test.
 
     The folder to use comes first. The result is empty unless several parts are there that belong
     together.
     """
     named = sorted(
-        ((_part(folder.name), folder) for folder in folders),
+        ((part_of(folder.name), folder) for folder in folders),
         key=lambda pair: list(PARTS).index(pair[0]) if pair[0] else -1,
     )
     names = {part for part, _ in named}
@@ -212,41 +169,43 @@ def _parts(folders: Sequence[Path]) -> list[Path]:
     )
 
 
-def _part(name: str) -> str | None:
-    """Return the part of a data set that a folder's name means; None for other names.
-
-    For example, `Training_set`, `train2017` and `train-images` all mean `train`.
-    """
-    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word not in FILLERS] or [
-        name.lower()
-    ]
-    word = re.sub(r"(?<=.)(set|data|images|imgs)$", "", words[0])
-    return next(
-        (
-            part
-            for part, spellings in PARTS.items()
-            if len(words) == 1 and {word, words[0]} & spellings
-        ),
-        None,
-    )
-
-
-def _listed(folders: Sequence[Path]) -> str:
+def listed(folders: Sequence[Path]) -> str:
     return " and ".join(sorted(folder.name for folder in folders)[:6])
 
 
-def in_order(root: Path, folders: list[Path]) -> list[Path]:
-    """Return the folders by number, if all names are whole numbers, else in the given order.
+def _instead(files: Sequence[Path]) -> str:
+    """Return what a folder without subfolders holds, and what to do."""
+    images = [path for path in files if path.suffix.lower() in ENDINGS]
+    tables = [path for path in files if path.suffix.lower() in (".csv", ".tsv", ".txt", ".json")]
+    if not images:
+        return "; set data.path"
+    table = f" and {tables[0].name}" if tables else ""
+    return f" but {len(images)} images{table}; move each image into a folder named after its class"
 
-    The given order is alphabetical. Raises InputError for names that mean the same number.
+
+def _refuse_other_layouts(listing: Listing, folder: Path, folders: list[Path]) -> None:
+    """Raise InputError for the parts of a data set, and for a single folder that contains the rest.
+
+    The message names the folder that has the classes, or the parts train and val or test.
     """
-    if not all(re.fullmatch(r"-?[0-9]{1,200}", folder.name) for folder in folders):
-        return folders
-    by_number: dict[int, Path] = {}
-    for folder in folders:
-        if (other := by_number.setdefault(int(folder.name), folder)) != folder:
-            raise InputError(
-                f"{root}: expected different numbers, found classes {other.name} and "
-                f"{folder.name}; rename or join them"
-            )
-    return [by_number[number] for number in sorted(by_number)]
+    goal, inside = folder, folders
+    for _ in range(MAX_DEPTH):
+        parts = parts_in(inside)
+        if (goal != folder and _has_train(parts)) or (not parts and len(inside) != 1):
+            break
+        goal = parts[0] if parts else inside[0]
+        inside = listing.folders(goal)
+    if goal == folder:
+        return
+    parts = parts_in(folders)
+    what = f"{listed(parts)}, the parts of a data set" if parts else f"{folders[0].name} alone"
+    remedy = (
+        f"set data.path: {goal}"
+        if len(inside) > 1
+        else f"make a folder for each class and move its images there (below {goal})"
+    )
+    raise InputError(f"{folder}: expected {NEEDED}, found {what}; {remedy}")
+
+
+def _has_train(parts: Sequence[Path]) -> bool:
+    return bool(parts) and part_of(parts[0].name) == "train"

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from pipeline.base import files
 from pipeline.base.errors import InputError
-from pipeline.prepare.sources import image_headers
+from pipeline.prepare.sources import image_headers, pixels
 from pipeline.prepare.sources.common import Images
 
 MAX_PIXELS = 2**26  # a larger image, of more than 256 MiB, is refused before it is decoded
@@ -26,7 +26,6 @@ ENDINGS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif"),
 }
-BACKGROUND = (255, 255, 255)  # replaces transparent pixels
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,14 +55,15 @@ class Picture:
     path: Path
     sha256: str
     kind: str
-    n_pixels: int
+    width: int
+    height: int
     depth: image_headers.Depth
     white: float | None
     orientation: int
     notes: tuple[str, ...]
 
 
-def examine(path: Path, image_size: int) -> Picture:
+def examine(path: Path) -> Picture:
     """Read the header of an image.
 
     Pixels are read only where a PNG has its EXIF after them. Raises InputError for a file that is
@@ -78,11 +78,12 @@ def examine(path: Path, image_size: int) -> Picture:
             path=path,
             sha256=files.sha256(path),
             kind=f"{image.format} {image.mode}",
-            n_pixels=image.width * image.height,
+            width=image.width,
+            height=image.height,
             depth=depth,
             white=image_headers.stated_white_of(image, depth),
             orientation=orientation,
-            notes=tuple(_notes(image, image_size, orientation)),
+            notes=tuple(_notes(image, orientation)),
         )
 
 
@@ -104,16 +105,17 @@ def decode(picture: Picture, image_size: int, white: float | None) -> Images:
         if picture.depth not in ("8 bits", "16-bit colour"):
             assert white is not None
             image = _grey(picture.path, image, white)
-        rgb = (
-            _on_background(picture.path, image)
-            if image.has_transparency_data
-            else image.convert("RGB")
-        )
+        rgb = pixels.on_white(image) if image.has_transparency_data else image.convert("RGB")
         # Pillow turns a TIFF itself.
         if picture.orientation in UPRIGHT and not picture.kind.startswith("TIFF"):
             rgb = rgb.transpose(UPRIGHT[picture.orientation])
-        fitted = ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.BICUBIC)
-    return np.asarray(fitted).transpose(2, 0, 1)
+        return pixels.fitted(rgb, image_size)
+
+
+def check_pixels(picture: Picture) -> None:
+    """Decode an image. Raises InputError for damaged pixels."""
+    with _decoding(picture) as image:
+        image.load()
 
 
 @contextmanager
@@ -136,6 +138,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except InputError:
         raise
+    except pixels.UnusableError as error:
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:  # Pillow's decoders raise many types of errors for damaged images
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -147,7 +151,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 def _decoding(picture: Picture) -> Iterator[Image.Image]:
     with (
         _opened(picture.path) as image,
-        _one_at_a_time if picture.n_pixels > LARGE_PIXELS else nullcontext(),
+        _one_at_a_time if picture.width * picture.height > LARGE_PIXELS else nullcontext(),
     ):
         yield image
 
@@ -187,8 +191,8 @@ def _has_late_text(path: Path) -> bool:
     return False
 
 
-def _notes(image: Image.Image, image_size: int, orientation: int) -> Iterator[str]:
-    """Yield the conversions of an image's pixels, except that of their depth."""
+def _notes(image: Image.Image, orientation: int) -> Iterator[str]:
+    """Yield the conversions of an image's pixels, except those of their depth and size."""
     if colours := image_headers.MODES[image.mode]:
         yield f"images made RGB from {colours}"
     if image.has_transparency_data:
@@ -199,10 +203,6 @@ def _notes(image: Image.Image, image_size: int, orientation: int) -> Iterator[st
         yield "images with further pictures in the file, of which the first is taken"
     if (image_headers.tag_of(image, image_headers.CHANNELS) or 0) > len(image.getbands()):
         yield "images with more channels than these, which are left out"
-    if image.width != image.height:
-        yield "images cut to the largest square in the middle"
-    if min(image.size) != image_size:
-        yield f"images resized to {image_size} x {image_size}"
 
 
 def _grey(path: Path, image: Image.Image, white: float) -> Image.Image:
@@ -224,21 +224,3 @@ def _grey(path: Path, image: Image.Image, white: float) -> Image.Image:
             Image.fromarray(np.where(pixels == image.info["transparency"], 0, 255).astype(np.uint8))
         )
     return grey
-
-
-def _on_background(path: Path, image: Image.Image) -> Image.Image:
-    """Return RGB in which BACKGROUND shows through transparent pixels.
-
-    Colours that are hidden in transparent pixels do not appear. Raises InputError where every
-    pixel is transparent.
-    """
-    whole = image.convert("LA") if image.mode == "La" else image
-    rgba = whole if whole.mode == "RGBA" else whole.convert("RGBA")
-    if rgba.getchannel("A").getextrema() == (0, 0):
-        raise InputError(
-            f"{path}: expected a picture, found every pixel transparent; "
-            "save it without its alpha channel"
-        )
-    ground = Image.new("RGB", rgba.size, BACKGROUND)
-    ground.paste(rgba, mask=rgba)
-    return ground

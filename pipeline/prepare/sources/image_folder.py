@@ -6,96 +6,188 @@ Images have any size, and any of the formats that `image_files` reads.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import limits
-from pipeline.prepare.sources import folder_layout, image_files, image_headers
-from pipeline.prepare.sources.common import Images, Source, check_labels
-from pipeline.prepare.sources.folder_layout import NEEDED, Found, class_folders
+from pipeline.prepare.params import Data
+from pipeline.prepare.sources import archives, image_files, image_headers, pixels
+from pipeline.prepare.sources.common import Images, Source
+from pipeline.prepare.sources.folder_layout import NEEDED, Classes, Listing
+from pipeline.prepare.sources.folder_parts import parts_of
 from pipeline.prepare.sources.image_files import ENDINGS, Picture
 
+SHOWN = 10  # images in an error message
+MAX_SKIPPED = 2**15  # bytes of names, which are stored with the set
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-def read(root: Path, image_size: int) -> Source:
-    """Return the images below `root`.
+
+def read(root: Path, data: Data) -> Source:
+    """Return the images below `root`, a folder or an archive of one.
 
     The classes are the subfolders in alphabetical order, or in the order of their numbers. Images
     become upright 8-bit RGB. They are cropped around the centre to a square and resized to
     `image_size`. Headers are read at once, and pixels when they are requested. Links are followed
-    only to files inside `root`. Raises InputError for another layout of folders, for classes
-    without images, and for images that are refused.
+    only to files inside `root`, unless `data.follow_links` is set. Raises InputError for another
+    layout of folders, for classes without images, and for images that are refused.
     """
-    found = Found(root=root)
+    folder = archives.unpacked(root) if archives.is_archive(root) else root
+    listing = Listing(root=folder, follow_links=data.follow_links)
     try:
-        folders = class_folders(found)
-        images = [found.images(folder, folder_layout.MAX_DEPTH) for folder in folders]
+        train, validation = parts_of(listing, data.own_split)
     except OSError as error:
         raise InputError(f"{root}: expected {NEEDED} ({error.strerror})") from error
-    class_names = tuple(limits.plain_name(f"{root}: classes", folder.name) for folder in folders)
-    for folder, inside in zip(folders, images, strict=True):
+    for name, inside in train.items():
+        limits.plain_name(f"{root}: classes", name)
         if not inside:
-            raise InputError(_no_images(folder, found.summary()))
-    pictures = _examined([path for inside in images for path in inside], image_size)
-    labels = check_labels(
-        root, np.repeat(np.arange(len(images)), [len(inside) for inside in images]), len(pictures)
-    )
-    whites = _whites(root, pictures, found.notes)
-    found.notes.update(words for picture in pictures for words in picture.notes)
-    _count_copies(pictures, labels.tolist(), found.notes)
+            raise InputError(_no_images(root, name, listing.summary()))
+    listed = _Images.of(train, validation)
+    pictures, skipped = _examined(folder, listed.paths, data)
+    labels, split = listed.labels[~skipped], listed.split[~skipped]
+    shapes = ((picture.height, picture.width) for picture in pictures)
+    size = data.image_size or pixels.own_size(str(root), shapes)
+    whites = _whites(root, pictures, listing.notes)
+    listing.notes["images that cannot be read left out"] += int(skipped.sum())
+    listing.notes.update(words for picture in pictures for words in _notes(picture, size))
+    _count_copies(pictures, labels.tolist(), listing.notes)
 
     def decode(rows: NDArray[np.int64]) -> Images:
-        def one(row: int) -> Images:
-            picture = pictures[row]
-            return image_files.decode(
-                picture, image_size, picture.white or whites.get(picture.kind)
-            )
+        def one(picture: Picture) -> Images:
+            return image_files.decode(picture, size, picture.white or whites.get(picture.kind))
 
-        with ThreadPoolExecutor() as pool:
-            return np.stack(list(pool.map(one, rows)))
+        images = _attempted(one, [pictures[row] for row in rows])
+        whole = [image for image in images if not isinstance(image, InputError)]
+        if len(whole) < len(images):
+            _raise_all(folder, [picture.path for picture in pictures], _attempted(one, pictures))
+        return np.stack(whole)
 
     return Source(
         labels=labels,
         ids=np.arange(len(labels)),
         read=decode,
-        class_names=class_names,
-        sha256=_folder_sha256(root, pictures),
-        notes=found.summary(),
+        class_names=tuple(train),
+        sha256=_folder_sha256(folder, pictures),
+        image_size=size,
+        notes=listing.summary(),
+        split=split if data.own_split else None,
+        skipped=tuple(
+            str(path.relative_to(folder))
+            for path, is_skipped in zip(listed.paths, skipped, strict=True)
+            if is_skipped
+        ),
     )
 
 
-def _no_images(folder: Path, summary: Mapping[str, int]) -> str:
-    """Return what is wrong with a class's folder that has no image, and what to do about it."""
-    files = [f"{count} {words}" for words, count in summary.items() if words.startswith("files")]
-    others = f" (in all folders: {'; '.join(files)}); convert them"
-    return (
-        f"{folder}: expected images in the subfolder of each class "
-        f"({', '.join(sorted(ENDINGS))}), found none{others if files else '; remove the folder'}"
-    )
+@dataclass(frozen=True)
+class _Images:
+    """All images of a folder, with their labels and split."""
+
+    paths: list[Path]
+    labels: NDArray[np.int64]
+    split: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, train: Classes, validation: Classes) -> Self:
+        """Order the images by part and class."""
+        numbers = {name: number for number, name in enumerate(train)}
+        found = [
+            (path, numbers[name], part)
+            for part, classes in enumerate((train, validation))
+            for name, inside in classes.items()
+            for path in inside
+        ]
+        return cls(
+            [path for path, _, _ in found],
+            np.array([label for _, label, _ in found], dtype=np.int64),
+            np.array([part for _, _, part in found], dtype=np.uint8),
+        )
 
 
-def _examined(paths: list[Path], image_size: int) -> list[Picture]:
-    """Return the headers of all images.
+def _examined(
+    folder: Path, paths: list[Path], data: Data
+) -> tuple[list[Picture], NDArray[np.bool_]]:
+    """Return the headers of all images, and a mask of those that are skipped.
 
-    Raises InputError for the first file that is refused, with the number of the others.
+    Raises InputError for files that are refused, unless `data.skip_broken` is set. It names the
+    first ones and their number.
     """
 
-    def attempt(path: Path) -> Picture | InputError:
+    def examine(path: Path) -> Picture:
+        picture = image_files.examine(path)
+        if data.skip_broken:
+            image_files.check_pixels(picture)
+        return picture
+
+    results = _attempted(examine, paths)
+    if not data.skip_broken:
+        _raise_all(folder, paths, results)
+    skipped = np.array([isinstance(result, InputError) for result in results], dtype=bool)
+    n_bytes = sum(
+        len(str(path)) for path, is_skipped in zip(paths, skipped, strict=True) if is_skipped
+    )
+    if skipped.all() or n_bytes > MAX_SKIPPED:
+        _raise_all(folder, paths, results, "too many to skip; repair, convert or remove them")
+    return [result for result in results if isinstance(result, Picture)], skipped
+
+
+def _attempted(
+    function: Callable[[Item], Result], items: Sequence[Item]
+) -> list[Result | InputError]:
+    """Return a function's results for many items, or the InputError of each."""
+
+    def attempt(item: Item) -> Result | InputError:
         try:
-            return image_files.examine(path, image_size)
+            return function(item)
         except InputError as error:
             return error
 
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(attempt, paths))
-    if errors := [result for result in results if isinstance(result, InputError)]:
-        more = f" (and {len(errors) - 1} more files are refused)" if len(errors) > 1 else ""
-        raise InputError(f"{errors[0]}{more}")
-    return [result for result in results if isinstance(result, Picture)]
+        return list(pool.map(attempt, items))
+
+
+def _raise_all(
+    folder: Path,
+    paths: Sequence[Path],
+    results: Sequence[object],
+    remedy: str = "repair, convert or remove them, or set data.skip_broken: true",
+) -> None:
+    """Raise one InputError for all those among `results`, which are those of `paths`.
+
+    It names the first images and their number.
+    """
+    errors = {
+        path: result
+        for path, result in zip(paths, results, strict=True)
+        if isinstance(result, InputError)
+    }
+    if not errors:
+        return
+    first = next(iter(errors.values()))
+    if len(errors) == 1:
+        raise InputError(f"{first}, or set data.skip_broken: true")
+    names = ", ".join(str(path.relative_to(folder)) for path in list(errors)[:SHOWN])
+    more = f" and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+    raise InputError(
+        f"{folder}: {len(errors)} images cannot be read: {names}{more} ({first}); {remedy}"
+    )
+
+
+def _no_images(root: Path, name: str, summary: Mapping[str, int]) -> str:
+    """Return what is wrong with a class's folder that has no image, and what to do about it."""
+    files = [f"{count} {words}" for words, count in summary.items() if words.startswith("files")]
+    others = f" (in all folders: {'; '.join(files)}); convert them"
+    return (
+        f"{root}: {name}: expected images in the subfolder of each class "
+        f"({', '.join(sorted(ENDINGS))}), found none{others if files else '; remove the folder'}"
+    )
 
 
 def _whites(root: Path, pictures: list[Picture], notes: Counter[str]) -> dict[str, float]:
@@ -113,6 +205,11 @@ def _whites(root: Path, pictures: list[Picture], notes: Counter[str]) -> dict[st
             if picture.white is None:
                 deep.setdefault(picture.kind, []).append(picture)
     return {kind: _white(root, members, notes) for kind, members in deep.items()}
+
+
+def _notes(picture: Picture, size: int) -> Iterator[str]:
+    yield from picture.notes
+    yield from pixels.resizing(picture.height, picture.width, size)
 
 
 def _scaling(picture: Picture, white: float) -> str:

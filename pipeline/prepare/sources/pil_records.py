@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted.pickle_records import Call
+from pipeline.prepare.sources import pixels
 from pipeline.prepare.sources.common import Images
 
 CHANNELS = {"RGB": 3, "L": 1, "RGBA": 4, "LA": 2, "1": 1}
@@ -21,7 +21,6 @@ PLAIN = ("RGB", "L")  # nothing but a copy of the channel is needed
 ALPHA = ("RGBA", "LA")
 COLOURS = {"L": "grey", "LA": "grey", "1": "black and white"}
 MAX_SIDE = 2**15
-BACKGROUND = (255, 255, 255)  # replaces transparent pixels, as in folders of images
 _SCALE = "scale it to 0 to 255 and save it as mode L"
 REMEDIES = dict.fromkeys(("I", "F", "I;16", "I;16L", "I;16B", "I;16N"), _SCALE)
 
@@ -47,18 +46,18 @@ def picture(value: Any) -> Picture:
     Raises InputError, without a path, for a mode that cannot be converted, for another number of
     bytes than the size needs, and for an image that is completely transparent.
     """
-    _, mode, size, _, pixels = value.state[:5]
+    _, mode, size, _, packed = value.state[:5]
     if mode not in CHANNELS:
         remedy = REMEDIES.get(mode, "save it with .convert('RGB')")
         modes = ", ".join(CHANNELS)
         raise InputError(f"expected mode {modes}, found {reprlib.repr(mode)}; {remedy}")
-    if isinstance(pixels, str) and pixels.isascii():
-        pixels = pixels.encode()  # as Python 2 wrote them
+    if isinstance(packed, str) and packed.isascii():
+        packed = packed.encode()  # as Python 2 wrote them
     match size:
         case (int(width), int(height)) if 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE:
             row = -(-width // 8) if mode == "1" else width * CHANNELS[mode]
-            if isinstance(pixels, bytes) and len(pixels) == row * height:
-                return _visible(Picture(mode, (width, height), pixels))
+            if isinstance(packed, bytes) and len(packed) == row * height:
+                return _visible(Picture(mode, (width, height), packed))
             raise InputError(f"expected {row * height} bytes of pixels; is the file whole?")
     raise InputError(f"expected a width and height up to {MAX_SIDE}, found {reprlib.repr(size)}")
 
@@ -72,7 +71,7 @@ def _visible(found: Picture) -> Picture:
     return found
 
 
-def pixels(found: Picture) -> Images:
+def plain(found: Picture) -> Images:
     """Return the pixels of an image of a PLAIN mode as uint8 (H, W, 3)."""
     width, height = found.size
     levels = np.frombuffer(found.pixels, np.uint8).reshape(height, width, CHANNELS[found.mode])
@@ -85,15 +84,10 @@ def converted(found: Picture, image_size: int | None) -> Images:
     With `image_size`, the result is the largest square in the middle in that size.
     """
     image = Image.frombytes(found.mode, found.size, found.pixels)
-    if found.mode in ALPHA:
-        rgba = image.convert("RGBA")
-        image = Image.new("RGB", rgba.size, BACKGROUND)
-        image.paste(rgba, mask=rgba)
-    rgb = image.convert("RGB")
+    rgb = pixels.on_white(image) if found.mode in ALPHA else image.convert("RGB")
     if image_size is not None:
-        rgb = ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.BICUBIC)
-    array: NDArray[np.uint8] = np.asarray(rgb)
-    return array
+        return pixels.fitted(rgb, image_size).transpose(1, 2, 0)
+    return np.asarray(rgb)
 
 
 def notes(value: Any, found: Picture, image_size: int | None) -> Iterator[str]:
@@ -110,9 +104,5 @@ def notes(value: Any, found: Picture, image_size: int | None) -> Iterator[str]:
     for key, words in (("exif", "EXIF"), ("transparency", "a transparent colour")):
         if isinstance(info, dict) and key in info:
             yield f"images with {words}, which is ignored: they are taken as stored"
-    if image_size is None:
-        return
-    if found.size[0] != found.size[1]:
-        yield "images cut to the largest square in the middle"
-    if min(found.size) != image_size:
-        yield f"images resized to {image_size} x {image_size}"
+    if image_size is not None:
+        yield from pixels.resizing(found.size[1], found.size[0], image_size)

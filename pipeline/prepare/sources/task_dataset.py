@@ -21,38 +21,11 @@ from pipeline.base.errors import InputError
 from pipeline.base.untrusted import limits, torch_arrays, torch_files
 from pipeline.base.untrusted.pickle_records import Call
 from pipeline.base.untrusted.torch_arrays import Array
-from pipeline.prepare.sources import common, pil_records
-from pipeline.prepare.sources.common import Found, Source, Stack
+from pipeline.prepare.sources import array_names, pil_records
+from pipeline.prepare.sources.common import Found, Stack
 
 Rows = NDArray[np.int64]
-# The names of images and labels, without regard to case. The first pair that is there is taken.
-PAIRS = (
-    ("imgs", "labels"),
-    ("images", "labels"),
-    ("data", "targets"),
-    ("data", "target"),
-    ("x", "y"),
-    ("image", "label"),
-)
 WANTED = "a TaskDataset, a dict of images and labels, or a tuple (images, labels)"
-
-
-def read(path: Path, image_size: int) -> Source:
-    """Return the images of a `Train.pt`, uint8 with three channels and of this size."""
-    source = found(path, image_size)
-    images = source.images
-    common.check_type(f"{path}: images", images.read(np.arange(min(16, images.shape[0]))))
-    is_last = common.check_shape(path, images.shape, image_size)
-    order = (0, 3, 1, 2) if is_last else (0, 1, 2, 3)
-    labels = common.check_labels(path, source.labels, images.shape[0])
-    return Source(
-        labels=labels,
-        ids=np.arange(len(labels)) if source.ids is None else source.ids,
-        read=lambda rows: images.read(rows).transpose(order),
-        class_names=common.numbered(int(labels.max()) + 1),
-        sha256=source.sha256,
-        notes=source.notes,
-    )
 
 
 def found(path: Path, image_size: int | None) -> Found:
@@ -68,11 +41,10 @@ def found(path: Path, image_size: int | None) -> Found:
         values, labels, ids = _parts(content)
         size = path.stat().st_size
         images, notes = _images(values, image_size, size)
-        n_images = images.shape[0]
         return Found(
             images=images,
-            labels=_expect_one_each("labels", _numbers("labels", labels, size), n_images),
-            ids=None if ids is None else _checked_ids(_numbers("ids", ids, size), n_images),
+            labels=_numbers("labels", labels, size),
+            ids=None if ids is None else _numbers("ids", ids, size),
             sha256=files.sha256(path),
             notes=notes,
         )
@@ -97,7 +69,7 @@ def _parts(content: Any) -> tuple[Any, Any, Any]:
     if isinstance(content, tuple) and len(content) == 2:
         return (*content, None)
     items = {key.lower(): value for key, value in _items(content).items() if isinstance(key, str)}
-    for images, labels in PAIRS:
+    for images, labels in (("imgs", "labels"), *array_names.PAIRS):
         if images in items and labels in items:
             return items[images], items[labels], items.get("ids")
     if torch_arrays.is_array(content):
@@ -215,7 +187,7 @@ def _picture(row: int, value: Any) -> pil_records.Picture:
 
 def _decoded(picture: pil_records.Picture, target: int | None) -> NDArray[np.uint8]:
     if target is None and picture.mode in pil_records.PLAIN:
-        return pil_records.pixels(picture)
+        return pil_records.plain(picture)
     return pil_records.converted(picture, target)
 
 
@@ -248,24 +220,3 @@ def _number(name: str, row: int, value: Any) -> NDArray[Any]:
         return np.array(value)
     shown = _kind(value) if isinstance(value, Call) else reprlib.repr(value)
     raise InputError(f"{name}[{row}]: expected a number or a short text, found {shown}")
-
-
-def _expect_one_each(name: str, values: NDArray[Any], n_images: int) -> NDArray[Any]:
-    if values.ndim < 1 or len(values) != n_images:
-        raise InputError(
-            f"{name}: expected one for each of {n_images} images, found the shape {values.shape}"
-        )
-    return values
-
-
-def _checked_ids(ids: NDArray[Any], n_images: int) -> NDArray[np.int64]:
-    _expect_one_each("ids", ids, n_images)
-    if ids.dtype.kind not in "iu" or ids.ndim != 1:
-        raise InputError(
-            f"ids: expected whole numbers, found {ids.dtype} of shape {ids.shape}; number them"
-            " from 0"
-        )
-    n_repeated = len(ids) - len(np.unique(ids))
-    if n_repeated:
-        raise InputError(f"ids: expected every id once, found {n_repeated} repetitions")
-    return ids.astype(np.int64)

@@ -14,7 +14,7 @@ import numpy as np
 from torchvision import datasets
 
 from pipeline.base.errors import InputError
-from pipeline.prepare.sources.common import Images, Source, check_labels, check_shape, numbered
+from pipeline.prepare.sources.common import Found, Images, Stack
 
 FILES = {
     "cifar10": "cifar-10-python.tar.gz",
@@ -23,27 +23,22 @@ FILES = {
 }
 
 
-def read(name: str, root: Path, image_size: int) -> Source:
+def found(name: str, root: Path) -> Found:
     """Return the data set in the folder `root`.
 
     If it is missing, torchvision downloads it. torchvision also checks its MD5. Raises InputError
-    where the download fails, and for images of another size than `image_size`.
+    where the download fails.
     """
     dataset = _open(name, root)
     images: Images = np.asarray(dataset.data)
-    channels_last = check_shape(root, images.shape, image_size)
-    if channels_last:
-        images = images.transpose(0, 3, 1, 2)
-    labels = check_labels(
-        root, np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None))), len(images)
-    )
-    return Source(
+    labels = np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None)))
+    first = images.transpose(0, 3, 1, 2) if images.shape[-1] == 3 else images
+    return Found(
+        images=Stack(shape=images.shape, dtype=images.dtype, read=images.__getitem__),
         labels=labels,
-        ids=np.arange(len(labels)),
-        read=lambda rows: images[rows],
-        class_names=tuple(getattr(dataset, "classes", numbered(int(labels.max()) + 1))),
+        class_names=tuple(names) if (names := getattr(dataset, "classes", None)) else None,
         sha256=hashlib.sha256(
-            np.ascontiguousarray(images).data.tobytes() + labels.tobytes()
+            np.ascontiguousarray(first).data.tobytes() + labels.astype(np.int64).tobytes()
         ).hexdigest(),
     )
 

@@ -20,7 +20,6 @@ from pipeline.base.errors import InputError
 from pipeline.base.store import shards
 from pipeline.base.untrusted import hdf5, hdf5_inspector
 from pipeline.prepare import sources
-from pipeline.prepare.params import Hdf5
 from tests.conftest import ROOT, make_block, write_set
 
 # Calls of the system that fail for HDF5 files with the number in FAIL, from the offset FROM on.
@@ -166,7 +165,6 @@ def opened(folder, settings):
             "source": "hdf5",
             "path": "own.h5",
             "image_size": 8,
-            "hdf5": Hdf5(images="images", labels="labels"),
         }
     )
     return lambda: sources.open_source(data).read(np.arange(3))

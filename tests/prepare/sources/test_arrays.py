@@ -1,10 +1,14 @@
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.base.errors import InputError
 from pipeline.prepare import sources
-from pipeline.prepare.params import Hdf5
+from pipeline.prepare.params import Arrays
+from pipeline.prepare.sources import normaliser
+from pipeline.prepare.sources.common import Found, Stack
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
 LABELS = np.array([0, 1, 2, 0, 1, 2])
@@ -13,200 +17,345 @@ ROWS = np.array([1, 4, 5])
 
 @pytest.fixture
 def data(settings):
-    return settings.data.model_copy(
-        update={"image_size": 8, "hdf5": Hdf5(images="x/images", labels="y")}
-    )
+    return settings.data.model_copy(update={"image_size": 8})
+
+
+def write_npz(path, arrays):
+    np.savez(path / "x.npz", **arrays)
+    return path / "x.npz"
+
+
+def write_npy(path, arrays):
+    (path / "x").mkdir(exist_ok=True)
+    for name, array in arrays.items():
+        np.save(path / "x" / f"{name}.npy", array)
+    return path / "x"
+
+
+def write_hdf5(path, arrays):
+    with h5py.File(path / "x.h5", "w") as file:
+        for name, array in arrays.items():
+            file[name] = [text.encode() for text in array] if array.dtype.kind == "U" else array
+    return path / "x.h5"
+
+
+WRITERS = {"npz": write_npz, "npy": write_npy, "hdf5": write_hdf5}
+
+
+@pytest.fixture(params=WRITERS)
+def brought(request, data, tmp_path):
+    """Write arrays by their names in every kind of file, and open them as a source."""
+
+    def opened(contents, /, **changes):
+        path = WRITERS[request.param](tmp_path, contents)
+        update = {"source": request.param, "path": str(path), **changes}
+        return sources.open_source(data.model_copy(update=update))
+
+    return opened
 
 
 def npz(data, path, **arrays):
-    np.savez(path / "x.npz", **arrays)
-    return sources.open_source(
-        data.model_copy(update={"source": "npz", "path": str(path / "x.npz")})
-    )
+    update = {"source": "npz", "path": str(write_npz(path, arrays))}
+    return sources.open_source(data.model_copy(update=update))
 
 
-def hdf5(data, path, images=IMAGES, labels=LABELS):
-    with h5py.File(path / "x.h5", "w") as file:
-        file["x/images"], file["y"] = images, labels
-    return sources.open_source(
-        data.model_copy(update={"source": "hdf5", "path": str(path / "x.h5")})
-    )
+def test_plain_arrays_are_read_as_they_are(brought):
+    source = brought({"images": IMAGES, "labels": LABELS})
+    assert (source.read(ROWS) == IMAGES[ROWS]).all()
+    assert (source.labels == LABELS).all()
+    assert source.labels.dtype == np.int64
+    assert (source.class_names, source.ids.tolist()) == (("0", "1", "2"), [0, 1, 2, 3, 4, 5])
+    assert (source.notes, source.split) == ({}, None)
 
 
-@pytest.mark.parametrize("write", [npz, hdf5])
-def test_both_channel_orders_are_read(data, tmp_path, write):
-    first = write(data, tmp_path, images=IMAGES, labels=LABELS.astype(np.uint8))
-    assert (first.read(ROWS) == IMAGES[ROWS]).all()
-    last = write(data, tmp_path, images=IMAGES.transpose(0, 2, 3, 1), labels=LABELS)
-    assert (last.read(ROWS) == IMAGES[ROWS]).all()
-    assert first.labels.dtype == np.int64
-    assert (first.labels == LABELS).all()
-    assert first.class_names == ("0", "1", "2")
-    assert first.sha256 != last.sha256
+LAST = IMAGES.transpose(0, 2, 3, 1)
+OPAQUE = np.full((6, 1, 8, 8), 255, dtype=np.uint8)
+FORMS = {
+    "channels last": LAST,
+    "Fortran order": np.asfortranarray(LAST),
+    "RGBA": np.concatenate([IMAGES, OPAQUE], axis=1),
+    "RGBA last": np.concatenate([LAST, OPAQUE.transpose(0, 2, 3, 1)], axis=3),
+    "floats": IMAGES / 255,
+    "float32": (IMAGES / 255).astype("f4"),
+    "float16": (IMAGES / 255).astype("f2"),
+    "whole floats": LAST.astype("f4"),
+    "int64": IMAGES.astype(">i8"),
+    "int16": IMAGES.astype("i2"),
+    "uint16 within 0-255": IMAGES.astype("u2"),
+    "16 bits": IMAGES.astype("u2") * 257,
+}
 
 
-def test_class_names_of_an_npz(data, tmp_path):
-    assert npz(
-        data, tmp_path, images=IMAGES, labels=LABELS, class_names=np.array(["a", "b", "c"])
-    ).class_names == ("a", "b", "c")
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_images_gives_the_same_pixels(brought, form):
+    source = brought({"images": FORMS[form], "labels": LABELS})
+    assert (source.read(ROWS) == IMAGES[ROWS]).all()
+    assert set(source.notes.values()) <= {6}
+    assert bool(source.notes) == (form not in ("channels last", "Fortran order"))
 
 
-def test_nine_classes_are_nine(data, tmp_path):
-    source = npz(data, tmp_path, images=np.repeat(IMAGES, 3, axis=0), labels=np.arange(18) % 9)
-    assert len(source.class_names) == 9
+@pytest.mark.parametrize("grey", [IMAGES[:, 0], IMAGES[:, :1], LAST[..., :1]])
+def test_grey_of_every_layout_becomes_three_channels(brought, grey):
+    source = brought({"images": grey, "labels": LABELS})
+    assert (source.read(ROWS) == np.repeat(IMAGES[ROWS, :1], 3, axis=1)).all()
+    assert source.notes == {"images made RGB from grey": 6}
 
 
-@pytest.mark.parametrize("write", [npz, hdf5])
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        (
-            {"images": IMAGES / 255, "labels": LABELS},
-            "images.*: expected uint8, 0 to 255, found float64 from 0 to 1; save numpy.rint",
-        ),
-        (
-            {"images": IMAGES[:, :1], "labels": LABELS},
-            r"images: expected shape \(N, 3, 8, 8\) or \(N, 8, 8, 3\), found \(6, 1, 8, 8\)",
-        ),
-        ({"images": IMAGES[..., :4], "labels": LABELS}, "data.image_size is 8"),
-        (
-            {"images": IMAGES, "labels": LABELS[:5]},
-            "labels: expected one for each of 6 images, found shape",
-        ),
-        ({"images": IMAGES, "labels": LABELS / 1}, "labels: expected whole numbers, found float64"),
-        ({"images": IMAGES, "labels": LABELS - 1}, "labels: expected 0 or more, found -1"),
-        ({"images": IMAGES, "labels": LABELS * 2}, "without gaps, found 0, 2, 4"),
-        ({"images": IMAGES, "labels": LABELS * 0}, "at least two classes"),
-        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "found no images at all"),
-    ],
-)
-def test_arrays_of_another_kind_are_refused(data, tmp_path, write, arrays, message):
-    with pytest.raises(InputError, match=message):
-        write(data, tmp_path, **arrays)
+def test_bool_images_are_black_and_white(brought):
+    source = brought({"images": IMAGES[:, 0] > 127, "labels": LABELS})
+    assert (source.read(ROWS) == np.where(IMAGES[ROWS, :1] > 127, 255, 0)).all()
 
 
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"images": IMAGES}, "expected an array named 'labels', found images"),
-        (
-            {"images": IMAGES * np.nan, "labels": LABELS},
-            "found float64 from nan to nan; replace NaN, map black to 0",
-        ),
-        (
-            {"images": IMAGES, "labels": LABELS, "class_names": np.array(["a"])},
-            "class_names: expected one name for each of 3 classes",
-        ),
-        (
-            {"images": np.array([None]), "labels": LABELS},
-            "images: refused: an array of object, which is no array of numbers or text",
-        ),
-    ],
-)
-def test_npz_of_another_kind_is_refused(data, tmp_path, arrays, message):
-    with pytest.raises(InputError, match=message):
-        npz(data, tmp_path, **arrays)
+def test_transparency_is_put_on_white(data, tmp_path):
+    images = np.concatenate([IMAGES, OPAQUE // 2], axis=1)
+    source = npz(data, tmp_path, images=images, labels=LABELS)
+    assert np.abs(source.read(ROWS) - (IMAGES[ROWS] / 2 + 128)).max() <= 2
+    with pytest.raises(InputError, match="found every pixel transparent; save it without its alp"):
+        npz(data, tmp_path, images=np.concatenate([IMAGES, OPAQUE * 0], axis=1), labels=LABELS)
 
 
-def test_missing_datasets_are_named_with_those_there_are(data, tmp_path):
-    other = data.model_copy(update={"hdf5": Hdf5(images="pixels", labels="y")})
-    with pytest.raises(
-        InputError, match="expected a dataset named 'pixels', found x, y; set data.hdf5"
-    ):
-        hdf5(other, tmp_path)
+def test_other_sizes_are_cut_and_resized(brought):
+    source = brought({"images": np.repeat(IMAGES, 2, axis=2), "labels": LABELS})
+    assert source.read(ROWS).shape == (3, 3, 8, 8)
+    assert source.notes == {"images cut to the largest square in the middle": 6}
+    whole = np.kron(IMAGES, np.ones((2, 2), dtype=np.uint8))
+    source = brought({"images": whole, "labels": LABELS})
+    assert source.read(ROWS).shape == (3, 3, 8, 8)
+    assert source.notes == {"images resized to 8 x 8": 6}
 
 
-@pytest.mark.parametrize(
-    ("write", "name", "message"),
-    [(npz, "npz", "cannot be read as .npz"), (hdf5, "h5", "not a readable HDF5 file")],
-)
-def test_missing_and_broken_files(data, tmp_path, write, name, message):
-    path = tmp_path / f"x.{name}"
-    of_file = data.model_copy(update={"source": {"h5": "hdf5"}.get(name, name), "path": str(path)})
-    with pytest.raises(InputError, match="no such file; set data.path"):
-        sources.open_source(of_file)
-    write(data, tmp_path, images=IMAGES, labels=LABELS)
-    for content in (b"", b"hello", path.read_bytes()[:900]):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=message):
-            sources.open_source(of_file)
+def test_image_size_null_keeps_the_size(brought):
+    images = np.random.default_rng(0).integers(0, 256, (6, 28, 28), dtype=np.uint8)
+    source = brought({"images": images, "labels": LABELS}, image_size=None)
+    assert (source.read(ROWS)[:, 0] == images[ROWS]).all()
+    assert source.image_size == 28
+    with pytest.raises(InputError, match="squares .* found 28 x 27; set data.image_size"):
+        brought({"images": images[..., 1:], "labels": LABELS}, image_size=None)
 
 
-@pytest.mark.parametrize("write", [npz, hdf5])
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (
-            IMAGES / 255,
-            r"found float64 from 0 to 1; save numpy.rint\(images \* 255.0\).astype\(numpy.uint8\)$",
-        ),
-        (
-            IMAGES.astype("f4"),
-            r"found float32 from 0 to 255; save numpy.rint\(images\).astype\(numpy.uint8\)$",
-        ),
-        (IMAGES.astype(">i8"), r"found >i8 from 0 to 255; save images.astype\(numpy.uint8\)$"),
-        (
-            IMAGES > 127,
-            r"found bool from 0 to 1; save numpy.rint\(images \* 255.0\).astype\(numpy.uint8\)$",
-        ),
-        (
-            IMAGES.astype("u2") * 257,
-            "found uint16 from 0 to 65535; map black to 0 and white to 255, round, and save as "
-            "uint8$",
-        ),
-        (
-            IMAGES / 127.5 - 1,
-            "found float64 from -1 to 1; map black to 0 and white to 255, round, and save as "
-            "uint8$",
-        ),
-        (
-            np.where(IMAGES > 9, np.nan, 0.5),
-            "found float64 from nan to nan; replace NaN, map black to 0",
-        ),
+        (IMAGES[:, :2], r"expected shape .* with 1, 3 or 4 channels, found \(6, 2, 8, 8\)$"),
+        (IMAGES.reshape(6, -1), r"found \(6, 192\); save images.reshape\(-1, 3, 8, 8\)$"),
+        (IMAGES[:, 0].reshape(6, -1), r"found \(6, 64\); save images.reshape\(-1, 8, 8\)$"),
+        (IMAGES[:, 0, :, :3].reshape(6, -1), r"found \(6, 24\)$"),
+        (IMAGES.transpose(2, 3, 1, 0), r"save images.transpose\(3, 0, 1, 2\)$"),
+        (IMAGES[:, :, :, :3], "the channels may be first or last; transpose them$"),
+        (IMAGES[:0], r"images: expected some, found shape \(0, 3, 8, 8\)"),
+        (IMAGES / 127.5 - 1, "found float64 from -1 to 1; map black to 0 and white to 255, round"),
+        (IMAGES / 255 + 0.5, "found float64 from 0.5 to 1.5; map black to 0"),
+        (IMAGES.astype("u2") * 16, "found uint16 from 0 to 4,080; map black to 0"),
+        (IMAGES.astype("i4") - 1, "found int32 from -1 to 254; map black to 0"),
+        (np.where(IMAGES > 9, np.nan, 0.5), "found float64 from nan to nan; replace NaN, map blac"),
+        (np.where(IMAGES > 9, np.inf, 0.5), "found float64 from 0.5 to inf; map black to 0"),
+        (IMAGES // 128, "expected levels from 0 to 255, found none above 1; scale them so that w"),
     ],
 )
-def test_other_types_are_refused_with_their_remedy(data, tmp_path, write, images, message):
+def test_images_that_are_not_plain_are_refused(brought, images, message):
     with pytest.raises(InputError, match=message):
-        write(data, tmp_path, images=images, labels=LABELS)
-
-
-@pytest.mark.parametrize("write", [npz, hdf5])
-@pytest.mark.parametrize("kind", [">i8", "<i2", ">u4", "u8", "i1"])
-def test_labels_of_every_whole_type_are_read(data, tmp_path, write, kind):
-    assert (
-        write(data, tmp_path, images=IMAGES, labels=LABELS.astype(kind)).labels.tolist()
-        == LABELS.tolist()
-    )
-
-
-@pytest.mark.parametrize("write", [npz, hdf5])
-def test_images_in_fortran_order_are_read(data, tmp_path, write):
-    images = np.asfortranarray(IMAGES.transpose(0, 2, 3, 1))
-    assert (write(data, tmp_path, images=images, labels=LABELS).read(ROWS) == IMAGES[ROWS]).all()
-
-
-@pytest.mark.parametrize("write", [npz, hdf5])
-def test_labels_beyond_63_bits_are_refused(data, tmp_path, write):
-    with pytest.raises(InputError, match="without gaps, found 0, 1, 2, 18446744073709551615"):
-        write(
-            data, tmp_path, images=IMAGES, labels=np.array([0, 1, 2, 0, 1, 2**64 - 1], dtype="u8")
-        )
-
-
-@pytest.mark.parametrize("write", [npz, hdf5])
-def test_images_stored_as_0_and_1_are_refused(data, tmp_path, write):
-    with pytest.raises(
-        InputError,
-        match=(
-            "images: expected levels from 0 to 255, found none above 1; scale them so that white "
-            "is 255"
-        ),
-    ):
-        write(data, tmp_path, images=IMAGES // 128, labels=LABELS)
+        brought({"images": images, "labels": LABELS[: len(images)]})
 
 
 def test_dark_images_are_said(data, tmp_path):
     assert npz(data, tmp_path, images=IMAGES // 16, labels=LABELS).notes == {
         "images with no level above 15 of 255, taken as they are": 6
     }
-    assert npz(data, tmp_path, images=IMAGES, labels=LABELS).notes == {}
+
+
+PAIRS = [
+    ("images", "labels"),
+    ("X", "y"),
+    ("x", "Y"),
+    ("data", "target"),
+    ("Data", "Labels"),
+    ("image", "label"),
+    ("arr_0", "arr_1"),
+]
+
+
+@pytest.mark.parametrize("names", PAIRS)
+def test_usual_names_are_known(brought, names):
+    images, labels = names
+    source = brought({images: IMAGES, labels: LABELS, "others": np.ones(3)})
+    assert (source.read(ROWS) == IMAGES[ROWS]).all()
+
+
+def test_of_several_pairs_the_first_is_taken(brought):
+    source = brought({"X": IMAGES[::-1], "y": LABELS, "images": IMAGES, "labels": LABELS})
+    assert (source.read(ROWS) == IMAGES[ROWS]).all()
+
+
+def test_named_arrays_are_read(brought):
+    arrays = {"pixels": IMAGES, "kinds": LABELS, "images": IMAGES[::-1], "labels": LABELS}
+    source = brought(arrays, arrays=Arrays(images="pixels", labels="kinds"))
+    assert (source.read(ROWS) == IMAGES[ROWS]).all()
+    with pytest.raises(InputError, match="expected an array named 'x', found .*pixels 6 x 3 x 8 x"):
+        brought(arrays, arrays=Arrays(images="x", labels="kinds"))
+
+
+def test_a_refusal_lists_what_is_there(brought):
+    with pytest.raises(
+        InputError,
+        match="found kinds 6 int64, pixels 6 x 3 x 8 x 8 uint8; set data.arrays: {images: …, label",
+    ):
+        brought({"kinds": LABELS, "pixels": IMAGES})
+
+
+def test_two_spellings_of_one_name_are_refused(data, tmp_path):
+    with pytest.raises(InputError, match="expected one array of each kind, found X and x; set dat"):
+        npz(data, tmp_path, X=IMAGES, x=IMAGES, y=LABELS)
+
+
+MEDMNIST = {
+    "train_images": IMAGES[:, 0],
+    "train_labels": LABELS[:, None].astype("u1"),
+    "val_images": IMAGES[::-1, 0],
+    "val_labels": LABELS[::-1, None].astype("u1"),
+    "test_images": IMAGES[:3, 0],
+    "test_labels": LABELS[:3, None].astype("u1"),
+}
+KERAS = {"x_train": LAST, "y_train": LABELS, "x_test": LAST[::-1], "y_test": LABELS[::-1]}
+
+
+def test_the_training_part_alone_is_read(brought):
+    source = brought(MEDMNIST)
+    assert (source.read(ROWS)[:, 0] == IMAGES[ROWS, 0]).all()
+    assert source.notes["parts of the data set left out (val, test)"] == 2
+    assert source.split is None
+
+
+@pytest.mark.parametrize(("arrays", "left_out"), [(MEDMNIST, "test"), (KERAS, "")])
+def test_the_file_s_own_split_is_used_on_request(brought, arrays, left_out):
+    source = brought(arrays, n_val="from_source")
+    assert source.split.tolist() == [0] * 6 + [1] * 6
+    assert source.labels.tolist() == [*LABELS, *LABELS[::-1]]
+    assert (source.read(np.array([11, 0, 6]))[:, 0] == IMAGES[[0, 0, 5], 0]).all()
+    noted = [words for words in source.notes if "left out" in words]
+    assert noted == ([f"parts of the data set left out ({left_out})"] if left_out else [])
+
+
+def test_a_named_split_is_used(brought):
+    names = Arrays(images="x_train", labels="y_train", val_images="x_test", val_labels="y_test")
+    assert brought(KERAS, n_val="from_source", arrays=names).split.sum() == 6
+    assert brought(KERAS, arrays=names).split is None
+    with pytest.raises(InputError, match="data.arrays: expected val_images and val_labels for n_v"):
+        brought(KERAS, n_val="from_source", arrays=Arrays(images="x_train", labels="y_train"))
+
+
+def test_a_split_that_is_not_there_is_refused(brought):
+    with pytest.raises(InputError, match="expected the arrays of a validation or test part for fr"):
+        brought({"images": IMAGES, "labels": LABELS}, n_val="from_source")
+    other = {**KERAS, "x_test": KERAS["x_test"][:, :5]}
+    with pytest.raises(InputError, match=r"expected the same images in both parts, found uint8 \("):
+        brought(other, n_val="from_source")
+
+
+@pytest.mark.parametrize("names", ["class_names", "classes", "list_classes"])
+def test_class_names_are_read(brought, names):
+    arrays = {"images": IMAGES, "labels": LABELS, names: np.array(["a", "b", "c"])}
+    assert brought(arrays).class_names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"class_names": np.array(["a"])},
+            "class_names: expected one name for each of 3 classes, ",
+        ),
+        ({"class_names": np.array(["a", "b", "\n"])}, "class_names: expected names of 1 to"),
+        (
+            {"class_names": np.array([1, 2, 3])},
+            "class_names: expected text, found int '1' in row 0",
+        ),
+    ],
+)
+def test_class_names_that_do_not_fit_are_refused(data, tmp_path, arrays, message):
+    with pytest.raises(InputError, match=message):
+        npz(data, tmp_path, images=IMAGES, labels=LABELS, **arrays)
+
+
+def test_arrays_of_objects_are_refused(data, tmp_path):
+    with pytest.raises(
+        InputError,
+        match="images: refused: an array of object, which is no array of numbers or text",
+    ):
+        npz(data, tmp_path, images=np.array([None]), labels=LABELS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [("npz", "x.npz", "cannot be read as .npz"), ("hdf5", "x.h5", "not a readable HDF5 file")],
+)
+def test_missing_and_broken_files(data, tmp_path, kind, name, message):
+    path = tmp_path / name
+    of_file = data.model_copy(update={"source": kind, "path": str(path)})
+    with pytest.raises(InputError, match="no such file; set data.path"):
+        sources.open_source(of_file)
+    WRITERS[kind](tmp_path, {"images": IMAGES, "labels": LABELS})
+    for content in (b"", b"hello", path.read_bytes()[:900]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            sources.open_source(of_file)
+
+
+def test_missing_and_broken_npy_files(data, tmp_path):
+    of_folder = data.model_copy(update={"source": "npy", "path": str(tmp_path / "x")})
+    with pytest.raises(InputError, match="expected a folder with images.npy and labels.npy, found"):
+        sources.open_source(of_folder)
+    write_npy(tmp_path, {"images": IMAGES, "labels": LABELS})
+    path = tmp_path / "x" / "images.npy"
+    for content in (b"", b"hello", path.read_bytes()[:900], path.read_bytes() + b"x"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="images"):
+            sources.open_source(of_folder)
+
+
+def test_the_hash_of_npy_files_is_of_those_read(data, tmp_path):
+    of_folder = data.model_copy(
+        update={"source": "npy", "path": str(write_npy(tmp_path, {"X": IMAGES, "y": LABELS}))}
+    )
+    before = sources.open_source(of_folder).sha256
+    write_npy(tmp_path, {"other": LABELS})
+    assert sources.open_source(of_folder).sha256 == before
+    write_npy(tmp_path, {"y": LABELS[::-1]})
+    assert sources.open_source(of_folder).sha256 != before
+
+
+def written(images, form):
+    """Return images, uint8 (N, 3, H, W), in another form that means the same."""
+    if form["rgba"]:
+        images = np.concatenate([images, np.full_like(images[:, :1], 255)], axis=1)
+    if form["last"]:
+        images = images.transpose(0, 2, 3, 1)
+    if form["dtype"] in ("f2", "f4", "f8") and form["unit"]:
+        return (images / 255).astype(form["dtype"])
+    return images.astype(form["dtype"])
+
+
+@given(
+    st.integers(2, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(8, 20))),
+    st.fixed_dictionaries(
+        {
+            "rgba": st.booleans(),
+            "last": st.booleans(),
+            "unit": st.booleans(),
+            "dtype": st.sampled_from(["u1", "i2", ">u4", "i8", "f2", "f4", "f8"]),
+        }
+    ),
+    st.integers(0, 9),
+)
+def test_any_accepted_form_gives_the_plain_set(shape, form, seed):
+    n_images, size = shape
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (n_images, 3, size, size), dtype=np.uint8)
+    images[0, 0, 0, 0], images[0, 0, 0, 1] = 255, 0
+    array = written(images, form)
+    found = Found(
+        images=Stack(shape=array.shape, dtype=array.dtype, read=array.__getitem__),
+        labels=np.arange(n_images) % 2,
+        sha256="",
+    )
+    source = normaliser.normalised("x", found, None)
+    assert (source.read(np.arange(n_images)) == images).all()

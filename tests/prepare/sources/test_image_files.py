@@ -506,11 +506,3 @@ def test_corrupt_images_are_named_with_their_path(read, content):
         match=r"cat/a.png: not an image that can be read \(.+\); repair, convert or remove it",
     ):
         read(a_png=content)
-
-
-def test_refused_images_are_counted(read):
-    with pytest.raises(
-        InputError,
-        match=r"cat/a.png: .*; repair, convert or remove it \(and 2 more files are refused\)",
-    ):
-        read(a_png=b"", b_png=b"x", c_png=b"y")

@@ -1,12 +1,16 @@
 import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline.base.errors import InputError
-from pipeline.prepare import sources
-from pipeline.prepare.sources import folder_layout, image_files
+from pipeline.prepare import preparation, sources
+from pipeline.prepare.sources import folder_layout, image_files, image_folder
 
 
 @pytest.fixture
@@ -173,40 +177,83 @@ def made(folder, *names):
         Image.new("RGB", (8, 8), (250, number, 0)).save(folder / name / "a.png")
 
 
+SPLITS = [
+    ["train/cat", "train/dog", "val/cat", "val/dog", "test/cat"],
+    ["Training/cat", "Training/dog", "Validation/cat", "Validation/dog"],
+    ["TRAIN/cat", "TRAIN/dog", "eval/cat", "eval/dog"],
+    ["train2017/cat", "train2017/dog", "val2017/cat", "val2017/dog"],
+    ["training_set/cat", "training_set/dog", "test-set/cat", "test-set/dog"],
+    ["trainset/cat", "trainset/dog", "testset/cat", "testset/dog", "extra"],
+    ["train/cat/images", "train/dog/images", "val/cat", "val/dog", "test/images"],
+]
+
+
+@pytest.mark.parametrize("names", SPLITS)
+def test_the_training_part_alone_is_read(data, folder, names):
+    made(folder, *names)
+    source = sources.open_source(data)
+    assert (source.class_names, source.labels.tolist()) == (("cat", "dog"), [0, 1])
+    assert source.split is None
+    others = {Path(name).parts[0] for name in names[2:]}
+    assert {words: n for words, n in source.notes.items() if "beside" in words} == {
+        f"folders beside {Path(names[0]).parts[0]} left out ({' and '.join(sorted(others))})": len(
+            others
+        )
+    }
+
+
+@pytest.mark.parametrize("names", SPLITS)
+def test_the_folder_s_own_split_is_used_on_request(data, folder, names):
+    made(folder, *names)
+    own = data.model_copy(update={"n_val": "from_source"})
+    source = sources.open_source(own)
+    assert source.labels.tolist() == [0, 1, 0, 1]
+    assert source.split.tolist() == [0, 0, 1, 1]
+    assert source.read(np.arange(4))[:, 1, 0, 0].tolist() == [0, 1, 2, 3], "val, not test"
+    assert preparation.split_of(source, np.arange(4), own).tolist() == [0, 0, 1, 1]
+
+
+def test_tiny_imagenet_is_read_with_its_own_split(data, folder):
+    made(folder, "train/n1/images", "train/n2/images", "val/images", "test/images")
+    Image.new("RGB", (8, 8), (250, 9, 0)).save(folder / "val" / "images" / "b.png")
+    (folder / "val" / "val_annotations.txt").write_text("b.png\tn1\t0\t0\t5\t5\na.png\tn2\t0\n")
+    (folder / "wnids.txt").write_text("n1\nn2\n")
+    (folder / "train" / "n1" / "n1_boxes.txt").write_text("a.png\t0\t0")
+    source = sources.open_source(data.model_copy(update={"n_val": "from_source"}))
+    assert source.class_names == ("n1", "n2")
+    assert source.labels.tolist() == [0, 1, 0, 1]
+    assert source.read(np.arange(4))[:, 1, 0, 0].tolist() == [0, 1, 9, 2]
+    (folder / "val" / "val_annotations.txt").write_text("c.png\tn1\n")
+    with pytest.raises(InputError, match=r"val_annotations.txt:1: expected the name of an image"):
+        sources.open_source(data.model_copy(update={"n_val": "from_source"}))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cat", "dog"], "expected folders train and val or test for from_source, found cat and d"),
+        (
+            ["train/a", "train/b", "val/a", "val/c"],
+            "expected the classes of the training part, fou",
+        ),
+        (["train/a", "train/b", "val/a"], "no image to validate of class b; set data.n_val to a"),
+        (["train/a", "train/b", "val"], "val: expected a folder with a subfolder of images for e"),
+    ],
+)
+def test_splits_that_are_not_whole_are_refused(data, folder, names, message):
+    made(folder, *names)
+    own = data.model_copy(update={"n_val": "from_source"})
+    with pytest.raises(InputError, match=message):
+        preparation.split_of(sources.open_source(own), np.arange(3), own)
+
+
 @pytest.mark.parametrize(
     ("names", "found", "goal"),
     [
-        (
-            ["train/cat", "train/dog", "val/cat", "test/cat"],
-            "test and train and val, the parts of a data set",
-            "train",
-        ),
-        (
-            ["Training/cat", "Training/dog", "Validation/cat"],
-            "Training and Validation, the parts of a data set",
-            "Training",
-        ),
-        (["TRAIN/cat", "TRAIN/dog", "eval/cat"], "TRAIN and eval", "TRAIN"),
-        (["train2017/cat", "train2017/dog", "val2017/cat"], "train2017 and val2017", "train2017"),
-        (
-            ["training_set/cat", "training_set/dog", "test-set/cat"],
-            "test-set and training_set",
-            "training_set",
-        ),
-        (
-            ["trainset/cat", "trainset/dog", "testset/cat", "extra"],
-            "testset and trainset",
-            "trainset",
-        ),
         (["dev/cat", "dev/dog", "testing/cat"], "dev and testing", "dev"),
         (["ds/cat", "ds/dog"], "ds alone", "ds"),
         (["ds/ds/cat", "ds/ds/dog"], "ds alone", "ds/ds"),
-        (["ds/train/cat", "ds/train/dog", "ds/valid/cat"], "ds alone", "ds/train"),
-        (
-            ["train/n1/images", "train/n2/images", "val/images", "test/images"],
-            "test and train and val",
-            "train",
-        ),
+        (["ds/train/cat", "ds/train/dog", "ds/valid/cat"], "ds alone", "ds"),
         (["images/cat", "images/dog", "annotations"], "annotations and images", "images"),
     ],
 )
@@ -232,8 +279,8 @@ def test_other_layouts_are_refused_with_the_path_to_set(data, folder, names, fou
         ),
         (
             ["train", "test"],
-            r"found test and train, the parts of a data set; make a folder for each class and "
-            r"move its images there",
+            r"train: expected a folder .*, found no subfolder but 1 images; move each image into a "
+            r"folder named after its class",
         ),
         (
             ["cat/train", "cat/test", "dog/train", "dog/test"],
@@ -246,6 +293,144 @@ def test_folders_that_are_no_classes_are_refused(data, folder, names, message):
     made(folder, *names)
     with pytest.raises(InputError, match=message):
         sources.open_source(data)
+
+
+def linked(folder, elsewhere):
+    """Replace files by links to another place, as DVC's and other caches do, and a class too."""
+    elsewhere.mkdir()
+    for number, path in enumerate(sorted(folder.glob("cat/*"))):
+        path.rename(elsewhere / f"{number}")
+        path.symlink_to(elsewhere / f"{number}")
+    (folder / "dog").rename(elsewhere / "dog")
+    (folder / "dog").symlink_to(elsewhere / "dog")
+
+
+def test_links_are_followed_on_request(data, folder, tmp_path_factory):
+    before = sources.open_source(data)
+    linked(folder, tmp_path_factory.mktemp("cache") / "files")
+    with pytest.raises(InputError, match="cat/a.png: refused: a link out of .*follow_links: true"):
+        sources.open_source(data)
+    after = sources.open_source(data.model_copy(update={"follow_links": True}))
+    assert after.sha256 == before.sha256
+    assert (after.read(np.arange(6)) == before.read(np.arange(6))).all()
+
+
+def test_links_in_a_circle_are_refused(data, folder):
+    (folder / "cat" / "again").symlink_to(folder / "cat")
+    with pytest.raises(InputError, match="more than 20 folders inside each other"):
+        sources.open_source(data.model_copy(update={"follow_links": True}))
+
+
+def test_broken_images_are_listed_or_left_out(data, folder):
+    for number in range(12):
+        (folder / "cat" / f"z{number:02}.png").write_bytes(b"x")
+    whole = (folder / "dog" / "a.png").read_bytes()
+    (folder / "dog" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        InputError,
+        match=r"12 images cannot be read: cat/z00.png, .*cat/z09.png and 2 more \(.*z00.png: not "
+        r"an "
+        r"image .*\); repair, convert or remove them, or set data.skip_broken: true$",
+    ):
+        sources.open_source(data)
+    source = sources.open_source(data.model_copy(update={"skip_broken": True}))
+    assert source.skipped == (*(f"cat/z{number:02}.png" for number in range(12)), "dog/cut.png")
+    assert source.notes["images that cannot be read left out"] == 13
+    assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert source.read(np.arange(6)).shape == (6, 3, 16, 16)
+
+
+def test_damaged_pixels_are_all_listed(data, folder):
+    for name in ("cat", "dog"):
+        whole = (folder / name / "a.png").read_bytes()
+        (folder / name / "cut.png").write_bytes(whole[: len(whole) - 30])
+    with pytest.raises(InputError, match=r"2 images cannot be read: cat/cut.png, dog/cut.png \("):
+        sources.open_source(data)
+
+
+def test_too_many_broken_images_are_not_skipped(data, folder, monkeypatch):
+    monkeypatch.setattr(image_folder, "MAX_SKIPPED", 10)
+    (folder / "cat" / "broken.png").write_bytes(b"x")
+    (folder / "dog" / "broken.png").write_bytes(b"x")
+    with pytest.raises(InputError, match="2 images cannot be read: .*too many to skip"):
+        sources.open_source(data.model_copy(update={"skip_broken": True}))
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar", "gztar", "bztar", "xztar"])
+@pytest.mark.parametrize("inside", ["", "ds", "ds/ds"])
+def test_an_archive_is_read_like_its_folder(data, folder, tmp_path_factory, ending, inside):
+    before = sources.open_source(data)
+    other = tmp_path_factory.mktemp("archive")
+    shutil.copytree(folder, other / "all" / inside, dirs_exist_ok=True)
+    (other / "all" / "__MACOSX").mkdir()
+    archive = shutil.make_archive(str(other / "x"), ending, other / "all")
+    after = sources.open_source(data.model_copy(update={"path": archive}))
+    assert (after.read(np.arange(6)) == before.read(np.arange(6))).all()
+    assert (after.class_names, after.sha256) == (before.class_names, before.sha256)
+
+
+def test_an_archive_s_own_split_is_used(data, folder, tmp_path_factory):
+    made(folder, *SPLITS[0])
+    archive = shutil.make_archive(str(tmp_path_factory.mktemp("archive") / "x"), "zip", folder)
+    source = sources.open_source(data.model_copy(update={"path": archive, "n_val": "from_source"}))
+    assert source.split.tolist() == [0, 0, 1, 1]
+
+
+def zip_of(path, name):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, b"x")
+
+
+def tar_of(path, name, kind=tarfile.REGTYPE):
+    with tarfile.open(path, "w") as archive:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("x.zip", lambda path: zip_of(path, "../a.png"), "'../a.png', which leads out of its fold"),
+        ("x.zip", lambda path: zip_of(path, "/a.png"), "'/a.png', which leads out of its folder"),
+        ("x.tar", lambda path: tar_of(path, "a/../../a.png"), "which leads out of its folder"),
+        (
+            "x.tar",
+            lambda path: tar_of(path, "a", tarfile.SYMTYPE),
+            "cannot be unpacked .*unpack it",
+        ),
+        (
+            "x.tar",
+            lambda path: tar_of(path, "a", tarfile.CHRTYPE),
+            "cannot be unpacked .*unpack it",
+        ),
+        ("x.tgz", lambda path: path.write_bytes(b"x" * 600), "cannot be unpacked .*; unpack it"),
+        ("x.zip", lambda path: path.write_bytes(b"PK" * 600), "cannot be unpacked .*; unpack it"),
+        ("x.zip", lambda _: None, "no such file; set data.path to the archive of your images"),
+    ],
+)
+def test_archives_that_are_not_plain_are_refused(data, tmp_path, name, write, message):
+    write(tmp_path / name)
+    with pytest.raises(InputError, match=message):
+        sources.open_source(data.model_copy(update={"path": str(tmp_path / name)}))
+    assert not (tmp_path.parent / "a.png").exists()
+
+
+def test_an_archive_of_more_than_the_disk_is_refused(data, folder, tmp_path_factory, monkeypatch):
+    archive = shutil.make_archive(str(tmp_path_factory.mktemp("archive") / "x"), "tar", folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(InputError, match="its contents needs 0 MiB, and the disk has 0 MiB left"):
+        sources.open_source(data.model_copy(update={"path": archive}))
+
+
+def test_image_size_null_keeps_one_size(data, folder):
+    own = data.model_copy(update={"image_size": None})
+    with pytest.raises(
+        InputError, match="expected squares of one size, .* found 5 x 5 and 30 x 40"
+    ):
+        sources.open_source(own)
+    made(folder, "cat", "dog")
+    assert sources.open_source(own).read(np.arange(2)).shape == (2, 3, 8, 8)
 
 
 def test_images_with_a_table_of_labels_are_refused(data, folder):

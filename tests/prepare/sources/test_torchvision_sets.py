@@ -74,7 +74,9 @@ def test_without_a_network_the_missing_file_is_named(settings, tmp_path, offline
         sources.open_source(of(settings, name, tmp_path))
 
 
-def test_another_image_size_is_refused(settings, tmp_path, monkeypatch, offline):
+def test_images_are_resized(settings, tmp_path, monkeypatch, offline):
     samples.write_cifar(tmp_path, monkeypatch, "cifar10", PIXELS, LABELS)
-    with pytest.raises(InputError, match=r"found \(20, 32, 32, 3\); data.image_size is 64"):
-        sources.open_source(of(settings, "cifar10", tmp_path).model_copy(update={"image_size": 64}))
+    large = of(settings, "cifar10", tmp_path).model_copy(update={"image_size": 64})
+    source = sources.open_source(large)
+    assert source.read(np.arange(3)).shape == (3, 3, 64, 64)
+    assert source.notes == {"images resized to 64 x 64": 20}

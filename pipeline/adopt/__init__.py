@@ -1,0 +1,1 @@
+"""Stage `adopt@<model>`: take a model that was trained elsewhere."""

@@ -1,0 +1,36 @@
+"""Turn a file of tensors into a model of this pipeline."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import networks
+from pipeline.adopt.params import Adopted
+from pipeline.base import files
+from pipeline.base.errors import InputError
+from pipeline.networks import resnet
+
+
+def adopted(
+    recipe: Adopted, path: Path, class_names: Sequence[str], where: str
+) -> networks.Checkpoint:
+    """Return the network in a file as a checkpoint, for images in [0, 1].
+
+    Its outputs are taken to be the classes of the data in their order. A normalisation in front of
+    the network is folded into it if that is exact. Raises InputError, which begins with `where`,
+    for another network, for another number of classes and for a normalisation that cannot be
+    folded.
+    """
+    tensors = networks.read_network(path, recipe.model, where)
+    n_outputs = len(tensors["fc.bias"])
+    if n_outputs != len(class_names):
+        raise InputError(
+            f"{where}: {path}: expected a last layer for the {len(class_names)} classes of the "
+            f"data, found one for {n_outputs}"
+        )
+    network = resnet.stock(recipe.architecture, n_outputs)
+    return networks.Checkpoint(
+        architecture=recipe.architecture,
+        class_names=list(class_names),
+        state_dict={**network.state_dict(), **tensors},
+        provenance={"file": recipe.file, "file.sha256": files.sha256(path)},
+    )

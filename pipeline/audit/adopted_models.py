@@ -1,0 +1,36 @@
+"""Check models that were trained elsewhere against the files that they came from."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from pipeline.adopt import adoption
+from pipeline.audit.project import Project, Row, judged
+from pipeline.base import files
+
+
+def adopted_model(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """Check that a checkpoint holds the tensors of the file that its stage read."""
+    checkpoint, name = project.checkpoint(path), Path(path).stem
+    recipe = project.settings.adopted[name]
+    file = project.root / recipe.file
+    recorded, found = checkpoint.provenance.get("file.sha256"), files.sha256(file)
+    yield judged(
+        stage,
+        f"made from {recipe.file}",
+        "" if recorded == found else f"recorded {recorded}, is {found}",
+        f"SHA-256 {found}",
+        path,
+    )
+    wanted = adoption.adopted(recipe, file, project.class_names, f"adopted.{name}.file").state_dict
+    differing = [
+        key for key, tensor in wanted.items() if not torch.equal(tensor, checkpoint.state_dict[key])
+    ]
+    yield judged(
+        stage,
+        "tensors",
+        f"{len(differing)} differ, such as {differing[0]}" if differing else "",
+        f"{len(wanted)}, those of the file",
+        f"{path}, {recipe.file}",
+    )

@@ -1,0 +1,94 @@
+"""Unpack an archive of images, and delete what was unpacked when the process ends."""
+
+import atexit
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from pipeline.base import files, unfinished
+from pipeline.base.errors import InputError
+from pipeline.base.untrusted import limits
+from pipeline.prepare.sources.folder_layout import Listing, parts_in
+
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+MAX_MEMBERS = 5_000_000
+REMEDY = "unpack it yourself and set data.path to the folder"
+# zipfile and tarfile raise these for files that are cut short, damaged or of another kind.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    NotImplementedError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def is_archive(path: Path) -> bool:
+    return path.name.lower().endswith(ENDINGS) and not path.is_dir()
+
+
+def unpacked(path: Path) -> Path:
+    """Return a folder with the contents of an archive, beside the archive.
+
+    A folder that holds everything else in the archive is entered. The folder is deleted when this
+    process ends. Raises InputError for an archive that is damaged or too large, or that would write
+    elsewhere.
+    """
+    limits.regular(path, "set data.path to the archive of your images")
+    folder = unfinished.path_for(path, {"archive": str(path.absolute())})
+    unfinished.clear([folder])
+    atexit.register(unfinished.clear, [folder])
+    try:
+        folder.mkdir()
+        if path.name.lower().endswith(".zip"):
+            _unpack_zip(path, folder)
+        else:
+            _unpack_tar(path, folder)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: cannot be unpacked ({reason}); {REMEDY}") from error
+    return _entered(folder)
+
+
+def _unpack_zip(path: Path, folder: Path) -> None:
+    with path.open("rb") as file:
+        archive, members = limits.zip_members(file, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+        _check(folder, ((name, member.file_size) for name, member in members.items()))
+        for member in members.values():
+            archive.extract(member, folder)
+
+
+def _unpack_tar(path: Path, folder: Path) -> None:
+    with tarfile.open(path) as archive:
+        _check(folder, ((member.name, member.size) for member in archive))
+        archive.extractall(folder, filter="data")
+
+
+def _check(folder: Path, members: Iterable[tuple[str, int]]) -> None:
+    """Raise InputError for names that lead out of the folder, and for more than the disk holds."""
+    total = 0
+    for number, (name, n_bytes) in enumerate(members):
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise InputError(f"refused: it holds {name[:100]!a}, which leads out of its folder")
+        total += n_bytes
+        if number >= MAX_MEMBERS:
+            raise InputError(f"refused: it holds more than {MAX_MEMBERS:,} files; {REMEDY}")
+        if number % 1000 == 0 or n_bytes > 2**20:
+            files.require_space(folder, total, "its contents")
+    files.require_space(folder, total, "its contents")
+
+
+def _entered(folder: Path) -> Path:
+    """Return the first folder, from `folder` down, that holds several folders or an image."""
+    while True:
+        inside = Listing(root=folder).visible(folder)
+        if len(inside) != 1 or not inside[0].is_dir() or parts_in(inside):
+            return folder
+        folder = inside[0]

@@ -1,0 +1,88 @@
+"""Read the source `hdf5`: arrays in an HDF5 file of the user."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base import files
+from pipeline.base.untrusted import hdf5, limits
+from pipeline.prepare.params import Arrays
+from pipeline.prepare.sources import array_names, normaliser
+from pipeline.prepare.sources.arrays import class_names_of, described
+from pipeline.prepare.sources.common import Found, Stack
+
+SPAN_ROWS = 1024
+REMEDY = "save it again with h5py, as plain arrays"
+DAMAGED = "not a readable HDF5 file; is it whole?"
+
+
+def found(path: Path, names: Arrays | None, own_split: bool) -> Found:
+    """Return the images and labels of an HDF5 file.
+
+    Images are read only when they are requested. Raises InputError for a file that is missing or
+    unreadable, or that has no such datasets.
+    """
+    limits.regular(path, "set data.path to the HDF5 file of your images")
+    there = _listed(path, names)
+    chosen = array_names.choose(str(path), there, names, own_split)
+    named = array_names.class_names_in(there)
+    pairs = [pair for pair in (chosen.train, chosen.held_out) if pair is not None]
+    texts = [pair.labels for pair in pairs] + [name for name in [named] if name]
+    hdf5.check_source(path, [*(pair.images for pair in pairs), *texts], REMEDY, texts)
+    sha256 = files.sha256(path)
+    with hdf5.reading(path, DAMAGED) as file:
+        classes = None if named is None else class_names_of(path, named, file[named][...])
+        parts = [
+            Found(
+                images=_stack(path, file, pair.images),
+                labels=np.asarray(file[pair.labels][...]),
+                class_names=classes,
+                sha256=sha256,
+                notes=array_names.left_out(chosen),
+            )
+            for pair in pairs
+        ]
+    return parts[0] if len(parts) == 1 else normaliser.joined(path, *parts)
+
+
+def _listed(path: Path, names: Arrays | None) -> dict[str, str]:
+    """Return the datasets of a file with a description of each, by name.
+
+    Names in `params.yaml` may lead through soft links and second hard links.
+    """
+    found = hdf5.contents(path, REMEDY)
+    there = {name: described(shape, kind) for name, (shape, kind) in found.items()}
+    wanted = [name for name in names.model_dump().values() if name] if names else []
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        hdf5.check_source(path, missing, REMEDY, missing)
+        with hdf5.reading(path, DAMAGED) as file:
+            for name in missing:
+                if isinstance(dataset := file.get(name), h5py.Dataset):
+                    there[name] = described(dataset.shape, str(dataset.dtype))
+    return there
+
+
+def _stack(path: Path, file: h5py.File, name: str) -> Stack:
+    def read(rows: NDArray[np.int64]) -> NDArray[Any]:
+        with hdf5.reading(path, DAMAGED) as file:
+            spans = [
+                _span(file[name], part)
+                for part in np.split(rows, range(SPAN_ROWS, len(rows), SPAN_ROWS))
+            ]
+        return np.concatenate(spans)
+
+    return Stack(shape=file[name].shape, dtype=file[name].dtype, read=read)
+
+
+def _span(dataset: h5py.Dataset, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Return some rows, by one contiguous read.
+
+    Selecting the rows inside h5py is many times slower.
+    """
+    first = int(rows.min())
+    span: NDArray[Any] = dataset[first : int(rows.max()) + 1]
+    return span[rows - first]

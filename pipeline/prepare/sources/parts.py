@@ -1,0 +1,42 @@
+"""Know the usual names of the parts of a data set, such as train and test."""
+
+import re
+
+PARTS = {
+    "train": {"train", "training", "trn", "trainval"},
+    "val": {"val", "valid", "validate", "validation", "dev", "devel", "development", "holdout"},
+    "test": {"test", "testing", "tst", "eval", "evaluation"},
+    "images": {"images", "image", "imgs", "img", "jpegimages"},
+    "annotations": {"annotations", "annotation", "labels", "masks", "xmls", "segmentations"},
+}
+FILLERS = {
+    "",
+    "set",
+    "data",
+    "dataset",
+    "split",
+    "folder",
+    "images",
+    "image",
+    "imgs",
+    "img",
+}  # as in train_images and TestSet
+
+
+def part_of(name: str) -> str | None:
+    """Return the part of a data set that a name means; None for other names.
+
+    For example, `Training_set`, `train2017` and `train-images` all mean `train`.
+    """
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word not in FILLERS] or [
+        name.lower()
+    ]
+    word = re.sub(r"(?<=.)(set|data|images|imgs)$", "", words[0])
+    return next(
+        (
+            part
+            for part, spellings in PARTS.items()
+            if len(words) == 1 and {word, words[0]} & spellings
+        ),
+        None,
+    )
