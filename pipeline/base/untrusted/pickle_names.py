@@ -9,7 +9,7 @@ import sys
 _BUILTINS = """
     Ellipsis NotImplemented abs all any bool bytearray bytes complex dict enumerate filter float
     frozenset getattr int len list map max min object range reversed round set slice sorted str sum
-    tuple type zip
+    tuple type zip long unicode xrange
 """
 _OPERATORS = """
     add and_ attrgetter contains eq floordiv ge getitem gt invert itemgetter le lt matmul
