@@ -97,7 +97,8 @@ def read_network(path: Path, model: params.Model, where: str) -> dict[str, Tenso
     }
     if std is not None:
         first = next(iter(body))  # the weights of the first convolution
-        taken[first] = normalisation.folded(taken[first], std)
+        weight = normalisation.folded(taken[first], std)
+        taken[first] = _converted(weight, expected[first].dtype, place, first)
     _say_taken(place, copy, taken, std)
     return taken
 
@@ -110,8 +111,10 @@ def _content(path: Path, where: str) -> Any:
         raise InputError(f"{where}: {error}") from None
     with _naming(path, where, UNSAFE):
         with path.open("rb") as file:
-            if _is_safetensors(file.read(9), size):
-                return safetensors.load(path.read_bytes())
+            start = file.read(9)
+        if _is_safetensors(start, size):
+            limits.expect_fits(2 * size, size)
+            return safetensors.load(path.read_bytes())
         return untrusted.load(path, MAX_STEPS)
 
 
@@ -141,6 +144,7 @@ def _head(copy: Copy, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         or bias is None
         or bias.shape != weight.shape[:1]
         or weight.shape[1:] != (n_features,)
+        or not (weight.is_floating_point() and bias.is_floating_point())
     ):
         found = foreign.listed(
             f"{shown(name)} {_shown(tensor)}"

@@ -178,6 +178,10 @@ def test_normalisations_that_cannot_be_folded_are_refused():
         "expected one normalisation, found a.mean, a.std, b.std that differ",
     )
     refused({"0.std": zeros, **prefixed("1.")}, "expected a std above 0 for each channel, found 0")
+    refused(
+        {"0.std": torch.full((3,), 1e-40), **prefixed("1.")},
+        "conv1.weight: expected finite numbers in float32, found NaN or infinity",
+    )
     expect_official(taken({"0.mean": zeros, "0.std": torch.ones(3), **prefixed("1.")}))
     expect_official(taken({"target.std": torch.ones(7), **prefixed("1.")}))
 
@@ -257,7 +261,11 @@ def test_a_head_that_fits_is_kept(capsys):
 
 @pytest.mark.parametrize(
     ("head", "found"),
-    [({}, "none"), ({"fc.1.weight": torch.ones(3, 512)}, "'fc.1.weight' 3x512 in float32")],
+    [
+        ({}, "none"),
+        ({"fc.weight": torch.ones(3, 9), "fc.bias": torch.ones(3)}, "'fc.weight' 3x9"),
+        ({"fc.1.weight": torch.ones(3, 512)}, "'fc.1.weight' 3x512 in float32"),
+    ],
 )
 def test_a_head_of_another_form_is_refused(head, found):
     body = {name: tensor for name, tensor in OFFICIAL.items() if not name.startswith("fc.")}
