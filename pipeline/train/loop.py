@@ -185,10 +185,10 @@ class _Run:
             "train_accuracy": n_right / n_images,
             **scores,
         }
-        self.history.append(
-            {"epoch": self.epoch + 1, **{key: round(value, 6) for key, value in row.items()}}
-        )
-        if not self.best or scores["val_accuracy"] > self.best["val_accuracy"]:
+        rounded = {key: round(value, 6) for key, value in row.items()}
+        self.history.append({"epoch": self.epoch + 1, **rounded})
+        # Rounded, as the best is: 1/3 is more than 0.333333.
+        if not self.best or rounded["val_accuracy"] > self.best["val_accuracy"]:
             self.best = self.history[-1]
             self.best_state = {
                 name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()

@@ -22,11 +22,17 @@ def plain(batches):
     return augmentation.AugmentedBatches(batches._batches, "none", seed=0)
 
 
-def test_the_first_of_the_best_epochs_is_kept(batches, recipe):
-    validate, seen = scores(0.2, 0.9, 0.9, 0.5)
+@pytest.mark.parametrize("best", [0.9, 2 / 3, 1 / 3])
+def test_the_first_of_the_best_epochs_is_kept(batches, recipe, best):
+    validate, seen = scores(0.2, best, best, 0.1)
     fitted = loop.fit(Tiny(), batches, validate, recipe, text="t", device=CPU)
     assert fitted.best["epoch"] == 2
-    assert [line["val_accuracy"] for line in fitted.history] == [0.2, 0.9, 0.9, 0.5]
+    assert [line["val_accuracy"] for line in fitted.history] == [
+        0.2,
+        round(best, 6),
+        round(best, 6),
+        0.1,
+    ]
     assert all((fitted.state_dict[name] == seen[1][name]).all() for name in seen[1])
     assert any((seen[3][name] != seen[1][name]).any() for name in seen[1])
 
