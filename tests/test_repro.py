@@ -6,11 +6,13 @@ DVC and the stages run in this process.
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline import __main__ as command
-from pipeline import repro
+from pipeline import networks, repro
+from pipeline.base import store
 from pipeline.base.errors import InputError
 from tests import narrow, samples, tiny_project
 from tests.conftest import ROOT
@@ -32,6 +34,13 @@ READS_SETS = {
     "export",
     "audit",
 }
+
+
+DIGITS = tuple("0123456789")
+
+
+def _below(prefix, tensors):
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
 
 
 @pytest.fixture(scope="module")
@@ -272,3 +281,85 @@ def test_a_replaced_file_of_starting_weights_trains_again(folder):
         ),
     ):
         call(folder, "check")
+
+
+def test_a_model_trained_elsewhere_is_judged_and_attacked(folder):
+    torch.manual_seed(3)
+    tensors = narrow.NarrowResNet(10).state_dict()
+    mine = {"module.0.std": torch.full((3,), 0.25), "module.0.mean": torch.zeros(3)}
+    mine |= _below("module.1.", tensors)
+    torch.save({"model": mine, "epoch": 3}, folder / "data/raw/mine.pth")
+
+    def adopt(params):
+        file = {"architecture": "resnet18", "file": "data/raw/mine.pth"}
+        params["adopted"] = {"mine": file}
+        params["evaluate"]["models"].append("mine")
+        params["attacked"].append("mine")
+
+    change_params(folder, adopt)
+    assert reproduce(folder) == {
+        "prepare",
+        "adopt@mine",
+        "generate@mine-fgsm",
+        "generate@mine-pgd",
+        "evaluate@mine",
+        "audit",
+    }
+    assert reproduce(folder) == set()
+    network = networks.load(folder / "models/mine.safetensors", class_names=DIGITS).network()
+    assert torch.equal(network.conv1.weight, tensors["conv1.weight"] / 0.25)
+    metrics = json.loads((folder / "metrics/mine.json").read_text())
+    assert metrics["attack_passes"] is None
+    assert json.loads((folder / "metrics/audit.json").read_text())["failed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"conv1.weight": torch.zeros(1)}, "its tensors are not those of a resnet18"),
+        (
+            narrow.NarrowResNet(9).state_dict(),
+            "a last layer for the 10 classes .*, found one for 9",
+        ),
+        (
+            {"0.mean": torch.ones(3), **_below("1.", narrow.NarrowResNet(10).state_dict())},
+            r"found 0.mean 1, 1, 1, which conv1 .*; a model is judged on images in \[0, 1\], so tr",
+        ),
+    ],
+)
+def test_a_model_of_another_kind_is_not_adopted(folder, content, message):
+    torch.save(content, folder / "data/raw/mine.pth")
+    file = {"architecture": "resnet18", "file": "data/raw/mine.pth"}
+    change_params(folder, lambda params: params.update(adopted={"mine": file}))
+    with (
+        here(folder),
+        pytest.raises(InputError, match=f"^adopted.mine.file: data/raw/mine.pth: .*{message}"),
+    ):
+        run_here(
+            "python -m pipeline.adopt --clean data/clean --file data/raw/mine.pth "
+            "--out models/mine.safetensors"
+        )
+
+
+def test_grey_images_of_28_pixels_and_their_own_split(tmp_path):
+    tiny_project.create(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
+    labels = np.arange(60)[:, None] % 3 + 1
+    parts = {"train": slice(0, 40), "val": slice(40, 52), "test": slice(52, 60)}
+    arrays = {f"{part}_images": images[rows] for part, rows in parts.items()}
+    arrays |= {f"{part}_labels": labels[rows] for part, rows in parts.items()}
+    np.savez(tmp_path / "data/raw/own.npz", **arrays)
+
+    def own(params):
+        params["data"].update(source="npz", path="data/raw/own.npz", image_size=None)
+        params["data"].update(n_images=None, n_val="from_source")
+        params["evaluate"].update(n_eval=4)
+        params["evaluate"]["ensemble"] = None
+
+    change_params(tmp_path, own)
+    reproduce(tmp_path)
+    clean = store.ImageSet(tmp_path / "data/clean")
+    assert (clean.load("val").images[:, 2] == images[40:52]).all()
+    assert clean.class_names == ("1", "2", "3")
+    assert json.loads((tmp_path / "metrics/audit.json").read_text())["failed"] == 0
+    assert "0,1\n" in (tmp_path / "models/submission.classes.csv").read_text()

@@ -20,7 +20,15 @@ def adopted(
     for another network, for another number of classes and for a normalisation that cannot be
     folded.
     """
-    tensors = networks.read_network(path, recipe.model, where)
+    tensors = networks.read_network(
+        path,
+        recipe.architecture,
+        where,
+        keep_head=True,
+        ignore_normalisation=False,
+        remedy="a model is judged on images in [0, 1], so train it further without the "
+        "normalisation (model.weights, with model.ignore_normalisation: true)",
+    )
     n_outputs = len(tensors["fc.bias"])
     if n_outputs != len(class_names):
         raise InputError(

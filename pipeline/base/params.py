@@ -92,6 +92,9 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: expected sections such as data and model, found {str(content)[:50]!r}"
         )
+    for key in content:
+        if not isinstance(key, str):
+            raise InputError(f"{path}: expected names of sections, found {str(key)[:50]!r}")
     return content
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import InputError
-from pipeline.networks import params, torch_files
+from pipeline.networks import torch_files
 
 MEANS = ("new_mean", "norm_mean", "means", "mean")
 STDS = ("new_std", "norm_std", "stds", "std")
@@ -23,14 +23,13 @@ def is_part(name: str) -> bool:
     return name.rpartition(".")[2] in (*MEANS, *STDS)
 
 
-def std_to_fold(records: Mapping[str, Any], model: params.Model, where: str) -> Tensor | None:
+def std_to_fold(records: Mapping[str, Any], remedy: str) -> Tensor | None:
     """Return the standard deviation, float64 (3,), that the first weights must be divided by.
 
     It is None where there is nothing to do. Raises InputError, without a path, for a mean other
-    than 0, for normalisations that differ, and for a std that nothing can be divided by.
+    than 0, with `remedy`, for normalisations that differ, and for a std that nothing can be divided
+    by.
     """
-    if model.ignore_normalisation:
-        return None
     values = _of_channels(records)
     stds = []
     for name, value in values.items():
@@ -40,8 +39,7 @@ def std_to_fold(records: Mapping[str, Any], model: params.Model, where: str) -> 
             raise InputError(
                 f"expected no normalisation, or one of mean 0, found {name[:100]}"
                 f" {numbers(value)}, which conv1 cannot take over exactly, because it pads with"
-                f" zeros; write {where.removesuffix('.weights')}.ignore_normalisation: true to take"
-                " the weights as they are, as is done with torchvision's own"
+                f" zeros; {remedy}"
             )
     if any(not torch.equal(std, stds[0]) for std in stds):
         raise InputError(f"expected one normalisation, found {', '.join(values)[:200]} that differ")

@@ -35,12 +35,21 @@ def pretrained_weights(model: params.Model, where: str = "model") -> Pretrained:
     `where` is the dotted key of `model`. Raises InputError for weights that cannot be read whole,
     that belong to another network or that are not finite. Never starts from scratch instead.
     """
-    where, path = f"{where}.weights", weights_file(model)
+    key, path = f"{where}.weights", weights_file(model)
     if path is None:
         return SCRATCH
     if model.file is None:
-        _download(_url(model), path, where)
-    return Pretrained(state_dict=read_network(path, model, where), sha256=files.sha256(path))
+        _download(_url(model), path, key)
+    tensors = read_network(
+        path,
+        model.architecture,
+        key,
+        keep_head=model.keep_head,
+        ignore_normalisation=model.ignore_normalisation,
+        remedy=f"write {where}.ignore_normalisation: true to take the weights as they are, as is "
+        "done with torchvision's own",
+    )
+    return Pretrained(state_dict=tensors, sha256=files.sha256(path))
 
 
 def expect_weights(model: params.Model, where: str) -> None:
@@ -70,25 +79,33 @@ def read_state_dict(path: Path, where: str) -> dict[str, Tensor]:
         return torch_files.tensors(foreign.state_dicts(content)[0].records)
 
 
-def read_network(path: Path, model: params.Model, where: str) -> dict[str, Tensor]:
+def read_network(
+    path: Path,
+    architecture: params.Architecture,
+    where: str,
+    *,
+    keep_head: bool,
+    ignore_normalisation: bool,
+    remedy: str,
+) -> dict[str, Tensor]:
     """Return the tensors of a network in a file, in the network's own types.
 
-    Those of the last layer are left out, except with `model.keep_head`. Says what was taken from a
-    file that holds more. Raises InputError, which begins with `where`, for another network and for
-    tensors that are not finite.
+    Those of the last layer are left out, except with `keep_head`. Says what was taken from a file
+    that holds more. Raises InputError, which begins with `where`, for another network, for tensors
+    that are not finite, and, with `remedy`, for a normalisation that cannot be folded.
     """
     with torch.device("meta"):
-        expected = resnet.stock(model.architecture, 2).state_dict()
+        expected = resnet.stock(architecture, 2).state_dict()
     body = {name: tensor for name, tensor in expected.items() if not name.startswith("fc.")}
     content = _content(path, where)
     with _naming(path, where):
         parts = foreign.state_dicts(content)
         fitting = foreign.fitting(parts, body)
         if not fitting:
-            raise InputError(_differences(parts, body, model.architecture))
+            raise InputError(_differences(parts, body, architecture))
         copy = foreign.chosen(fitting)
-        std = normalisation.std_to_fold(copy.around, model, where)
-        head = _head(copy, expected) if model.keep_head else {}
+        std = None if ignore_normalisation else normalisation.std_to_fold(copy.around, remedy)
+        head = _head(copy, expected) if keep_head else {}
     place = f"{where}: {path}"
     taken = {
         name: _converted(tensor, expected[name].dtype, place, name)

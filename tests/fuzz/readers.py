@@ -18,7 +18,6 @@ from pipeline import document, networks
 from pipeline.base import store
 from pipeline.base.store import manifest
 from pipeline.networks import pretrained, resnet
-from pipeline.networks.params import Model
 from pipeline.prepare import sources
 from pipeline.prepare.params import Arrays
 from tests import samples
@@ -87,7 +86,12 @@ def read_weights(path):
     stock, resnet.stock = resnet.stock, tiny
     try:
         pretrained.read_network(
-            path, Model(architecture="resnet18", weights="IMAGENET1K_V1"), "model.weights"
+            path,
+            "resnet18",
+            "model.weights",
+            keep_head=False,
+            ignore_normalisation=False,
+            remedy="write another",
         )
     finally:
         resnet.stock = stock
