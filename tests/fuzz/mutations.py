@@ -434,6 +434,12 @@ def safetensors(content, others, rng):
 STRUCTURED = {
     "yaml": yaml_text,
     "npz": lambda content, others, rng: archive(content, others, rng, npy),
+    "npy": npy,
+    "zip": lambda content, others, rng: (
+        archive(content, others, rng, any_bytes)
+        if content.startswith(b"PK")
+        else any_bytes(content, others, rng)
+    ),
     "safetensors": safetensors,
     "torch": torch_file,
     "hdf5": hdf5,

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from PIL import Image
 from safetensors import torch as safetensors
 
 from pipeline import document, networks
-from pipeline.base import store
+from pipeline.base import store, unfinished
 from pipeline.base.store import manifest
 from pipeline.networks import pretrained, resnet
 from pipeline.prepare import sources
@@ -55,6 +56,23 @@ def read_source(source, path):
     images = opened.read(np.arange(len(opened.labels)))
     assert images.shape == (len(opened.labels), 3, SIZE, SIZE)
     assert images.dtype == np.uint8
+
+
+def read_npy(path):
+    """The changed images lie beside labels that are whole."""
+    labels = path.parent / "labels.npy"
+    np.save(labels, LABELS)
+    try:
+        read_source("npy", path.parent)
+    finally:
+        labels.unlink()
+
+
+def read_archive(path):
+    try:
+        read_source("image_folder", path)
+    finally:
+        unfinished.clear(path.parent.glob(".*.part"))
 
 
 def read_image_folder(path):
@@ -112,7 +130,42 @@ def npz_files():
                 class_names=np.array(list("abc")),
             )
         ),
+        written(
+            lambda file: np.savez(
+                file,
+                train_images=PIXELS[:, 0] / 255,
+                train_labels=LABELS[:, None],
+                val_images=PIXELS[:, 0] / 255,
+                val_labels=LABELS[:, None],
+            )
+        ),
+        written(lambda file: np.savez(file, X=PIXELS, y=np.array(list("abcabc")))),
+        written(lambda file: np.savez(file, arr_0=PIXELS[:, 0] > 9, arr_1=np.eye(3)[LABELS])),
     ]
+
+
+def npy_files():
+    arrays = (PIXELS, PIXELS.transpose(0, 2, 3, 1) / 255, PIXELS[:, 0].astype("i4"))
+    return [
+        written(lambda file, array=array: np.lib.format.write_array(file, array))
+        for array in arrays
+    ]
+
+
+def archives():
+    """Archives of two classes, one of them with its own split."""
+    found = []
+    for parts in (("",), ("train", "val")):
+        with tempfile.TemporaryDirectory() as folder:
+            for part in parts:
+                for number, name in enumerate("ab"):
+                    inside = Path(folder) / "ds" / part / name
+                    inside.mkdir(parents=True)
+                    Image.fromarray(PIXELS[number].transpose(1, 2, 0)).save(inside / "x.png")
+            for kind in ("zip", "tar", "gztar"):
+                path = shutil.make_archive(f"{folder}/x", kind, folder, "ds")
+                found.append(Path(path).read_bytes())
+    return found
 
 
 def written(write):
@@ -148,11 +201,12 @@ def train_files():
         del main.TaskDataset
 
 
-def hdf5_file(libver, **options):
+def hdf5_file(libver, *, text=False, **options):
     def write(file):
         with h5py.File(file, "w", libver=libver) as opened:
             opened.create_dataset("x/images", data=PIXELS, **options)
-            opened.create_dataset("y", data=LABELS, **({"chunks": (2,)} if options else {}))
+            labels = ["a", "b", "c", "a", "b", "c"] if text else LABELS
+            opened.create_dataset("y", data=labels, **({"chunks": (2,)} if options else {}))
             opened["x"].attrs["text"], opened["y"].attrs["number"] = "a text", 7
             opened["soft"] = h5py.SoftLink("/y")
             opened["x/rows"] = np.arange(6)
@@ -169,6 +223,7 @@ def hdf5_files():
         hdf5_file("earliest", **packed),
         hdf5_file("v110", **packed, fletcher32=True),
         hdf5_file("latest"),
+        hdf5_file("latest", text=True),
         hdf5_file("earliest", chunks=(2, 3, 8, 8), compression="lzf", shuffle=True),
         hdf5_file("v110", chunks=(4, 3, 8, 8), scaleoffset=0),
     ]
@@ -270,6 +325,8 @@ READERS = {
     "task_dataset": Reader(
         "Train.pt", "torch", train_files, lambda path: read_source("task_dataset", path)
     ),
+    "npy": Reader("images.npy", "npy", npy_files, read_npy),
+    "archive": Reader("x.zip", "zip", archives, read_archive),
     "hdf5": Reader("x.h5", "hdf5", hdf5_files, lambda path: read_source("hdf5", path)),
     "manifest": Reader("manifest.json", "yaml", manifests, lambda path: manifest.read(path.parent)),
     "image_folder": Reader("a.png", "image", images, read_image_folder),

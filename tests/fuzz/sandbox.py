@@ -69,8 +69,14 @@ class Sandbox:
     def _listing(self):
         return {path for folder, _, names in os.walk(self.folder) for path in [folder, *names]}
 
+    def _is_own(self, arguments):
+        """Whether an event is about a path in this folder, where `_listing` sees what is left."""
+        path = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | Path) else ""
+        in_opened_folder = isinstance(arguments[-1], int) and arguments[-1] > 2
+        return path.startswith(str(self.folder)) or (in_opened_folder and "/" not in path)
+
     def _watch(self, event, arguments):
-        if not self._reading:
+        if not self._reading or (arguments and self._is_own(arguments)):
             return
         if event == "open":
             path, mode, flags = arguments

@@ -126,6 +126,8 @@ PLUGINS = tuple(
 GUIDED = {
     "params": ("ruamel.yaml", "pipeline.base.params", "pipeline.base.values"),
     "npz": (*FILES, "ast", "numpy.lib._format_impl", "pipeline.prepare.sources.arrays"),
+    "npy": ("ast", "numpy.lib._format_impl", "pipeline.prepare.sources.arrays"),
+    "archive": (*FILES, "tarfile", "pipeline.prepare.sources.archives"),
     "task_dataset": (
         *FILES,
         *PICKLES,
@@ -135,7 +137,7 @@ GUIDED = {
     "hdf5": (
         "pipeline.base.untrusted.limits",
         "pipeline.base.untrusted.hdf5",
-        "pipeline.prepare.sources.arrays",
+        "pipeline.prepare.sources.hdf5_arrays",
     ),
     "manifest": ("json", "pipeline.base.store.manifest"),
     "image_folder": (

@@ -45,10 +45,9 @@ def unpacked(path: Path) -> Path:
     atexit.register(unfinished.clear, [folder])
     try:
         folder.mkdir()
-        if path.name.lower().endswith(".zip"):
-            _unpack_zip(path, folder)
-        else:
-            _unpack_tar(path, folder)
+        with path.open("rb") as file:
+            is_zip = file.read(2) == b"PK"
+        (_unpack_zip if is_zip else _unpack_tar)(path, folder)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except UNREADABLE as error:
