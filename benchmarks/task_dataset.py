@@ -19,6 +19,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from benchmarks.tables import machine
+from pipeline import presets
 from pipeline.base import files
 
 RESULT = Path(__file__).parent / "results" / "task_dataset.json"
@@ -53,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name).resolve()
         make(folder / "Train.pt")
-        content = YAML(typ="safe").load(Path("presets/assignment.yaml").read_text(encoding="utf-8"))
+        content = YAML(typ="safe").load(presets.complete("assignment"))
         content["data"]["path"] = str(folder / "Train.pt")
         YAML().dump(content, folder / "params.yaml")
         before = os.times().elapsed

@@ -345,6 +345,7 @@ SPELLINGS = [
     ("attacks.pgd.attack", "pgd", "PGD", lambda s: s.attacks["pgd"].attack),
     ("data.source", "Digits", "digits", lambda s: s.data.source),
     ("model.architecture", "ResNet50", "resnet50", lambda s: s.model.architecture),
+    ("model.weights", "imagenet1k_v1", "IMAGENET1K_V1", lambda s: s.model.weights),
     ("training.optimizer", "SGD", "sgd", lambda s: s.clean.optimizer),
     ("evaluate.ensemble.members", "All", "all", lambda s: s.evaluate.ensemble.members),
 ]

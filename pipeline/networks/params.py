@@ -5,13 +5,14 @@ import shlex
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
-from pipeline.base.values import Section
+from pipeline.base.values import Section, spelled
 
 # The folder of starting weights. DVC watches all of it, because dvc.yaml cannot name a file that
 # `weights: null` leaves out.
 PRETRAINED = PurePosixPath("models/pretrained")
+TORCHVISION = ("IMAGENET1K_V1", "IMAGENET1K_V2")  # the second for resnet50 only
 ENDINGS = (".pth", ".pt", ".ckpt", ".pth.tar", ".safetensors")
 Architecture = Literal["resnet18", "resnet34", "resnet50"]
 
@@ -37,13 +38,14 @@ class Model(Section):
         """
         return Path(self.weights) if self.weights is not None and "/" in self.weights else None
 
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _spell_weights(cls, value: object) -> object:
+        return spelled(value, TORCHVISION)
+
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
-        names = (
-            ("IMAGENET1K_V1", "IMAGENET1K_V2")
-            if self.architecture == "resnet50"
-            else ("IMAGENET1K_V1",)
-        )
+        names = TORCHVISION if self.architecture == "resnet50" else TORCHVISION[:1]
         if self.weights is None or self.weights in names:
             return self
         path = PurePosixPath(posixpath.normpath(self.weights))

@@ -179,7 +179,7 @@ def _check_header(name: str, header: _Header, held: int, holder: str) -> int:
     if header.dtype.kind not in "biufUS":
         raise InputError(
             f"{name}: refused: an array of {str(header.dtype)[:50]}, "
-            "which is no array of numbers or text"
+            f"which is no array of numbers or text; save numpy.array({name}.tolist())"
         )
     n_bytes = math.prod(header.shape) * header.dtype.itemsize
     if n_bytes != held or min(header.shape, default=0) < 0:
