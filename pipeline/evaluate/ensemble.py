@@ -82,7 +82,7 @@ def withstands(
     """
     standing = target.is_right(block)
     details: dict[str, Any] = {}
-    passes = Passes(target.network)
+    passes = Passes(target.attacked)
     skipped = left_out(settings, target.n_classes)
     for member, threat in threats(settings, eps).items():
         if member in skipped:

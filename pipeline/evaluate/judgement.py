@@ -79,7 +79,13 @@ def judge(
     models, which an attack's name would not tell apart.
     """
     val, names = clean.load("val"), clean.class_names
-    target = Target.of(network, len(names), batch_size=whitebox.BATCH_SIZE, seed=settings.seed)
+    target = Target.of(
+        network,
+        len(names),
+        batch_size=whitebox.BATCH_SIZE,
+        seed=settings.seed,
+        image_size=val.images.shape[2],
+    )
     predicted = networks.predict(network, val.images)
     for images in stored:
         images.expect(

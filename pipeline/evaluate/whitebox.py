@@ -1,8 +1,8 @@
 """Run fresh attacks on the judged network: which images withstand them, and what they cost.
 
-Every robust accuracy of this project is counted here. The attack and the judge use the same
-network, in float32 and in evaluation mode. Adversarial images are not rounded. They are clamped to
-the eps ball and to [0, 1] before they are judged.
+Every robust accuracy of this project is counted here, by the network itself, in float32 and in
+evaluation mode. Attacks compute the same function faster where they can. Adversarial images are not
+rounded. They are clamped to the eps ball and to [0, 1] before they are judged.
 """
 
 from collections import Counter
@@ -19,6 +19,7 @@ from pipeline import attacks, networks
 from pipeline.attacks.params import Threat
 from pipeline.base import console, seeds
 from pipeline.base.store import Block
+from pipeline.networks import matrix_products
 from pipeline.networks.memory_fit import InParts
 
 if TYPE_CHECKING:
@@ -32,20 +33,38 @@ BATCH_SIZE = 256  # images that share an attack's random numbers, so it affects 
 class Target:
     """A frozen copy of the judged network, with the settings that all attacks on it share.
 
-    The network takes images in [0, 1]. `batch_size` and `seed` decide which random numbers an image
-    gets.
+    The network takes images in [0, 1]. It alone decides whether an image withstands. `attacked` is
+    the network that attacks use: the same function in float32, as matrix products on a CPU.
+    `batch_size` and `seed` decide which random numbers an image gets.
     """
 
     network: InParts
+    attacked: InParts
     n_classes: int
     batch_size: int
     seed: int
 
     @classmethod
-    def of(cls, network: nn.Module, n_classes: int, *, batch_size: int, seed: int) -> Self:
-        """Return a target with a copy of the network. The caller's own is not changed."""
+    def of(
+        cls,
+        network: nn.Module,
+        n_classes: int,
+        *,
+        batch_size: int,
+        seed: int,
+        image_size: int | None = None,
+    ) -> Self:
+        """Return a target with a copy of the network. The caller's own is not changed.
+
+        Attacks use the network itself if `image_size` is not known.
+        """
+        judge = InParts(networks.frozen_copy(network))
+        attacked = judge
+        if image_size is not None:
+            attacked = InParts(matrix_products.for_attacks(network, image_size, torch.float32))
         return cls(
-            network=InParts(networks.frozen_copy(network)),
+            network=judge,
+            attacked=attacked,
             n_classes=n_classes,
             batch_size=batch_size,
             seed=seed,
@@ -128,7 +147,8 @@ def withstands(
     itself. A lost image is not attacked again. `standing` excludes images that were lost before, to
     an attack in the same ball.
     """
-    attack, passes = attacks.build(threat, target.network, target.n_classes), Passes(target.network)
+    attack = attacks.build(threat, target.attacked, target.n_classes)
+    passes = Passes(target.attacked)
     standing = target.is_right(block) if standing is None else standing.copy()
     after = []
     with console.progress(len(block) * threat.restarts, text, "images") as bar:
@@ -177,7 +197,7 @@ def by_steps(
     """
     assert threat.attack == "PGD"
     longest = Threat.model_validate({**threat.model_dump(), "steps": max(steps)})
-    attack = attacks.build(longest, target.network, target.n_classes)
+    attack = attacks.build(longest, target.attacked, target.n_classes)
     right = target.is_right(block)
     standing = {count: np.zeros(len(block), dtype=bool) for count in steps}
     with console.progress(len(block), text, "images") as bar:
@@ -186,7 +206,7 @@ def by_steps(
                 images, labels = target.tensors(block, rows)
                 iterates = _iterates(
                     attack,
-                    target.network,
+                    target.attacked,
                     images,
                     labels,
                     steps,

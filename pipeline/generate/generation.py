@@ -20,8 +20,19 @@ from pipeline.networks import matrix_products
 from pipeline.networks.device import multiplies_bfloat16, processor
 from pipeline.networks.memory_fit import InParts
 
-SAMPLE = 256  # images on which both precisions are tried before one is chosen
+# Images on which both precisions are tried: this share of the set, within these bounds.
+SAMPLE_SHARE, SAMPLE = 0.05, (256, 1024)
 MOST_LOST = 0.005  # share of the attacked images that bf16 may fool less than fp32
+CHANCE = 0.01  # probability that bf16 is refused by chance, where it is as good as fp32
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The precision of attacks, the network that they use, and what a trial of both found."""
+
+    precision: str
+    network: nn.Module
+    trial: str = "none"
 
 
 def generate(
@@ -49,8 +60,8 @@ def generate(
         f"a set of {len(clean)} images",
     )
     exact = networks.frozen_copy(network).to(device)
-    precision, target = choose_target(exact, clean, spec, settings, device)
-    attacker = _Attacker(target, exact, len(clean.class_names), spec, settings, device)
+    choice = choose_target(exact, clean, spec, settings, device)
+    attacker = _Attacker(choice.network, exact, len(clean.class_names), spec, settings, device)
     attributes: store.Attributes = {
         "kind": "adversarial",
         "class_names": clean.attributes["class_names"],
@@ -59,7 +70,8 @@ def generate(
         "eps.stored": attacks.eps_levels(greatest(spec.eps)) / 255,
         "device": device.type,
         "processor": processor(device),
-        "precision": precision,
+        "precision": choice.precision,
+        "precision.trial": choice.trial,
         **attacks.versions(),
     }
     with store.Writer(out, attributes, bounds=clean.bounds) as writer:
@@ -73,33 +85,50 @@ def choose_target(
     spec: Attack,
     settings: Generate,
     device: torch.device,
-) -> tuple[str, nn.Module]:
+) -> Choice:
     """Return the precision, and the network to attack.
 
-    That is the exact network (fp32), or the same function as bfloat16 matrix products (bf16). With
-    `auto`, bf16 is taken if the device multiplies it, unless attacks on it fool the exact network
-    less often. Both are tried on the same images. A loss of more than MOST_LOST is too much.
+    With `auto`, bf16 is taken if the device multiplies it, unless attacks on it fool the exact
+    network less often. Both are tried on the same images; `is_worse` decides.
     """
+    size = clean.image_shape[1]
+    plain = matrix_products.for_attacks(exact, size, torch.float32)
     if settings.precision == "fp32" or (
         settings.precision == "auto" and not multiplies_bfloat16(device)
     ):
-        return "fp32", exact
-    block = next(clean.blocks())
-    fast = matrix_products.Frozen(exact, block.images.shape[2], torch.bfloat16)
-    spec = spec.at(greatest(spec.eps))
-    if settings.precision == "auto":
-        sample = block.select(slice(SAMPLE))
-        fooled = {
-            name: _fooled(network, exact, sample, spec, settings, device)
-            for name, network in (("fp32", exact), ("bf16", fast))
-        }
-        if fooled["fp32"] - fooled["bf16"] > max(1, MOST_LOST * len(sample)):
-            console.say(
-                f"bf16 attacks fool {fooled['bf16']} of {len(sample)} images,"
-                f" fp32 ones {fooled['fp32']}: continuing with fp32"
-            )
-            return "fp32", exact
-    return "bf16", fast
+        return Choice("fp32", plain)
+    fast = matrix_products.for_attacks(exact, size, torch.bfloat16)
+    if settings.precision == "bf16":
+        return Choice("bf16", fast)
+    least, most = SAMPLE
+    sample = next(clean.blocks()).select(
+        slice(min(most, max(least, int(SAMPLE_SHARE * len(clean)))))
+    )
+    by_fp32, by_bf16 = (
+        _fooled(network, exact, sample, spec.at(greatest(spec.eps)), settings, device)
+        for network in (plain, fast)
+    )
+    trial = (
+        f"bf16 attacks fool {by_bf16.sum()} of {len(sample)} images, fp32 ones {by_fp32.sum()}, "
+        f"both the same {(by_fp32 & by_bf16).sum()}"
+    )
+    if is_worse(by_fp32, by_bf16):
+        console.say(f"{trial}: continuing with fp32")
+        return Choice("fp32", plain, trial)
+    return Choice("bf16", fast, trial)
+
+
+def is_worse(by_fp32: NDArray[np.bool_], by_bf16: NDArray[np.bool_]) -> bool:
+    """Return whether bf16 attacks fool so many fewer images (N,) that chance does not explain it.
+
+    Images that both or neither fool say nothing. If bf16 is as good, each of the others is fooled
+    by either with the same probability (McNemar's exact test, one-sided). The loss must also be
+    more than MOST_LOST of all images.
+    """
+    lost, gained = int((by_fp32 & ~by_bf16).sum()), int((by_bf16 & ~by_fp32).sum())
+    n_differing = lost + gained
+    tail = sum(math.comb(n_differing, count) for count in range(lost, n_differing + 1))
+    return lost - gained > MOST_LOST * len(by_fp32) and tail < CHANCE * 2**n_differing
 
 
 def attacked_again(
@@ -117,10 +146,8 @@ def attacked_again(
     `original` is attacked once more, in the recorded precision.
     """
     exact = networks.frozen_copy(network).to(device)
-    fast = images.attributes["precision"] == "bf16"
-    target = (
-        matrix_products.Frozen(exact, original.images.shape[2], torch.bfloat16) if fast else exact
-    )
+    dtype = torch.bfloat16 if images.attributes["precision"] == "bf16" else torch.float32
+    target = matrix_products.for_attacks(exact, original.images.shape[2], dtype)
     attacker = _Attacker(target, exact, len(images.class_names), spec, settings, device)
     with console.progress(
         len(original), f"attack again with {images.attributes['attack']}", "images"
@@ -153,8 +180,8 @@ def _fooled(
     spec: Attack,
     settings: Generate,
     device: torch.device,
-) -> int:
-    """Return how many attacked images the exact network gets wrong.
+) -> NDArray[np.bool_]:
+    """Return which attacked images (N,) the exact network gets wrong.
 
     They are attacked through `network`, and rounded as they would be stored.
     """
@@ -166,7 +193,7 @@ def _fooled(
     adv_images = attacks.quantise(
         attacks.perturb(attack, images / 255, labels, settings.seed), images, greatest(spec.eps)
     )
-    return int((~networks.is_right(exact, adv_images / 255, labels)).sum())
+    return ~networks.is_right(exact, adv_images / 255, labels)
 
 
 class _Attacker:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models
 
+from pipeline.networks.prediction import frozen_copy
+
 Layer = Callable[[Tensor, nn.Conv2d, nn.BatchNorm2d], Tensor]
 UNSEEN = 9  # the place after a 3x3 kernel's nine taps, which holds zero
 
@@ -70,6 +72,19 @@ class Frozen(nn.Module):
     def _layer(self, maps: Tensor, conv: nn.Conv2d, _: nn.BatchNorm2d) -> Tensor:
         weight, bias = self._folded[conv]
         return _product(maps, weight, bias, conv)
+
+
+def for_attacks(network: nn.Module, image_size: int, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of a network for attacks, frozen and in evaluation mode.
+
+    The function is the same up to the rounding of `dtype`. torchvision's ResNets are computed as
+    `Frozen` on a CPU, and in bfloat16. Other networks, and fp32 on other devices, are computed as
+    they are.
+    """
+    is_cpu = next(network.parameters()).device.type == "cpu"
+    if isinstance(network, models.ResNet) and (is_cpu or dtype == torch.bfloat16):
+        return Frozen(network, image_size, dtype)
+    return frozen_copy(network)
 
 
 def training_logits(network: models.ResNet, images: Tensor, dtype: torch.dtype) -> Tensor:

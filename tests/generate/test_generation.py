@@ -245,10 +245,12 @@ def test_auto_takes_bf16_only_where_the_device_multiplies_it(
     sets, network, monkeypatch, multiplies
 ):
     monkeypatch.setattr(generation, "multiplies_bfloat16", lambda _: multiplies)
-    precision, _ = generation.choose_target(
+    choice = generation.choose_target(
         network.eval(), sets[0], attack_spec(**PGD), in_precision("auto"), CPU
     )
-    assert precision == ("bf16" if multiplies else "fp32")
+    assert choice.precision == ("bf16" if multiplies else "fp32")
+    assert choice.network.dtype == (torch.bfloat16 if multiplies else torch.float32)
+    assert choice.trial.startswith("bf16 attacks fool" if multiplies else "none")
 
 
 def test_auto_drops_bf16_where_its_attacks_fool_less(sets, monkeypatch, capsys):
@@ -257,7 +259,7 @@ def test_auto_drops_bf16_where_its_attacks_fool_less(sets, monkeypatch, capsys):
 
     class Useless(generation.matrix_products.Frozen):
         def forward(self, images):
-            return super().forward(images) * 0
+            return super().forward(images) * (self.dtype == torch.float32)
 
     monkeypatch.setattr(generation, "multiplies_bfloat16", lambda _: True)
     monkeypatch.setattr(generation.matrix_products, "Frozen", Useless)
@@ -268,10 +270,26 @@ def test_auto_drops_bf16_where_its_attacks_fool_less(sets, monkeypatch, capsys):
         store.Block(**{**store.join(list(clean.blocks())).datasets, "labels": labels}),
     )
     strong = attack_spec(**{**PGD, "eps": 0.3, "alpha": 0.1, "random_start": False})
-    precision, target = generation.choose_target(network, right, strong, in_precision("auto"), CPU)
-    assert precision == "fp32"
-    assert target is network
+    choice = generation.choose_target(network, right, strong, in_precision("auto"), CPU)
+    assert (choice.precision, choice.network.dtype) == ("fp32", torch.float32)
     assert "continuing with fp32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "worse"),
+    [(3, 0, False), (6, 0, False), (7, 0, True), (20, 2, True), (20, 18, False), (0, 20, False)],
+)
+def test_bf16_is_refused_only_where_chance_does_not_explain_it(lost, gained, worse):
+    by_fp32, by_bf16 = np.zeros(256, dtype=bool), np.zeros(256, dtype=bool)
+    by_fp32[:lost] = by_bf16[lost : lost + gained] = True
+    by_fp32[100:], by_bf16[100:] = True, True
+    assert generation.is_worse(by_fp32, by_bf16) == worse
+
+
+def test_equal_precisions_are_seldom_told_apart():
+    generator = np.random.default_rng(0)
+    fooled = generator.random((2000, 2, 1024)) < 0.02
+    assert np.mean([generation.is_worse(*pair) for pair in fooled]) < 0.01
 
 
 def test_each_image_may_have_its_own_eps(sets, network, tmp_path):
