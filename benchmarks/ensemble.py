@@ -13,6 +13,7 @@ from benchmarks.tables import machine
 from pipeline import document, networks
 from pipeline.base import console, params, store
 from pipeline.evaluate import ensemble, whitebox
+from pipeline.evaluate.params import Ensemble
 from pipeline.networks import device, scores
 
 
@@ -58,15 +59,22 @@ def main() -> str:
             len(clean.class_names),
             batch_size=whitebox.BATCH_SIZE,
             seed=settings.evaluate.seed,
+            image_size=block.images.shape[2],
         )
         for chosen in (own, standard):
-            started = time.perf_counter()
-            standing, about = ensemble.withstands(target, block, chosen, eps)
-            console.say(
-                f"{name}: {about['attack']}: {100 * standing.mean():.1f} "
-                f"({time.perf_counter() - started:.0f} s)"
-            )
+            say_accuracy(name, target, block, chosen, eps)
     return "done"
+
+
+def say_accuracy(
+    name: str, target: whitebox.Target, block: store.Block, chosen: Ensemble, eps: float
+) -> None:
+    started = time.perf_counter()
+    standing, about = ensemble.withstands(target, block, chosen, eps)
+    console.say(
+        f"{name}: {about['attack']}: {100 * standing.mean():.1f} "
+        f"({time.perf_counter() - started:.0f} s)"
+    )
 
 
 if __name__ == "__main__":

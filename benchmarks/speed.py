@@ -4,6 +4,8 @@ Both do the same work on the same random 32x32 images. They alternate (A B A B â
 each. Results are the medians of PAIRS pairs.
 """
 
+import dataclasses
+import itertools
 import statistics
 import tempfile
 import time
@@ -15,19 +17,23 @@ import h5py
 import numpy as np
 import torch
 import torchattacks
+from torch import Tensor
 from torchvision import models
 
 from benchmarks import naive
 from benchmarks.tables import machine, markdown
-from pipeline import attacks, document
-from pipeline.attacks.params import Attack
+from pipeline import attacks, document, networks
+from pipeline.attacks.params import Attack, Threat
 from pipeline.base import files, params, store
+from pipeline.evaluate import whitebox
 from pipeline.networks import device, matrix_products
 from pipeline.train import augmentation, loop, mixing
 from pipeline.train.images import HeldImages, stored
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
-PAIRS, BATCH, ROWS, WRITTEN = 5, 128, 10_240, 100_000
+PAIRS, BATCH, SIZE, ROWS, WRITTEN = 5, 128, 32, 10_240, 100_000
+PGD_20 = {"attack": "PGD", "steps": 20, "random_start": True, "restarts": 1}
+Figures = dict[str, dict[str, float]]
 
 
 def compare(
@@ -50,25 +56,18 @@ def compare(
     }
 
 
-def network_figures(
-    architecture: str, block: store.Block, processor: torch.device
-) -> dict[str, dict[str, float]]:
-    """Measure FGSM, PGD and training steps on one batch."""
-    torch.manual_seed(0)
-    network = models.get_model(architecture, num_classes=10).to(processor)
-    images, labels = (
-        torch.from_numpy(block.images[:BATCH]).to(processor),
-        torch.from_numpy(block.labels[:BATCH]).to(processor),
-    )
-    pixels = images / 255
-    fast = matrix_products.Frozen(network, 32, torch.bfloat16)
+def attack_figures(architecture: str, block: store.Block, processor: torch.device) -> Figures:
+    """Measure FGSM and PGD on one batch, in bf16 and in fp32."""
+    network = stock(architecture, processor)
+    images, labels, pixels = tensors(block, processor)
     specs: dict[str, dict[str, object]] = {
         "fgsm": {"attack": "FGSM"},
         "pgd": {"attack": "PGD", "alpha": "2/255", "steps": 10, "random_start": True},
     }
     figures = {}
-    for name, entry in specs.items():
-        spec = Attack.model_validate({"eps": "8/255", **entry})
+    for name, dtype in itertools.product(specs, (torch.bfloat16, torch.float32)):
+        fast = matrix_products.for_attacks(network, SIZE, dtype)
+        spec = Attack.model_validate({"eps": "8/255", **specs[name]})
         attack, usual = attacks.build(spec, fast, 10), {"fgsm": naive.fgsm, "pgd": naive.pgd}[name]
 
         def ours(attack: torchattacks.attack.Attack = attack) -> None:
@@ -77,7 +76,34 @@ def network_figures(
         def theirs(usual: Callable[..., object] = usual) -> None:
             usual(network.eval(), pixels, labels)
 
-        figures[f"{architecture} {name}"] = compare(ours, theirs, BATCH)
+        precision = "bf16" if dtype == torch.bfloat16 else "fp32"
+        figures[f"{architecture} {name}, {precision}"] = compare(ours, theirs, BATCH)
+    return figures
+
+
+def judging_figures(architecture: str, block: store.Block, processor: torch.device) -> Figures:
+    """Measure PGD in an evaluation, against the same attack on the stock network."""
+    network = stock(architecture, processor)
+    block = block.select(slice(BATCH))
+    right = dataclasses.replace(block, labels=networks.predict(network, block.images))
+    threat = Threat.model_validate({**PGD_20, "eps": 1e-6, "alpha": 1e-7})  # all images stand
+    fast, plain = (
+        whitebox.Target.of(network, 10, batch_size=BATCH, seed=0, image_size=size)
+        for size in (SIZE, None)
+    )
+    return {
+        f"{architecture} judging by PGD-20": compare(
+            lambda: whitebox.withstands(fast, right, threat, "bench"),
+            lambda: whitebox.withstands(plain, right, threat, "bench"),
+            BATCH,
+        )
+    }
+
+
+def training_figures(architecture: str, block: store.Block, processor: torch.device) -> Figures:
+    """Measure four steps of training."""
+    network = stock(architecture, processor)
+    _, labels, pixels = tensors(block, processor)
     few = block.select(slice(4 * BATCH))
     held = HeldImages(torch.from_numpy(few.images).to(processor), processor)
     mixed = mixing.MixedBatches(held, {"clean": few.labels}, {"clean": BATCH}, 0, processor)
@@ -87,24 +113,36 @@ def network_figures(
     batches = augmentation.AugmentedBatches(mixed, "none", seed=0)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
 
-    def train() -> None:
-        network.train()
-        for _ in range(4):
-            naive.training_step(network, optimizer, pixels, labels)
-
-    figures[f"{architecture} training"] = compare(
-        lambda: loop.fit(
+    def ours() -> None:
+        loop.fit(
             network,
             batches,
             lambda _: {"val_accuracy": 0.0},
             recipe,
             text="bench",
             device=processor,
-        ),
-        train,
-        4 * BATCH,
+        )
+
+    def theirs() -> None:
+        network.train()
+        for _ in range(4):
+            naive.training_step(network, optimizer, pixels, labels)
+
+    return {f"{architecture} training": compare(ours, theirs, 4 * BATCH)}
+
+
+def stock(architecture: str, processor: torch.device) -> models.ResNet:
+    torch.manual_seed(0)
+    network: models.ResNet = models.get_model(architecture, num_classes=10).to(processor)
+    return network
+
+
+def tensors(block: store.Block, processor: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return one batch: stored images, labels, and images in [0, 1]."""
+    images, labels = (
+        torch.from_numpy(array[:BATCH]).to(processor) for array in (block.images, block.labels)
     )
-    return figures
+    return images, labels, images / 255
 
 
 def exhaust(epoch: Callable[[int], Iterable[object]]) -> None:
@@ -168,7 +206,8 @@ def main() -> None:
             block, Path(folder), processor
         )
     for architecture in ("resnet50", "resnet18"):
-        figures |= network_figures(architecture, block, processor)
+        for measure in (attack_figures, judging_figures, training_figures):
+            figures |= measure(architecture, block, processor)
     files.write_json(RESULT, {"machine": machine(), "pairs": PAIRS, "images_per_second": figures})
     print(f"{machine()}; medians of {PAIRS} pairs, images/s\n")
     columns = {"ours": "pipeline", "naive": "usual way", "ratio": "ratio"}

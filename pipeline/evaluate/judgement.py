@@ -79,12 +79,9 @@ def judge(
     models, which an attack's name would not tell apart.
     """
     val, names = clean.load("val"), clean.class_names
+    size, seed = val.images.shape[2], settings.seed
     target = Target.of(
-        network,
-        len(names),
-        batch_size=whitebox.BATCH_SIZE,
-        seed=settings.seed,
-        image_size=val.images.shape[2],
+        network, len(names), batch_size=whitebox.BATCH_SIZE, seed=seed, image_size=size
     )
     predicted = networks.predict(network, val.images)
     for images in stored:
@@ -113,13 +110,19 @@ def judge(
                 "checks": {name: check.as_metrics() for name, check in checks.items()},
             },
         },
-        confusion=[
-            {"actual": names[label], "predicted": names[guess]}
-            for label, guess in zip(val.labels, predicted, strict=True)
-        ],
+        confusion=_confusion(names, val, predicted),
         grid=grid_rows,
         curves=curves.rows(),
     )
+
+
+def _confusion(
+    names: Sequence[str], val: Block, predicted: NDArray[np.int64]
+) -> list[dict[str, str]]:
+    return [
+        {"actual": names[label], "predicted": names[guess]}
+        for label, guess in zip(val.labels, predicted, strict=True)
+    ]
 
 
 def _opened(images: ImageSet, clean: ImageSet) -> Stored:

@@ -41,6 +41,17 @@ def results(folder: Path, models: Sequence[str]) -> str:
     if not paths:
         raise InputError(f"{folder}: no metrics yet; `dvc repro` makes them")
     metrics = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    reasons = [
+        f"{model}: {_reasons(content['diagnostics'])}"
+        for model, content in metrics.items()
+        if content["diagnostics"]["failed"]
+    ]
+    verdicts = {model: content["diagnostics"]["verdict"] for model, content in metrics.items()}
+    return "\n".join([*_table(metrics), NOTE, *reasons, worth(verdicts)])
+
+
+def _table(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the lines of the table: two of heads, and one for each model."""
     columns = {
         kind: list(dict.fromkeys(name for content in metrics.values() for name in content[kind]))
         for kind in ("transfer", "robust")
@@ -66,23 +77,10 @@ def results(folder: Path, models: Sequence[str]) -> str:
         for (kind, _), (before, _) in zip(heads, [("", ""), *heads], strict=False)
     ]
     lines = [shown_kinds, [name for _, name in heads], *rows]
-    table = [
+    return [
         "".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
         for line in lines
     ]
-    reasons = [
-        f"{model}: {_reasons(content['diagnostics'])}"
-        for model, content in metrics.items()
-        if content["diagnostics"]["failed"]
-    ]
-    return "\n".join(
-        [
-            *table,
-            NOTE,
-            *reasons,
-            worth({model: content["diagnostics"]["verdict"] for model, content in metrics.items()}),
-        ]
-    )
 
 
 def worth(verdicts: Mapping[str, str]) -> str:

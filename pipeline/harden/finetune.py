@@ -57,18 +57,15 @@ def finetune() -> str:
     mixed_in = _mixed_sets(args.adversarial, args.sources, recipe, name)
     sources = _expected_sources(mixed_in, clean, parent, settings)
     sets = {CLEAN: clean, **mixed_in}
-    network, val = first.network(), clean.load("val")
+    network = first.network()
     batches = _batches(recipe, sets, network, processor, args.out.parent)
-    mixed = (
-        val
-        if recipe.best_on == "robust"
-        else store.join([sets[part].load("val") for part in recipe.mix])
-    )
-
+    passes = batches.passes if isinstance(batches, refreshed_batches.RefreshedBatches) else 0
+    judged = [CLEAN] if recipe.best_on == "robust" else list(recipe.mix)
+    val = store.join([sets[part].load("val") for part in judged])
     return checkpointed.train(
         network,
         batches,
-        epoch_score.validation(recipe, mixed, settings, processor),
+        epoch_score.validation(recipe, val, settings, processor),
         recipe,
         text=f"fine-tune {name}",
         out=args.out,
@@ -77,14 +74,11 @@ def finetune() -> str:
         class_names=clean.class_names,
         provenance={
             "parent.sha256": parent,
-            **{f"source.{source}.sha256": sha256 for source, sha256 in sources.items()},
+            **sources,
             **{f"{part}.digest": images.digest for part, images in sets.items()},
             "selection": settings.selection.model_dump_json(),
         },
-        attack_passes=(
-            sum(attacks.passes(images) for images in mixed_in.values()),
-            batches.passes if isinstance(batches, refreshed_batches.RefreshedBatches) else 0,
-        ),
+        attack_passes=(sum(map(attacks.passes, mixed_in.values())), passes),
         also_write=lambda checkpoint: _store_refreshed(
             args.refreshed, mixed_in, batches, checkpoint, args.out, processor
         ),
@@ -120,7 +114,7 @@ def _expected_sources(
     parent: str,
     settings: FinetuneParams,
 ) -> dict[str, str]:
-    """Return the SHA-256 of each source model, by name, as its sets record it.
+    """Return the SHA-256 of each source model, as its sets record it, by `source.<name>.sha256`.
 
     `parent` is the SHA-256 of the model that training starts from. Raises InputError for a set
     made with other params, from another clean set or against another model than the parent, and
@@ -137,7 +131,7 @@ def _expected_sources(
             {"kind": "adversarial", **identity},
             "made with other params, from another clean set or against another model",
         )
-    return sources
+    return {f"source.{name}.sha256": sha256 for name, sha256 in sources.items()}
 
 
 def _batches(

@@ -47,33 +47,35 @@ def train(
     """
     origin = _origin(provenance, settings, device)
     part = unfinished.path_for(out, {**origin, "architecture": architecture})
-    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
-    files.require_space(
-        out.parent, COPIES * weights + sum(tensor.nbytes for tensor in batches.state.values()), text
-    )
+    files.require_space(out.parent, _size(network, batches), text)
     fitted = fit(
         network, batches, validate, settings, text=text, device=device, part=part, watch=watch
     )
+    found = {
+        "best.epoch": fitted.best["epoch"],
+        "best.val_accuracy": fitted.best["val_accuracy"],
+        "attack_passes": attack_passes[0] + attack_passes[1] * len(fitted.history),
+    }
     checkpoint = networks.Checkpoint(
         architecture=architecture,
         class_names=list(class_names),
         state_dict=fitted.state_dict,
-        provenance={
-            **origin,
-            "best.epoch": fitted.best["epoch"],
-            "best.val_accuracy": fitted.best["val_accuracy"],
-            "attack_passes": attack_passes[0] + attack_passes[1] * len(fitted.history),
-        },
+        provenance={**origin, **found},
     )
     checkpoint.save(out)
     files.write_csv(history, fitted.history)
     also_write(checkpoint)
     part.unlink()
-    kept = (
-        f"epoch {fitted.best['epoch']} of {len(fitted.history)} kept, "
-        f"validation accuracy {fitted.best['val_accuracy']:.4f}"
+    return (
+        f"{out}: epoch {fitted.best['epoch']} of {len(fitted.history)} kept, "
+        f"validation accuracy {fitted.best['val_accuracy']:.4f}, on {describe(device)}"
     )
-    return f"{out}: {kept}, on {describe(device)}"
+
+
+def _size(network: nn.Module, batches: Batches) -> int:
+    """Return the bytes that the unfinished work and the checkpoint take."""
+    weights: int = sum(tensor.nbytes for tensor in network.state_dict().values())
+    return COPIES * weights + sum(tensor.nbytes for tensor in batches.state.values())
 
 
 def _origin(

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -58,21 +59,10 @@ def read(root: Path, data: Data) -> Source:
     listing.notes["images that cannot be read left out"] += int(skipped.sum())
     listing.notes.update(words for picture in pictures for words in _notes(picture, size))
     _count_copies(pictures, labels.tolist(), listing.notes)
-
-    def decode(rows: NDArray[np.int64]) -> Images:
-        def one(picture: Picture) -> Images:
-            return image_files.decode(picture, size, picture.white or whites.get(picture.kind))
-
-        images = _attempted(one, [pictures[row] for row in rows])
-        whole = [image for image in images if not isinstance(image, InputError)]
-        if len(whole) < len(images):
-            _raise_all(folder, [picture.path for picture in pictures], _attempted(one, pictures))
-        return np.stack(whole)
-
     return Source(
         labels=labels,
         ids=np.arange(len(labels)),
-        read=decode,
+        read=partial(_decoded, folder, pictures, size, whites),
         class_names=tuple(train),
         sha256=_folder_sha256(folder, pictures),
         image_size=size,
@@ -84,6 +74,25 @@ def read(root: Path, data: Data) -> Source:
             if is_skipped
         ),
     )
+
+
+def _decoded(
+    folder: Path,
+    pictures: list[Picture],
+    size: int,
+    whites: Mapping[str, float],
+    rows: NDArray[np.int64],
+) -> Images:
+    """Return the pixels of some images. Raises InputError that names all damaged images."""
+
+    def one(picture: Picture) -> Images:
+        return image_files.decode(picture, size, picture.white or whites.get(picture.kind))
+
+    images = _attempted(one, [pictures[row] for row in rows])
+    whole = [image for image in images if not isinstance(image, InputError)]
+    if len(whole) < len(images):
+        _raise_all(folder, [picture.path for picture in pictures], _attempted(one, pictures))
+    return np.stack(whole)
 
 
 @dataclass(frozen=True)
