@@ -64,7 +64,9 @@ class Project:
     @property
     def environment(self) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        return {**os.environ, "PATH": path, "PIPELINE_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+        own = {"PATH": path, "PIPELINE_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+        # The many processes of the copy share their bytecode, as a user's do.
+        return {**os.environ, **own, "PYTHONDONTWRITEBYTECODE": ""}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Begin a command in a process group of its own."""
