@@ -10,7 +10,9 @@ from torchattacks.attack import Attack
 from pipeline import attacks, networks
 from pipeline.attacks.params import Threat
 from pipeline.evaluate import whitebox
-from pipeline.networks import scores
+from pipeline.networks import matrix_products, scores
+from pipeline.networks.memory_fit import InParts
+from tests import narrow
 from tests import small_networks as small
 from tests.conftest import FGSM, PGD, make_block
 
@@ -165,3 +167,38 @@ def test_summaries_have_wilson_intervals_and_classes():
         "n": 10,
         "per_class": [1.0, 0.6, None],
     }
+
+
+@pytest.fixture
+def resnet_and_block():
+    """A narrow ResNet whose classes depend on the image, and images that it gets right."""
+    torch.manual_seed(0)
+    network, block = narrow.NarrowResNet(10).train(), make_block(32)
+    for _ in range(30):
+        network(torch.from_numpy(block.images) / 255)
+    network.eval()
+    return network, dataclasses.replace(block, labels=networks.predict(network, block.images))
+
+
+def test_the_network_itself_decides_not_the_one_that_attacks_use(resnet_and_block):
+    network, block = resnet_and_block
+    own = whitebox.Target.of(network, 10, batch_size=8, seed=0, image_size=16)
+    assert isinstance(own.attacked.network, matrix_products.Frozen)
+    assert not isinstance(own.network.network, matrix_products.Frozen)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
+    blind = dataclasses.replace(own, attacked=InParts(other))
+    harmless = Threat.model_validate({"attack": "FGSM", "eps": 1e-6, "restarts": 1})
+    assert whitebox.withstands(blind, block, harmless, "t").standing.all()
+
+
+def test_attacks_by_matrix_products_find_what_others_do(resnet_and_block):
+    network, block = resnet_and_block
+    entry = {"eps": 1e-2, "alpha": 2e-3, "steps": 5, "random_start": True, "restarts": 1}
+    threat = Threat.model_validate({"attack": "PGD", **entry})
+    targets = [
+        whitebox.Target.of(network, 10, batch_size=32, seed=0, image_size=size)
+        for size in (16, None)
+    ]
+    found = [whitebox.withstands(target, block, threat, "t").standing for target in targets]
+    assert 0 < found[0].sum() < 32
+    assert (found[0] != found[1]).sum() <= 1, "but for rounding at the border"
