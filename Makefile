@@ -6,13 +6,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help repro results audit discard preset clean-partial soak test test-fast check bench growth fuzz search-table lock setup
+.PHONY: help repro plan results audit discard preset clean-partial soak test test-fast check bench growth fuzz search-table lock setup
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
 repro: $(READY)  ## check the params, run what is out of date (dvc repro), print the results
 	@$(BIN)/python -m pipeline repro
+
+plan: $(READY)  ## measure a few steps, and print the time, disk and memory of each stage (make plan NAME=cifar10 IMAGES=50000)
+	@$(BIN)/python -m pipeline plan $(NAME) $(if $(IMAGES),--images $(IMAGES))
 
 results: $(READY)  ## print the results again
 	@$(BIN)/python -m pipeline results

@@ -1,14 +1,15 @@
 """Run the commands that concern the pipeline as a whole.
 
 `python -m pipeline repro | results | check | audit [PATH] | discard PATH | clean-partial |
-preset NAME`.
+preset NAME | plan [PRESET]`.
 """
 
 import argparse
 from pathlib import Path
 
-from pipeline import place, presets, repro
-from pipeline.base import console, unfinished
+from pipeline import document, place, presets, repro
+from pipeline.base import console, params, unfinished
+from pipeline.base.errors import InputError
 
 
 def main() -> str:
@@ -44,6 +45,9 @@ def main() -> str:
     discarding.add_argument("path", type=Path, help="the image set or model, such as data/clean")
     preset = commands.add_parser("preset", help="copy a preset over params.yaml")
     preset.add_argument("name", help=f"one of {', '.join(presets.names())}")
+    planning = commands.add_parser("plan", help="measure a few steps, print what a run will cost")
+    planning.add_argument("preset", nargs="?", help="a preset; params.yaml, if left out")
+    planning.add_argument("--images", type=int, help="number of images, where it is not known")
     args = parser.parse_args()
     match args.command:
         case "repro":
@@ -61,6 +65,8 @@ def main() -> str:
             from pipeline import discard
 
             return discard.discard(args.path)
+        case "plan":
+            return plan(args.preset, args.images)
         case _:
             return presets.use(args.name)
 
@@ -75,6 +81,16 @@ def clean_partial() -> str:
         console.say(str(path))
     unfinished.clear(found)
     return f"{len(found)} deleted"
+
+
+def plan(preset: str | None, n_images: int | None) -> str:
+    """Print what a run of `params.yaml` or of a preset will cost on this machine."""
+    if n_images is not None and n_images < 1:
+        raise InputError(f"--images: expected 1 or more, found {n_images}")
+    settings = document.load(params.FILE) if preset is None else presets.settings(preset)
+    from pipeline.plan import planning
+
+    return planning.plan(settings, n_images)
 
 
 def audit_project(path: Path) -> str:

@@ -6,6 +6,7 @@ The preset `quickstart` is complete. The others contain only what differs from i
 import copy
 import io
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from ruamel.yaml.scalarfloat import ScalarFloat
 from ruamel.yaml.scalarint import ScalarInt
 from ruamel.yaml.scalarstring import PlainScalarString
 
+from pipeline import document
 from pipeline.base import files, params
 from pipeline.base.errors import InputError
+from pipeline.document import Document
 
 FOLDER = Path("presets")
 BASE = "quickstart"
@@ -56,8 +59,7 @@ def use(name: str) -> str:
     A previous `params.yaml` that is not itself a preset is kept beside it as a backup. Raises
     InputError for a name that no preset has.
     """
-    if name not in names():
-        raise InputError(f"NAME={name}: no such preset; there are {', '.join(names())}")
+    _expect(name, f"NAME={name}")
     text, kept = complete(name), ""
     if params.FILE.exists() and params.FILE.read_text(encoding="utf-8") not in map(
         complete, names()
@@ -67,6 +69,23 @@ def use(name: str) -> str:
         kept = f"; your own is kept as {backup}"
     files.write_bytes(params.FILE, text.encode())
     return f"{params.FILE} is now the preset {name}{kept}"
+
+
+def settings(name: str) -> Document:
+    """Return the checked values of a preset, without writing `params.yaml`.
+
+    Raises InputError for a name that no preset has.
+    """
+    _expect(name, f"plan {name}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, params.FILE)
+        path.write_text(complete(name), encoding="utf-8")
+        return document.load(path)
+
+
+def _expect(name: str, where: str) -> None:
+    if name not in names():
+        raise InputError(f"{where}: no such preset; there are {', '.join(names())}")
 
 
 def _head(text: str) -> str:

@@ -45,6 +45,7 @@ SLOW = (
     "attacks/",
     "harden/",
     "evaluate/test_judgement.py",
+    "plan/test_planning.py",
     "base/untrusted/test_hdf5.py",
 )
 

@@ -26,6 +26,17 @@ MAY_IMPORT = {
     "evaluate": {"base", "networks", "attacks"},
     "export": {"base", "networks"},
     "adopt": {"base", "networks"},
+    "plan": {
+        "base",
+        "networks",
+        "attacks",
+        "prepare",
+        "train",
+        "generate",
+        "harden",
+        "evaluate",
+        "document.py",
+    },
     "audit": {
         "adopt",
         "base",

@@ -1,0 +1,1 @@
+"""Estimate what a run costs before it begins: time, disk and memory of each stage."""

@@ -1,0 +1,127 @@
+"""Find out how many images a run will have, without preparing them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.base import params, store
+from pipeline.base.errors import InputError
+from pipeline.prepare import sources
+from pipeline.prepare.params import Data
+
+CLEAN_SET = Path("data/clean")
+CHEAP = 2**28  # bytes; a larger source takes too long to read for a plan
+VAL_SHARE = 1 / 6  # assumed where the source's own split is not read; that of CIFAR-10
+N_CLASSES = 10  # assumed where they are not known; they hardly change the cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """The images of a run, as far as they decide its cost.
+
+    `size` is in pixels per side. `origin` says where the numbers come from.
+    """
+
+    n_images: int
+    n_val: int
+    size: int
+    n_classes: int
+    origin: str
+
+    @property
+    def n_train(self) -> int:
+        return self.n_images - self.n_val
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of one image in a store."""
+        return 3 * self.size**2 + store.ROW_BYTES
+
+
+def known(data: Data, n_images: int | None = None) -> Images:
+    """Return the images that `data` describes.
+
+    `n_images` is what the user says. Without it, the number comes from the clean image set, from
+    `data` or from a source that is quick to read. Raises InputError where none of them tells.
+    """
+    n_images = n_images or data.n_images
+    found = _prepared(data, n_images) or _declared(data, n_images) or _read(data)
+    if found is None:
+        raise InputError(_missing(data, n_images))
+    if found.n_train < 1:
+        raise InputError(
+            f"data.n_val: expected fewer than the {found.n_images} images ({found.origin}), "
+            f"found {found.n_val}"
+        )
+    return found
+
+
+def _prepared(data: Data, n_images: int | None) -> Images | None:
+    """Return the images of the clean image set, if it has what `data` describes."""
+    try:
+        clean = store.ImageSet(CLEAN_SET)
+    except InputError:
+        return None
+    recorded = clean.attributes
+    expected = {
+        "source": data.source,
+        "split.n_val": data.n_val,
+        "rows": n_images or len(clean),
+        "image_size": data.image_size or recorded.get("image_size"),
+    }
+    if any(recorded.get(key) != value for key, value in expected.items()):
+        return None
+    is_val = clean.column("split") == store.SPLITS["val"]
+    return Images(
+        n_images=len(clean),
+        n_val=int(is_val.sum()),
+        size=int(recorded["image_size"]),
+        n_classes=len(clean.class_names),
+        origin=str(CLEAN_SET),
+    )
+
+
+def _declared(data: Data, n_images: int | None) -> Images | None:
+    """Return the images that the params alone describe."""
+    if n_images is None or data.image_size is None:
+        return None
+    n_val = data.n_val if isinstance(data.n_val, int) else int(n_images * VAL_SHARE)
+    origin = f"data.n_images of {params.FILE}" if n_images == data.n_images else "--images"
+    return Images(
+        n_images=n_images, n_val=n_val, size=data.image_size, n_classes=N_CLASSES, origin=origin
+    )
+
+
+def _read(data: Data) -> Images | None:
+    """Return the images of the source, if it is there and quick to read."""
+    path = Path(data.path).expanduser()
+    if data.source != "digits" and not (path.exists() and _bytes_of(path) <= CHEAP):
+        return None
+    source = sources.open_source(data)
+    n_images = data.n_images or len(source.labels)
+    n_val = data.n_val
+    if not isinstance(n_val, int):
+        n_val = int(n_images * VAL_SHARE) if source.split is None else int(source.split.sum())
+    return Images(
+        n_images=n_images,
+        n_val=n_val,
+        size=source.image_size,
+        n_classes=len(source.class_names),
+        origin=f"the source {data.source}",
+    )
+
+
+def _bytes_of(path: Path) -> int:
+    found = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in found if file.is_file())
+
+
+def _missing(data: Data, n_images: int | None) -> str:
+    if n_images is None:
+        return (
+            f"data.n_images: not known before {data.path} is read (null in {params.FILE}); "
+            "write --images N"
+        )
+    return (
+        f"data.image_size: not known before {data.path} is read (null in {params.FILE}); "
+        "set it, or run `dvc repro prepare` first"
+    )

@@ -1,0 +1,114 @@
+"""Take a few real steps of the training loop, and time them."""
+
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision import models
+
+from pipeline import networks
+from pipeline.base import store
+from pipeline.base.values import CLEAN
+from pipeline.harden import moving_target, online_batches, refreshed_batches
+from pipeline.harden.params import Finetune, Online
+from pipeline.networks import precision
+from pipeline.networks.params import Model
+from pipeline.train import augmentation, loop, mixing
+from pipeline.train.params import Training
+
+STEPS = 4  # timed after the first one
+
+
+class Timed:
+    """Batches of one short epoch that note when the loop asks for the next one.
+
+    It ends after STEPS timed steps, or once `seconds` are over.
+    """
+
+    def __init__(self, batches: loop.Batches, seconds: float, device: torch.device) -> None:
+        self._batches, self._seconds, self._device = batches, seconds, device
+        self.state = batches.state
+        self._times: list[float] = []
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self._batches)
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the batches of an epoch, from batch `first` on."""
+        for batch in self._batches.epoch(number, first):
+            yield batch
+            wait_for(self._device)
+            self._times.append(time.perf_counter())
+            spent = self._times[-1] - self._times[0]
+            if len(self._times) > 1 and (len(self._times) > STEPS or spent > self._seconds):
+                return
+
+    @property
+    def seconds(self) -> float:
+        """Return the mean time of a step, without the first one, which prepares the others."""
+        times = [later - earlier for earlier, later in pairwise(self._times)]
+        return sum(times) / len(times)
+
+
+def per_image(
+    recipe: Training,
+    network: models.ResNet,
+    images: store.ImageSet,
+    folder: Path,
+    device: torch.device,
+    seconds: float,
+) -> float:
+    """Return the seconds that the training loop takes for one image of a batch.
+
+    `images` are used for every stream of the mix. The network is trained. `folder` is for the
+    working copy of a refreshed mix.
+    """
+    short = recipe.model_copy(
+        update={"epochs": 1, "warmup_epochs": 0.0, "patience": None, "lr": 1e-6}
+    )
+    batches = _batches(short, network, dict.fromkeys(recipe.counts, images), folder, device)
+    timed = Timed(batches, seconds, device)
+    loop.fit(network, timed, lambda _: {"val_accuracy": 0.0}, short, text="measure", device=device)
+    return timed.seconds / recipe.batch_size
+
+
+def _batches(
+    recipe: Training,
+    network: models.ResNet,
+    sets: dict[str, store.ImageSet],
+    folder: Path,
+    device: torch.device,
+) -> loop.Batches:
+    """Return the batches that a stage of this recipe trains on."""
+    if isinstance(recipe, Finetune) and recipe.refresh is not None:
+        target = _target(recipe, network, sets[CLEAN], device)
+        return refreshed_batches.RefreshedBatches(sets, recipe, target, device, folder)
+    batches = mixing.training_batches(sets, recipe, device)
+    if isinstance(recipe, Online):
+        target = _target(recipe, network, sets[CLEAN], device)
+        fixed = recipe.adversary.against == CLEAN
+        return online_batches.OnlineBatches(batches, recipe, target, fixed=fixed)
+    return augmentation.AugmentedBatches(batches, recipe.augment, recipe.seed)
+
+
+def _target(
+    recipe: Training, network: models.ResNet, clean: store.ImageSet, device: torch.device
+) -> moving_target.Target:
+    dtype = precision.dtype_for(recipe.precision, device)
+    return moving_target.Target(network.to(device), clean.image_shape[1], dtype)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def new_network(architecture: str, n_classes: int) -> models.ResNet:
+    """Return a network with random weights."""
+    model = Model.model_validate({"architecture": architecture, "weights": None})
+    return networks.build(model, n_classes, 0)

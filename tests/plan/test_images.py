@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+
+from pipeline import presets
+from pipeline.base.errors import InputError
+from pipeline.plan import images
+from tests.conftest import ROOT, make_block, write_set
+
+
+def changed(settings, **values):
+    return settings.data.model_copy(update=values)
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_digits_are_counted(settings):
+    found = images.known(settings.data)
+    assert (found.n_images, found.n_val, found.n_train) == (1797, 297, 1500)
+    assert (found.size, found.n_classes, found.origin) == (32, 10, "the source digits")
+    assert found.n_bytes == 3 * 32 * 32 + 32
+
+
+def test_n_images_is_taken_from_the_params(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    data = presets.settings("cifar10-cpu").data
+    monkeypatch.chdir(tmp_path)
+    found = images.known(data)
+    assert (found.n_images, found.n_val, found.origin) == (
+        50000,
+        5000,
+        "data.n_images of params.yaml",
+    )
+
+
+def test_an_unknown_number_is_asked_for(settings):
+    data = changed(settings, source="npz", path="data/raw/mine.npz")
+    with pytest.raises(
+        InputError,
+        match=r"^data.n_images: not known before data/raw/mine.npz is read .*; write --images N$",
+    ):
+        images.known(data)
+    found = images.known(data, 1000)
+    assert (found.n_images, found.origin) == (1000, "--images")
+
+
+def test_an_unknown_size_is_asked_for(settings):
+    data = changed(settings, source="npz", path="data/raw/mine.npz", image_size=None)
+    with pytest.raises(InputError, match=r"^data.image_size: not known before .*; set it, or run"):
+        images.known(data, 1000)
+
+
+def test_a_split_of_the_source_is_assumed(settings):
+    data = changed(settings, source="npz", path="data/raw/mine.npz", n_val="from_source")
+    assert images.known(data, 6000).n_val == 1000
+
+
+def test_too_few_images_are_refused(settings):
+    data = changed(settings, source="npz", path="data/raw/mine.npz")
+    with pytest.raises(InputError, match=r"n_val: expected fewer than the 200 images \(--images\)"):
+        images.known(data, 200)
+
+
+def test_a_small_source_is_read(settings, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 3, 16, 16), dtype=np.uint8)
+    np.savez(tmp_path / "data/mine.npz", images=pixels, labels=np.arange(40) % 4)
+    data = changed(settings, source="npz", path="data/mine.npz", image_size=None, n_val=8)
+    found = images.known(data)
+    assert (found.n_images, found.size, found.n_classes) == (40, 16, 4)
+
+
+def test_a_large_source_is_not_read(settings, tmp_path, monkeypatch):
+    (tmp_path / "data/raw").mkdir()
+    (tmp_path / "data/raw/mine.npy").write_bytes(bytes(100))
+    monkeypatch.setattr(images, "CHEAP", 99)
+    with pytest.raises(InputError, match="write --images N$"):
+        images.known(changed(settings, source="npy", path="data/raw"))
+
+
+def test_the_clean_set_is_preferred(settings, tmp_path):
+    about = {"source": "npz", "split.n_val": 10, "image_size": 16}
+    write_set(tmp_path / "data/clean", make_block(40), **about)
+    data = changed(settings, source="npz", path="data/mine.npz", n_val=10, image_size=None)
+    found = images.known(data)
+    assert (found.n_images, found.n_val, found.size, found.n_classes) == (40, 10, 16, 3)
+    assert found.origin == "data/clean"
+    assert images.known(settings.data).origin == "the source digits"
