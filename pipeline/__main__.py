@@ -12,7 +12,7 @@ from pipeline.base import console, params, unfinished
 from pipeline.base.errors import InputError
 
 
-def main() -> str:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
         description="Offline adversarial hardening of an image classifier.",
@@ -48,7 +48,11 @@ def main() -> str:
     planning = commands.add_parser("plan", help="measure a few steps, print what a run will cost")
     planning.add_argument("preset", nargs="?", help="a preset; params.yaml, if left out")
     planning.add_argument("--images", type=int, help="number of images, where it is not known")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> str:
+    args = _parser().parse_args()
     match args.command:
         case "repro":
             return repro.repro()
