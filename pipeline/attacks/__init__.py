@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.attacks.ascent import LOSSES, ascend, margin
+    from pipeline.attacks.ascent import LOSSES, Ascent, ascend, margin
     from pipeline.attacks.library import build, perturb, scaled
     from pipeline.attacks.stored import eps_levels, identity, passes, quantise, versions
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # this folder does not import torch.
 HOMES = {
     "LOSSES": "ascent",
+    "Ascent": "ascent",
     "ascend": "ascent",
     "margin": "ascent",
     "build": "library",
@@ -25,6 +26,7 @@ HOMES = {
 }
 __all__ = [
     "LOSSES",
+    "Ascent",
     "ascend",
     "build",
     "eps_levels",

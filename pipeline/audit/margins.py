@@ -9,10 +9,12 @@ from torch import nn
 
 from pipeline import networks
 from pipeline.generate import generation
+from pipeline.networks.precision import exact
 
 TIGHT = 1e-2  # in logits: below this margin another processor may predict another class
 
 
+@exact()
 def margins_of(
     network: nn.Module,
     images: NDArray[np.uint8],

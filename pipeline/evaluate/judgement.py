@@ -20,6 +20,7 @@ from pipeline.base.values import MIXED
 from pipeline.evaluate import diagnostics, ensemble, params, sweeps, whitebox
 from pipeline.evaluate.whitebox import Target
 from pipeline.networks import scores
+from pipeline.networks.precision import exact
 from pipeline.networks.scores import Mask, summarise
 
 WORST = "worst"
@@ -64,6 +65,7 @@ class Stored:
     model_sha256: str
 
 
+@exact()
 def judge(
     network: nn.Module,
     clean: ImageSet,

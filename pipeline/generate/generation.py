@@ -19,6 +19,7 @@ from pipeline.base.values import Spread, greatest
 from pipeline.networks import matrix_products
 from pipeline.networks.device import multiplies_bfloat16, processor
 from pipeline.networks.memory_fit import InParts
+from pipeline.networks.precision import tensor_floats
 
 # Images on which both precisions are tried: this share of the set, within these bounds.
 SAMPLE_SHARE, SAMPLE = 0.05, (256, 1024)
@@ -190,9 +191,9 @@ def _fooled(
         torch.from_numpy(sample.images).to(device),
         torch.from_numpy(sample.labels).to(device),
     )
-    adv_images = attacks.quantise(
-        attacks.perturb(attack, images / 255, labels, settings.seed), images, greatest(spec.eps)
-    )
+    with tensor_floats():
+        found = attacks.perturb(attack, images / 255, labels, settings.seed)
+    adv_images = attacks.quantise(found, images, greatest(spec.eps))
     return ~networks.is_right(exact, adv_images / 255, labels)
 
 
@@ -248,9 +249,9 @@ class _Attacker:
                 torch.from_numpy(array[chosen]).to(self._device)
                 for array in (block.images, block.labels)
             )
-            stored = attacks.quantise(
-                attacks.perturb(attack, clean / 255, labels, seed), clean, float(level)
-            )
+            with tensor_floats():
+                found = attacks.perturb(attack, clean / 255, labels, seed)
+            stored = attacks.quantise(found, clean, float(level))
             images[chosen], fooled[chosen] = (
                 stored.cpu().numpy(),
                 ~networks.is_right(self._judge, stored / 255, labels),

@@ -6,11 +6,15 @@ from torchvision import models
 
 from pipeline import networks
 from pipeline.networks import matrix_products
+from pipeline.networks.captured import graphs_for
 from pipeline.networks.memory_fit import InParts
 
 
 class Target:
-    """A network as attacks see it: frozen, in evaluation mode, and with its current weights."""
+    """A network as attacks see it: frozen, in evaluation mode, and with its current weights.
+
+    `graphs` is the way to capture steps of attacks on it, or None if its device has none.
+    """
 
     def __init__(self, network: nn.Module, image_size: int, dtype: torch.dtype) -> None:
         self._network = network
@@ -20,11 +24,13 @@ class Target:
             else None
         )
         self._frozen = InParts(self._fast or networks.frozen_copy(network))
+        self.graphs = graphs_for(next(network.parameters()).device)
 
     def now(self) -> InParts:
         """Return the network to attack, updated to the current weights."""
         if self._fast is None:
-            self._frozen.network = networks.frozen_copy(self._network)
+            # In place, because a captured step reads the tensors where they are.
+            self._frozen.network.load_state_dict(self._network.state_dict())
         else:
             assert isinstance(self._network, models.ResNet)
             self._fast.update(self._network)

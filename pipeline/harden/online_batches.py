@@ -33,6 +33,10 @@ class OnlineBatches:
     ) -> None:
         self._batches, self._recipe, self._target = batches, recipe, target
         self._fixed = target.now() if fixed else None
+        adversary = recipe.adversary
+        self._ascent = attacks.Ascent(
+            loss=adversary.loss, towards=adversary.target == "least_likely", graphs=target.graphs
+        )
         self.passes = batches.n_images * recipe.adversary.steps
         self.state: dict[str, Tensor] = {}
 
@@ -65,22 +69,14 @@ class OnlineBatches:
         """Return adversarial images within `eps` (B, 1, 1, 1) of `images`."""
         adversary = self._recipe.adversary
         network = self._fixed or self._target.now()
-        aim, towards = labels, adversary.target == "least_likely"
-        if towards:
+        aim = labels
+        if adversary.target == "least_likely":
             with torch.no_grad():
                 aim = network(images).argmin(1)
         start = random_start(images, eps, generator) if adversary.random_start else images
         alpha = step_sizes(adversary.alpha, eps, adversary.steps)
-        return attacks.ascend(
-            network,
-            images,
-            start,
-            aim,
-            eps=eps,
-            alpha=alpha,
-            steps=adversary.steps,
-            loss=adversary.loss,
-            towards=towards,
+        return self._ascent(
+            network, images, start, aim, eps=eps, alpha=alpha, steps=adversary.steps
         )
 
     def _eps(self, epoch: int, n_images: int, generator: torch.Generator) -> Tensor:

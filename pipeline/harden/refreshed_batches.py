@@ -67,6 +67,7 @@ class RefreshedBatches:
         drawn = self._batches.n_images - n
         self.passes = drawn * recipe.refresh.steps // recipe.refresh.every
         self.state = {"images": self._images.images}
+        self._ascent = attacks.Ascent(graphs=target.graphs)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -111,7 +112,7 @@ class RefreshedBatches:
         if not refresh.warm_start:
             start = random_start(images, eps, generator)
         alpha = step_sizes(refresh.alpha, eps, refresh.steps)
-        adv_images = attacks.ascend(
+        adv_images = self._ascent(
             self._target.now(), images, start, labels, eps=eps, alpha=alpha, steps=refresh.steps
         )
         # What the crop cut off keeps its old perturbation.

@@ -10,6 +10,7 @@ import torch
 from pipeline.base.errors import InputError
 
 VARIABLE = "PIPELINE_DEVICE"
+VOLTA, AMPERE = (7, 0), (8, 0)  # compute capabilities
 
 
 def choose() -> torch.device:
@@ -40,11 +41,16 @@ def choose() -> torch.device:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether the device has instructions that multiply bfloat16.
 
-    Only then is bfloat16 worth the rounding.
+    Only then is bfloat16 worth the rounding. On GPUs, these are Ampere and later.
     """
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return torch.cuda.get_device_capability(device) >= AMPERE
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def multiplies_float16(device: torch.device) -> bool:
+    """Return whether the device is a GPU that multiplies float16 in tensor cores."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= VOLTA
 
 
 def describe(device: torch.device) -> str:

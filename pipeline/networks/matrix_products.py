@@ -66,8 +66,15 @@ class Frozen(nn.Module):
         )
         bias = norm.bias - norm.running_mean * scale
         bias = bias.repeat(len(weight) // len(bias))
-        self._folded[conv] = weight.contiguous(memory_format=_format(weight)), bias.to(self.dtype)
+        self._keep(conv, weight.contiguous(memory_format=_format(weight)), bias.to(self.dtype))
         return self._layer(maps, conv, norm)
+
+    def _keep(self, conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+        """Keep a folded layer, on a GPU in the place of the earlier one, for captured graphs."""
+        if weight.is_cuda and conv in self._folded:
+            torch._foreach_copy_(list(self._folded[conv]), [weight, bias])
+        else:
+            self._folded[conv] = weight, bias
 
     def _layer(self, maps: Tensor, conv: nn.Conv2d, _: nn.BatchNorm2d) -> Tensor:
         weight, bias = self._folded[conv]
@@ -132,11 +139,11 @@ def _is_whole_map(size: int, stride: int) -> bool:
 
 
 @cache
-def _taps(size: int, stride: int) -> Tensor:
+def _taps(size: int, stride: int, device: torch.device) -> Tensor:
     """Return which tap of a 3x3 kernel joins each output of a map to each of its inputs.
 
     Rows are outputs and columns are inputs. The kernel has a padding of 1. UNSEEN marks pairs that
-    no tap joins.
+    no tap joins. They are copied to each device once, because a copy stalls it.
     """
     outputs = range(0, size, stride)
     return torch.tensor(
@@ -148,7 +155,8 @@ def _taps(size: int, stride: int) -> Tensor:
             ]
             for oy in outputs
             for ox in outputs
-        ]
+        ],
+        device=device,
     )
 
 
@@ -162,7 +170,7 @@ def _kernel(weight: Tensor, size: int, stride: int) -> Tensor:
         return weight.view(n_out, n_in)
     if width != 3 or not _is_whole_map(size, stride):
         return weight
-    taps = _taps(size, stride).to(weight.device)
+    taps = _taps(size, stride, weight.device)
     by_tap = weight.permute(2, 3, 0, 1).reshape(UNSEEN, n_out, n_in)
     if size > 2:
         by_tap = torch.cat([by_tap, by_tap.new_zeros(1, n_out, n_in)])

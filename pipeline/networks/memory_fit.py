@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.base import console
 from pipeline.base.errors import InputError
 from pipeline.networks import device
+from pipeline.networks.captured import is_capturing
 
 Result = TypeVar("Result")
 
@@ -72,13 +73,13 @@ def fitted(network: nn.Module, images: Tensor, compute: Callable[[], Result]) ->
     """Return the result of `compute`, with smaller parts if it needs more memory than there is.
 
     Each attempt calls `compute` from its beginning. Raises OutOfMemoryError if `network` is not
-    InParts.
+    InParts, or if a CUDA graph is being captured: the batch may fit without the graph.
     """
     while True:
         try:
             return compute()
         except torch.OutOfMemoryError:
-            if not isinstance(network, InParts):
+            if not isinstance(network, InParts) or is_capturing(images.device):
                 raise
         # After the except block, where the failed attempt's tensors are released.
         network.halve(images.device)
@@ -100,7 +101,7 @@ class Offload:
         """Return what `gradients` returns, which must begin by clearing the gradients.
 
         Raises OutOfMemoryError if the batch fits neither on the device nor with activations in main
-        memory.
+        memory, or if a CUDA graph is being captured: the batch may fit without the graph.
         """
         # This is one launch on a GPU. A loop of copies would be one for every layer.
         torch._foreach_copy_(self._before, self._statistics)
@@ -108,7 +109,7 @@ class Offload:
             with self._saving():
                 return gradients()
         except torch.OutOfMemoryError:
-            if self._saving is save_on_cpu:
+            if self._saving is save_on_cpu or is_capturing(self._device):
                 raise
         # A forward pass that was cut off may have changed some of them.
         torch._foreach_copy_(self._statistics, self._before)

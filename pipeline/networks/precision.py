@@ -1,20 +1,34 @@
-"""Choose the precision that a network is computed in."""
+"""Choose the precision that a network is computed in.
+
+All rules about precision are here. `precision_for` decides for training, `dtype_for` for attacks on
+a network in training. `tensor_floats` and `exact` decide how a GPU multiplies float32.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
 from pipeline.base.values import Precision
-from pipeline.networks.device import multiplies_bfloat16
+from pipeline.networks.device import multiplies_bfloat16, multiplies_float16
+
+# What a network is computed in. fp16 is never asked for: it replaces bf16 on GPUs without it.
+Computed = Literal["fp32", "bf16", "fp16"]
 
 
-def precision_for(precision: Precision, device: torch.device) -> Precision:
+def precision_for(precision: Precision, device: torch.device) -> Computed:
     """Return the precision to train in.
 
-    `auto` gives bf16 on a CPU that multiplies it, where it was measured to be faster, and fp32 on
-    any other device. Other values are returned as they are.
+    On a CPU, `auto` gives bf16 where the CPU multiplies it, where it was measured to be faster, and
+    fp32 elsewhere. Other values are returned as they are. On a GPU, `auto` and `bf16` give bf16
+    where the GPU multiplies it, fp16 where it only multiplies that faster, and fp32 elsewhere.
     """
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cpu" and multiplies_bfloat16(device) else "fp32"
+    if precision == "fp32":
+        return "fp32"
+    if device.type == "cuda" and not multiplies_bfloat16(device):
+        return "fp16" if multiplies_float16(device) else "fp32"
+    return "bf16" if precision == "bf16" or multiplies_bfloat16(device) else "fp32"
 
 
 def dtype_for(precision: Precision, device: torch.device) -> torch.dtype:
@@ -25,3 +39,36 @@ def dtype_for(precision: Precision, device: torch.device) -> torch.dtype:
     """
     fast = precision == "bf16" or (precision == "auto" and multiplies_bfloat16(device))
     return torch.bfloat16 if fast else torch.float32
+
+
+@contextmanager
+def tensor_floats() -> Iterator[None]:
+    """Allow a GPU to round the factors of float32 products to TF32.
+
+    This is for training, and for attacks whose result an exact network judges. Nothing changes on a
+    CPU. The setting that was found is restored.
+    """
+    with _products("tf32"):
+        yield
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Make a GPU multiply float32 in full. This is for all that judges.
+
+    torch allows TF32 in convolutions unless it is told otherwise. Nothing changes on a CPU. The
+    setting that was found is restored.
+    """
+    with _products("ieee"):
+        yield
+
+
+@contextmanager
+def _products(precision: Literal["tf32", "ieee"]) -> Iterator[None]:
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = matmul.fp32_precision, conv.fp32_precision
+    matmul.fp32_precision = conv.fp32_precision = precision
+    try:
+        yield
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = before

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.networks.memory_fit import fitted
+from pipeline.networks.precision import exact
 
 BATCH_SIZE = 256  # for networks that are only asked for their predictions
 
@@ -23,7 +24,7 @@ def predict(
     device, was_training = next(network.parameters()).device, network.training
     network.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), exact():
             parts = [
                 _predicted(network, pixels(images[i : i + batch_size], device)).cpu()
                 for i in range(0, len(images), batch_size)
@@ -53,7 +54,7 @@ def is_right(network: nn.Module, images: Tensor, labels: Tensor) -> NDArray[np.b
 
     The network is used in its present mode.
     """
-    with torch.inference_mode():
+    with torch.inference_mode(), exact():
         right: NDArray[np.bool_] = (_predicted(network, images) == labels).cpu().numpy()
     return right
 

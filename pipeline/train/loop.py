@@ -3,7 +3,6 @@
 It takes the steps, keeps the model of the best epoch, and resumes after an interruption.
 """
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,17 +12,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torchvision import models
 
 from pipeline.base import console, files
 from pipeline.base.errors import InputError
-from pipeline.base.values import Precision
-from pipeline.networks import matrix_products, torch_files
-from pipeline.networks.memory_fit import Offload
-from pipeline.networks.precision import precision_for
+from pipeline.networks import precision, torch_files
+from pipeline.networks.captured import graphs_for
 from pipeline.networks.scores import Validate
 from pipeline.train import params, schedule
+from pipeline.train.step import Step
 
 SAVING = 0.1  # the greatest share of the time that goes into saving unfinished work
 
@@ -91,20 +87,22 @@ def fit(
     ):
         saved = _Saver(run, part)
         while not run.is_finished:
-            for images, labels, shares in batches.epoch(run.epoch, run.batch):
-                run.step(images, labels, shares)
-                bar.update(1)
-                if stop.asked:
-                    saved.now()
-                    raise console.Interrupted(
-                        f"{text}: batch {run.batch} of epoch {run.epoch + 1} is done"
-                    )
+            with precision.tensor_floats():
+                for images, labels, shares in batches.epoch(run.epoch, run.batch):
+                    run.step(images, labels, shares)
+                    bar.update(1)
+                    if stop.asked:
+                        saved.now()
+                        raise console.Interrupted(
+                            f"{text}: batch {run.batch} of epoch {run.epoch + 1} is done"
+                        )
             if not math.isfinite(loss := float(run.totals[0])):
                 raise InputError(
                     f"{text}: the loss is {loss} after epoch {run.epoch + 1}; "
                     f"lower its lr in params.yaml (now {settings.lr})"
                 )
-            run.close_epoch(validate(run.judged))
+            with precision.exact():
+                run.close_epoch(validate(run.judged))
             bar.set_postfix_str(
                 f"loss {run.history[-1]['train_loss']:.3f}, best {run.best['val_accuracy']:.4f}"
             )
@@ -126,12 +124,8 @@ class _Run:
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.batches, self.settings = batches, settings
-        self._forward = _forward(network, settings.precision, device)
-        self._optimizer = schedule.optimizer(network, settings)
-        self._average = None if settings.ema is None else schedule.average(network, settings.ema)
-        self._memory = Offload(network, device)
+        self._step = Step(self.network, settings, device, graphs_for(device))
         self.epoch, self.batch = 0, 0
-        self.totals = torch.zeros(3, device=device)
         self.history: list[Row] = []
         self.best: Row = {}
         self.best_state: dict[str, Tensor] = {}
@@ -139,7 +133,12 @@ class _Run:
     @property
     def judged(self) -> nn.Module:
         """The network whose accuracy counts, or the average of its weights if there is one."""
-        return self.network if self._average is None else self._average.module
+        return self._step.judged
+
+    @property
+    def totals(self) -> Tensor:
+        """The sums of the losses, the right predictions and the images of this epoch."""
+        return self._step.totals
 
     @property
     def is_finished(self) -> bool:
@@ -150,31 +149,9 @@ class _Run:
         )
 
     def step(self, images: Tensor, labels: Tensor, shares: Tensor) -> None:
-        """Train on one batch.
-
-        Sums stay on the device, because reading them would stall it at every step.
-        """
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._lr(self.batch + 0.5)
-        self.network.train()
-        loss, logits = self._memory.fitted(lambda: self._gradients(images, labels, shares))
-        self._optimizer.step()
-        if self._average is not None:
-            self._average.update_parameters(self.network)
-        right = (logits.argmax(1) == labels).sum()
-        self.totals += torch.stack([loss * len(labels), right, torch.full_like(right, len(labels))])
+        """Train on one batch."""
+        self._step(images, labels, shares, lr=self._lr(self.batch + 0.5))
         self.batch += 1
-
-    def _gradients(self, images: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """Set the parameters' gradients, and return the loss and the logits (B, n_classes)."""
-        self._optimizer.zero_grad()
-        logits = self._forward(images.contiguous(memory_format=torch.channels_last))
-        losses = functional.cross_entropy(
-            logits, labels, reduction="none", label_smoothing=self.settings.label_smoothing
-        )
-        loss = (losses * shares).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), logits.detach()
 
     def close_epoch(self, scores: dict[str, float]) -> None:
         """Add the epoch to the history, and keep its tensors if it is the best so far."""
@@ -209,7 +186,7 @@ class _Run:
         content = (
             {}
             if self.is_finished
-            else {name: part.state_dict() for name, part in self._parts().items()}
+            else {name: part.state_dict() for name, part in self._step.parts().items()}
         )
         content |= {
             "batches": self.batches.state,
@@ -236,7 +213,7 @@ class _Run:
             console.say(f"{path}: unfinished work that cannot be read; starting from the beginning")
             path.unlink()
             return
-        for name, part in self._parts().items():
+        for name, part in self._step.parts().items():
             if name in content:
                 part.load_state_dict(content[name])
         for name, tensor in self.batches.state.items():
@@ -248,10 +225,6 @@ class _Run:
         )
         what = f"resuming after batch {self.batch} of epoch {self.epoch + 1}"
         console.say(f"all {self.epoch} epochs were done before" if self.is_finished else what)
-
-    def _parts(self) -> dict[str, Any]:
-        parts = {"network": self.network, "optimizer": self._optimizer, "average": self._average}
-        return {name: part for name, part in parts.items() if part is not None}
 
 
 class _Saver:
@@ -271,12 +244,3 @@ class _Saver:
     def when_worth_it(self) -> None:
         if time.perf_counter() - self._since >= self._took / SAVING:
             self.now()
-
-
-def _forward(
-    network: nn.Module, precision: Precision, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """Return the network's own forward, or the same function as bfloat16 matrix products."""
-    if precision_for(precision, device) == "bf16" and isinstance(network, models.ResNet):
-        return functools.partial(matrix_products.training_logits, network, dtype=torch.bfloat16)
-    return network

@@ -4,9 +4,10 @@ This is the learning rate of every batch, the optimizer, and the average of the 
 """
 
 import math
+from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.train import params
@@ -26,16 +27,26 @@ def learning_rate(epoch: float, settings: params.Training) -> float:
     return (1 + math.cos(math.pi * min(done, 1))) / 2
 
 
-def optimizer(network: nn.Module, settings: params.Training) -> torch.optim.Optimizer:
+def optimizer(
+    network: nn.Module, settings: params.Training, *, capturable: bool = False
+) -> torch.optim.Optimizer:
+    """Return the optimizer that moves the weights in one fused kernel.
+
+    `capturable` prepares its steps for a CUDA graph.
+    """
     weights = network.parameters()
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(
+        adamw = torch.optim.AdamW(
             weights,
             lr=settings.lr,
             betas=(settings.momentum, 0.999),
             weight_decay=settings.weight_decay,
             fused=True,
+            capturable=capturable,
         )
+        # Steps before and beside the captured one are intended, so torch need not warn of them.
+        adamw._warned_capturable_if_run_uncaptured = True
+        return adamw
     return torch.optim.SGD(
         weights,
         lr=settings.lr,
@@ -52,3 +63,23 @@ def average(network: nn.Module, decay: float) -> AveragedModel:
     The training loop updates it after every step.
     """
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+
+
+def update_in_place(averaged: AveragedModel, network: nn.Module) -> None:
+    """Update an average as its own method does after its first update, without stalling a GPU.
+
+    Its own method copies a count to the GPU for every update, which this kind of average ignores.
+    """
+    pairs = zip(_tensors(averaged.module), _tensors(network), strict=True)
+    by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for own, new in pairs:
+        ours, theirs = by_dtype.setdefault(own.dtype, ([], []))
+        ours.append(own.detach())
+        theirs.append(new.detach())
+    assert averaged.multi_avg_fn is not None
+    for ours, theirs in by_dtype.values():
+        averaged.multi_avg_fn(tuple(ours), tuple(theirs), 0)
+
+
+def _tensors(network: nn.Module) -> chain[Tensor]:
+    return chain(network.parameters(), network.buffers())

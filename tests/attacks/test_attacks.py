@@ -21,6 +21,7 @@ from pipeline.networks import matrix_products
 from pipeline.networks.memory_fit import InParts
 from tests import samples
 from tests.conftest import FGSM, PGD, attack_spec, make_block, write_set
+from tests.recorded_graphs import Recorded
 
 
 class Linear(nn.Module):
@@ -360,3 +361,16 @@ def test_ascent_keeps_each_bound_from_any_start_in_both_signs():
 def test_margin_is_the_lead_of_the_best_wrong_class():
     logits = torch.tensor([[1.0, 4.0, 2.0], [3.0, 0.0, 1.0]])
     assert attacks.margin(logits, torch.tensor([0, 0])) == 3 - 2
+
+
+@pytest.mark.parametrize("eps", [8 / 255, torch.full((3, 1, 1, 1), 8 / 255)])
+def test_a_captured_ascent_takes_the_same_steps(eps):
+    network, images, graphs = Linear(), torch.rand(3, 3, 8, 8), Recorded()
+    taken = {"eps": eps, "alpha": 0.01, "steps": 5}
+    captured = attacks.Ascent(graphs=graphs)
+    for _ in range(2):
+        found = captured(network, images, images, LABELS[:3], **taken)
+        assert torch.equal(found, attacks.ascend(network, images, images, LABELS[:3], **taken))
+    assert graphs.calls.count("capture") == 1, "the step is kept from call to call"
+    captured(Linear(), images, images, LABELS[:3], **taken)
+    assert graphs.calls.count("capture") == 2, "another network has a step of its own"

@@ -9,7 +9,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from pipeline.base import console
 from pipeline.base.errors import InputError
 from pipeline.networks import memory_fit
-from pipeline.networks.precision import precision_for
 from pipeline.networks.scores import accuracy_on
 from pipeline.train import augmentation, loop
 from tests.conftest import held_batches, make_block
@@ -71,18 +70,6 @@ def test_the_loss_is_the_mean_over_images(batches, recipe):
         device=CPU,
     )
     assert fitted.history[0]["train_loss"] == pytest.approx(math.log(3), abs=0.3)
-
-
-@pytest.mark.parametrize(
-    ("device", "multiplies", "expected"),
-    [("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cuda", True, "fp32")],
-)
-def test_auto_trains_in_bf16_only_where_it_was_measured_faster(
-    monkeypatch, device, multiplies, expected
-):
-    monkeypatch.setattr("pipeline.networks.precision.multiplies_bfloat16", lambda _: multiplies)
-    assert precision_for("auto", torch.device(device)) == expected
-    assert precision_for("bf16", torch.device(device)) == "bf16"
 
 
 def test_bf16_training_learns_like_fp32(recipe):

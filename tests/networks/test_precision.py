@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from pipeline.networks import device, precision
+
+GPU, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("capability", "asked", "expected"),
+    [
+        ((9, 0), "auto", "bf16"),
+        ((8, 0), "bf16", "bf16"),
+        ((8, 0), "fp32", "fp32"),
+        ((7, 5), "auto", "fp16"),
+        ((7, 0), "bf16", "fp16"),
+        ((7, 5), "fp32", "fp32"),
+        ((6, 1), "auto", "fp32"),
+        ((6, 1), "bf16", "fp32"),
+    ],
+)
+def test_a_gpu_trains_in_what_its_generation_multiplies(monkeypatch, capability, asked, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert precision.precision_for(asked, GPU) == expected
+
+
+@pytest.mark.parametrize(("multiplies", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_on_a_cpu_is_bf16_where_it_is_multiplied(monkeypatch, multiplies, expected):
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda _: multiplies)
+    assert precision.precision_for("auto", CPU) == expected
+    assert precision.precision_for("bf16", CPU) == "bf16"
+    assert precision.precision_for("fp32", CPU) == "fp32"
+
+
+def test_only_gpus_multiply_float16():
+    assert not device.multiplies_float16(CPU)
+
+
+def settings():
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+
+
+def test_tf32_is_set_inside_and_restored_outside():
+    before = settings()
+    with precision.tensor_floats():
+        assert settings() == ("tf32", "tf32")
+        with precision.exact():
+            assert settings() == ("ieee", "ieee")
+        assert settings() == ("tf32", "tf32")
+    assert settings() == before
+
+
+def test_tf32_is_restored_after_an_error():
+    before = settings()
+    with pytest.raises(ValueError, match="inside"), precision.exact():
+        raise ValueError("inside")
+    assert settings() == before

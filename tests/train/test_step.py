@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from pipeline.networks.captured import WARM_UP
+from pipeline.train import step
+from tests.recorded_graphs import Recorded
+from tests.train.conftest import CPU, Tiny
+
+
+def trained(recipe, batches, graphs, n_epochs=2):
+    network = Tiny()
+    run = step.Step(network, recipe, CPU, graphs)
+    for number in range(n_epochs):
+        for batch in batches.epoch(number):
+            run(*batch, lr=0.1 / (number + 1))
+    return run, network
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw"}, {"ema": 0.9}])
+def test_a_captured_step_trains_like_a_plain_one(batches, recipe, changes):
+    recipe, graphs = recipe.model_copy(update=changes), Recorded()
+    plain, _ = trained(recipe, batches, None)
+    run, _ = trained(recipe, batches, graphs)
+    assert graphs.calls[WARM_UP] == "capture"
+    assert graphs.calls.count("replay") == 2 * 4 - WARM_UP
+    assert torch.allclose(run.totals, plain.totals, atol=1e-4)
+    expected = plain.judged.state_dict()
+    for name, tensor in run.judged.state_dict().items():
+        assert torch.allclose(tensor, expected[name], atol=1e-5), name
+
+
+@pytest.fixture
+def half(recipe, monkeypatch):
+    """A recipe that is computed in fp16, as on a GPU before Ampere."""
+    monkeypatch.setattr(step, "precision_for", lambda *_: "fp16")
+    return recipe
+
+
+def test_fp16_training_follows_fp32(batches, recipe, monkeypatch):
+    sums = {}
+    for precision in ("fp32", "fp16"):
+        monkeypatch.setattr(step, "precision_for", lambda *_, found=precision: found)
+        run, network = trained(recipe, batches, None)
+        assert all(tensor.dtype == torch.float32 for tensor in network.parameters())
+        sums[precision] = float(run.totals[0])
+    assert sums["fp16"] == pytest.approx(sums["fp32"], rel=0.02)
+    assert sums["fp16"] != sums["fp32"]
+
+
+def test_the_scale_of_fp16_belongs_to_the_resume_point(batches, half):
+    run, _ = trained(half, batches, None, n_epochs=1)
+    scaler = run.parts()["scaler"]
+    scaler.update(128.0)
+    again = step.Step(Tiny(), half, CPU, None)
+    again.parts()["scaler"].load_state_dict(scaler.state_dict())
+    images, labels, shares = next(batches.epoch(0))
+    again(images, labels, shares, lr=0.1)
+    assert again.parts()["scaler"].get_scale() == 128.0
+
+
+def test_other_precisions_have_no_scaler(batches, recipe):
+    run, _ = trained(recipe, batches, None)
+    assert set(run.parts()) == {"network", "optimizer"}
