@@ -38,6 +38,7 @@ SLOW = (
     "test_main.py",
     "test_discard.py",
     "generate/",
+    "benchmarks/",
     "train/test_loop.py",
     "networks/",
     "fuzz/",
