@@ -19,7 +19,7 @@ from pipeline.base.values import Spread, greatest
 from pipeline.networks import matrix_products
 from pipeline.networks.device import multiplies_bfloat16, processor
 from pipeline.networks.memory_fit import InParts
-from pipeline.networks.precision import tensor_floats
+from pipeline.networks.precision import recorded, tensor_floats
 
 # Images on which both precisions are tried: this share of the set, within these bounds.
 SAMPLE_SHARE, SAMPLE = 0.05, (256, 1024)
@@ -71,7 +71,7 @@ def generate(
         "eps.stored": attacks.eps_levels(greatest(spec.eps)) / 255,
         "device": device.type,
         "processor": processor(device),
-        "precision": choice.precision,
+        "precision": recorded(choice.precision, device),
         "precision.trial": choice.trial,
         **attacks.versions(),
     }

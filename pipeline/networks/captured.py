@@ -55,12 +55,7 @@ class CudaGraphs:
     def capture(self, step: Step, inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
         """Return a function that replays the step's kernels."""
         graph = torch.cuda.CUDAGraph()
-        # Only calls of this thread are forbidden meanwhile.
-        mode = "thread_local"
-        with (
-            torch.cuda.device(self._device),
-            torch.cuda.graph(graph, stream=self._stream, capture_error_mode=mode),
-        ):
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=self._stream):
             output = step(*inputs)
 
         def replay() -> Tensor:

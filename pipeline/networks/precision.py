@@ -31,6 +31,15 @@ def precision_for(precision: Precision, device: torch.device) -> Computed:
     return "bf16" if precision == "bf16" or multiplies_bfloat16(device) else "fp32"
 
 
+def recorded(computed: str, device: torch.device) -> str:
+    """Return the precision of a training or an attack as its results record it.
+
+    What is computed in fp32 may be rounded to TF32 on a GPU that has it: see `tensor_floats`.
+    """
+    has_tf32 = device.type == "cuda" and multiplies_bfloat16(device)  # both came with Ampere
+    return "tf32" if computed == "fp32" and has_tf32 else computed
+
+
 def dtype_for(precision: Precision, device: torch.device) -> torch.dtype:
     """Return the dtype that attacks on a network in training are computed in.
 

@@ -12,7 +12,7 @@ from pipeline import networks
 from pipeline.base import files, unfinished
 from pipeline.base.values import Section
 from pipeline.networks.device import describe
-from pipeline.networks.precision import precision_for
+from pipeline.networks.precision import precision_for, recorded
 from pipeline.networks.scores import Validate
 from pipeline.train import params
 from pipeline.train.loop import Batches, Watch, fit
@@ -89,7 +89,7 @@ def _origin(
             for key, value in settings
         },
         "device": device.type,
-        "precision": precision_for(settings.precision, device),
+        "precision": recorded(precision_for(settings.precision, device), device),
         **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},
     }
 

@@ -32,6 +32,21 @@ def test_auto_on_a_cpu_is_bf16_where_it_is_multiplied(monkeypatch, multiplies, e
     assert precision.precision_for("fp32", CPU) == "fp32"
 
 
+@pytest.mark.parametrize(
+    ("capability", "computed", "expected"),
+    [
+        ((8, 0), "fp32", "tf32"),
+        ((8, 0), "bf16", "bf16"),
+        ((7, 5), "fp32", "fp32"),
+        ((7, 5), "fp16", "fp16"),
+    ],
+)
+def test_tf32_is_recorded_where_it_is_allowed(monkeypatch, capability, computed, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert precision.recorded(computed, GPU) == expected
+    assert precision.recorded(computed, CPU) == computed
+
+
 def test_only_gpus_multiply_float16():
     assert not device.multiplies_float16(CPU)
 
