@@ -57,6 +57,18 @@ def optimizer(
     )
 
 
+def start_at_zero(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD momentum of zero before its first step.
+
+    That step then does what it always does. If it is skipped, because gradients in fp16 were too
+    large, torch's fused SGD would otherwise continue from memory that it never wrote.
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        for group in optimizer.param_groups:
+            for weights in group["params"]:
+                optimizer.state[weights]["momentum_buffer"] = torch.zeros_like(weights)
+
+
 def average(network: nn.Module, decay: float) -> AveragedModel:
     """Return a running average of the parameters and of BatchNorm's statistics.
 

@@ -37,6 +37,8 @@ class Step:
         self._optimizer = schedule.optimizer(network, settings, capturable=graphs is not None)
         # fp16 has so few exponents that small gradients become 0 unless the loss is scaled.
         self._scaler = torch.amp.GradScaler(device.type, enabled=computed == "fp16")
+        if self._scaler.is_enabled():
+            schedule.start_at_zero(self._optimizer)
         self._average = None if settings.ema is None else schedule.average(network, settings.ema)
         self._memory = Offload(network, device)
         # A captured step reads the learning rate where it is. A CPU takes it as a number.

@@ -58,6 +58,21 @@ def test_the_scale_of_fp16_belongs_to_the_resume_point(batches, half):
     assert again.parts()["scaler"].get_scale() == 128.0
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_first_step_that_is_skipped_leaves_no_trace(batches, half, optimizer):
+    recipe = half.model_copy(update={"optimizer": optimizer})
+    network = Tiny()
+    run = step.Step(network, recipe, CPU, None)
+    scaler = run.parts()["scaler"]
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**60})
+    before = [weights.detach().clone() for weights in network.parameters()]
+    run(*next(batches.epoch(0)), lr=0.1)
+    assert all(map(torch.equal, before, network.parameters()))
+    assert scaler.get_scale() == 2.0**59
+    for state in run.parts()["optimizer"].state.values():
+        assert all(not tensor.any() for tensor in state.values())
+
+
 def test_other_precisions_have_no_scaler(batches, recipe):
     run, _ = trained(recipe, batches, None)
     assert set(run.parts()) == {"network", "optimizer"}
