@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
+from pipeline import networks
 from pipeline.networks import device, precision
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -70,3 +72,21 @@ def test_tf32_is_restored_after_an_error():
     with pytest.raises(ValueError, match="inside"), precision.exact():
         raise ValueError("inside")
     assert settings() == before
+
+
+def test_predictions_are_exact():
+    seen = []
+
+    class Noting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, images):
+            seen.append(settings())
+            return images.flatten(1)[:, :3]
+
+    images = np.zeros((2, 3, 4, 4), np.uint8)
+    networks.predict(Noting(), images)
+    networks.is_right(Noting(), torch.zeros(2, 3, 4, 4), torch.zeros(2))
+    assert seen == [("ieee", "ieee")] * 2

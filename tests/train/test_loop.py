@@ -243,3 +243,21 @@ def test_what_the_watcher_says_of_an_epoch_is_printed(batches, recipe, capsys):
         Tiny(), batches, scores(0.1, 0.2, 0.3, 0.4)[0], recipe, text="t", device=CPU, watch=watch
     )
     assert capsys.readouterr().out == "t: 2 epochs\n"
+
+
+def test_tf32_is_for_steps_and_not_for_validation(batches, recipe):
+    seen = []
+
+    class Noting(Tiny):
+        def forward(self, images):
+            if self.training:
+                seen.append(torch.backends.cudnn.conv.fp32_precision)
+            return super().forward(images)
+
+    def validate(_):
+        seen.append(torch.backends.cudnn.conv.fp32_precision)
+        return {"val_accuracy": 0.0}
+
+    settings = recipe.model_copy(update={"epochs": 1})
+    loop.fit(Noting(), batches, validate, settings, text="t", device=CPU)
+    assert seen == ["tf32"] * 4 + ["ieee"]
