@@ -17,10 +17,9 @@ def run(monkeypatch, *arguments):
     return command.main()
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_a_tiny_job_runs_and_writes_nothing(monkeypatch, tmp_path, capsys, whole):
+def test_a_tiny_job_runs_and_writes_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command, "RESULT", tmp_path / "gpu.json")
-    said = run(monkeypatch, "--tiny", *["--whole"] * whole)
+    said = run(monkeypatch, "--tiny")
     assert said == "nothing was written: only the full size on a GPU is"
     assert not list(tmp_path.iterdir())
     out = capsys.readouterr().out
