@@ -74,6 +74,8 @@ def _check(folder: Path, members: Iterable[tuple[str, int]]) -> None:
     """Raise InputError for names that lead out of the folder, and for more than the disk holds."""
     total = 0
     for number, (name, n_bytes) in enumerate(members):
+        if not name:
+            raise InputError(f"refused: it holds a file without a name; {REMEDY}")
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise InputError(f"refused: it holds {name[:100]!a}, which leads out of its folder")
         total += n_bytes
