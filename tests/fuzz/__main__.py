@@ -102,7 +102,7 @@ def run_worker(name, seed, first, last, folder):
     ended = (
         "took more than 5 s"
         if status == -signal.SIGALRM
-        else f"ended the process with status {status}"
+        else f"ended the process with status {status}: {' '.join(log.read_text()[-300:].split())}"
     )
     shutil.copyfile(folder / "input", folder / f"failed-{number}")
     with (folder / "answers").open("a") as file:
