@@ -7,6 +7,8 @@ import copy
 import io
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +79,22 @@ def settings(name: str) -> Document:
     Raises InputError for a name that no preset has.
     """
     _expect(name, f"plan {name}")
+    with _written(name) as path:
+        return document.load(path)
+
+
+def values(name: str) -> dict[str, Any]:
+    """Return the values that a preset writes to `params.yaml`, unchecked."""
+    with _written(name) as path:
+        return params.read(path)
+
+
+@contextmanager
+def _written(name: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, params.FILE)
         path.write_text(complete(name), encoding="utf-8")
-        return document.load(path)
+        yield path
 
 
 def _expect(name: str, where: str) -> None:

@@ -22,6 +22,7 @@ from pipeline.document import Document
 ADVERSARIAL = Path("data/adversarial")
 SOURCES = ADVERSARIAL / "sources"
 METRICS = Path("metrics")
+REPORT = Path("report/index.html")
 UNCACHED = (METRICS, Path("plots"))  # kept in Git, not in DVC's cache
 
 
@@ -65,7 +66,7 @@ def repro() -> str:
             if _is_judged():
                 console.say(results())
             raise InputError("a stage failed (see above); previous results were restored")
-    return results()
+    return f"{results()}\n{REPORT}: all of this as a page, with pictures; open it in a browser"
 
 
 def _write_home() -> None:

@@ -117,6 +117,7 @@ ALL = {
     "evaluate@robust",
     "export",
     "audit",
+    "report",
 }
 
 
@@ -154,6 +155,8 @@ def test_a_fresh_copy_gives_exactly_the_outputs_and_the_table(project):
         *(f"plots/{name}/{plot}.png" for name in names for plot in ("curves", "grid")),
     }
     assert "transfer: accuracy on stored adversarial images" in project.first_output
+    assert "report/index.html: all of this as a page" in lines[-1]
+    assert b"<h1>Hardening report</h1>" in (project.folder / "report/index.html").read_bytes()
     with h5py.File(project.folder / "data/adversarial/clean/pgd/00002.h5") as file:
         assert file["images"].shape == (20, 3, 16, 16)
         assert file.attrs["rows"] == 120

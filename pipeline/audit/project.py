@@ -21,7 +21,7 @@ from pipeline.base import files, params, store
 from pipeline.base.errors import InputError
 from pipeline.base.values import CLEAN
 
-OWN = "audit"  # the name of the auditing stage, which does not audit itself
+LAST = {"audit", "report"}  # the stages that run last; an audit looks at what was there before
 Verdict = Literal["ok", "warning", "not comparable", "FAILED"]
 
 
@@ -96,12 +96,12 @@ class Project:
     def stages(self) -> dict[str, lineage.Recorded]:
         """Return the stages that were run and are still declared, in the order of dvc.lock.
 
-        The audit itself is left out.
+        The audit itself and the report, which shows its verdict, are left out.
         """
         return {
             name: stage
             for name, stage in self.recorded.items()
-            if name in self.declared and name != OWN
+            if name in self.declared and name not in LAST
         }
 
     def md5(self, path: str) -> str:

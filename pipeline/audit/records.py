@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.audit import lineage
-from pipeline.audit.project import OWN, Project, Row, judged
+from pipeline.audit.project import LAST, Project, Row, judged
 from pipeline.base import params, unfinished
 from pipeline.base.errors import discarding
 from pipeline.base.values import CLEAN, number
@@ -28,8 +28,8 @@ def stage_names(project: Project) -> Iterator[Row]:
     dvc.lock keeps stages of an earlier configuration.
     """
     names = {
-        "declared": project.declared.keys() - {OWN},
-        "recorded": project.recorded.keys() - {OWN},
+        "declared": project.declared.keys() - LAST,
+        "recorded": project.recorded.keys() - LAST,
     }
     for name in sorted(names["declared"] - names["recorded"]):
         yield judged(name, "stage", "never run: not in dvc.lock", "", "dvc.yaml, params.yaml")

@@ -4,7 +4,6 @@ import argparse
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,7 +12,7 @@ from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
-from pipeline.base import files
+from pipeline.base import costs, files
 from pipeline.base.errors import InputError
 
 Bar: TypeAlias = "tqdm[Any]"
@@ -97,11 +96,12 @@ def run(command: Callable[[], str]) -> None:
     says of a file, a full disk, and a GPU without memory. An interruption becomes such a line and
     exit code 130. Earlier results are not touched.
     """
-    started = time.perf_counter()
+    meter = costs.Meter()
     # SIGTERM ends the run in the same way as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         done = command()
+        costs.record(meter)
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -126,4 +126,4 @@ def run(command: Callable[[], str]) -> None:
         where = f" ({interruption})" if str(interruption) else ""
         print(f"interrupted{where}; the same command resumes from here", file=sys.stderr)
         sys.exit(130)
-    say(f"{done} ({time.perf_counter() - started:.1f} s)")
+    say(f"{done} ({meter.seconds:.1f} s)")

@@ -3,10 +3,10 @@
 It reads the model, the clean image set and stored adversarial ones.
 """
 
-from pipeline import networks
+from pipeline import figures, networks
 from pipeline.attacks.params import expect_classes
 from pipeline.base import console, files, params, store
-from pipeline.evaluate import judgement, plots, sweeps, table
+from pipeline.evaluate import judgement, sweeps, table
 from pipeline.evaluate.params import EvaluateParams
 from pipeline.networks import device
 
@@ -48,15 +48,11 @@ def evaluate() -> str:
     files.write_csv(args.plots / "grid.csv", found.grid, sweeps.GRID_COLUMNS)
     files.write_csv(args.plots / "curves.csv", found.curves, sweeps.CURVE_COLUMNS)
     name = args.model.stem
-    plots.heat_map(
-        args.plots / "grid.png",
-        found.grid,
-        f"{name}: accuracy in % by attack" if found.grid else "no grid: evaluate.grid is null",
-    )
-    plots.curves(
+    title = f"{name}: fresh attacks" if found.grid else "no grid: evaluate.grid is null"
+    files.write_bytes(args.plots / "grid.png", figures.png(figures.heat_map(found.grid, title)))
+    files.write_bytes(
         args.plots / "curves.png",
-        found.curves,
-        f"{name}: accuracy under {settings.curves.threat}, varied",
+        figures.png(figures.curves({name: found.curves}, settings.curves.threat)),
     )
     console.say(table.checks(found.metrics["diagnostics"]))
     return (

@@ -61,7 +61,7 @@ def _table(metrics: Mapping[str, Any]) -> list[str]:
     rows = [
         [
             model,
-            _passes(content["attack_passes"]),
+            passes(content["attack_passes"]),
             _percent(content["clean"]),
             *(_percent(content[kind].get(name)) for kind, name in attacked),
             content["diagnostics"]["verdict"],
@@ -101,7 +101,7 @@ def checks(found: Mapping[str, Any]) -> str:
     Each line has a check's number, limit and verdict. The last line has the verdict over all.
     """
     lines = [
-        f"  {name:<30} {_number(check['value']):>8}  (limit {_number(check['limit'])})"
+        f"  {name:<30} {number(check['value']):>8}  (limit {number(check['limit'])})"
         f"  {check['verdict']}"
         for name, check in found["checks"].items()
     ]
@@ -112,19 +112,19 @@ def checks(found: Mapping[str, Any]) -> str:
 def _reasons(found: Mapping[str, Any]) -> str:
     """Return the verdict, and the failed checks with their numbers."""
     failed = ", ".join(
-        f"{name} ({_number(found['checks'][name]['value'])},"
-        f" limit {_number(found['checks'][name]['limit'])})"
+        f"{name} ({number(found['checks'][name]['value'])},"
+        f" limit {number(found['checks'][name]['limit'])})"
         for name in found["failed"]
     )
     return f"{found['verdict']}: {failed}"
 
 
-def _passes(count: int | None) -> str:
+def passes(count: int | None) -> str:
     """Return one cell: the gradients that attacks took, unknown for a model trained elsewhere."""
     return "?" if count is None else f"{count / 1e6:.2f}M"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 

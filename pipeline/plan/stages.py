@@ -20,6 +20,8 @@ from pipeline.networks.resnet import stock
 from pipeline.plan.images import Images
 from pipeline.plan.judging import FP32, STAYS_HARDENED, STAYS_OTHER, Judging
 from pipeline.plan.work import PLAIN, Kind, Stage, Work, attacked, classified
+from pipeline.report.gallery import SEARCHED
+from pipeline.report.page import MOST_BYTES
 from pipeline.train import checkpointed, mixing
 from pipeline.train.params import Training
 
@@ -44,6 +46,7 @@ class Plan:
             *(self._evaluate(name) for name in self._settings.evaluate.models),
             self._export(),
             self._audit(),
+            self._report(),
         ]
 
     def _is_tuned(self, name: str) -> bool:
@@ -236,6 +239,13 @@ class Plan:
             work.append(self._classified(model, self._images.n_val * n_parts))
         text = f"{len(settings.models)} models, {n_sets} attacks"
         return Stage(name="audit", text=text, work=tuple(work), held=self._val_bytes)
+
+    def _report(self) -> Stage:
+        """Return the report: images to show are searched for in every stored set."""
+        settings = self._settings
+        n = min(SEARCHED, self._images.n_val) * (1 + len(settings.attacks))
+        work = (self._classified(settings.export.model, n),)
+        return Stage(name="report", text="1 page", work=work, disk=MOST_BYTES)
 
     def _classified(self, model: str, n_images: int) -> Work:
         return classified(self._settings.architecture_of(model), n_images, BATCH_SIZE)

@@ -31,6 +31,7 @@ from ruamel.yaml import YAML
 
 from pipeline import attacks
 from pipeline.audit import lineage
+from pipeline.audit.project import LAST
 from pipeline.base import files
 from pipeline.train import loop
 from tests.conftest import ROOT
@@ -86,7 +87,7 @@ class Pipeline:
         YAML().dump(content, folder / "params.yaml")
         dvc.repo.Repo.init(str(folder), no_scm=True).close()
         declared = lineage.declared(folder)
-        self.stages = {name: stage for name, stage in declared.items() if name != "audit"}
+        self.stages = {name: stage for name, stage in declared.items() if name not in LAST}
         self.seconds: dict[str, float] = {}
 
     @property

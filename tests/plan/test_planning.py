@@ -42,12 +42,12 @@ def test_a_plan_measures_every_stage(tiny, monkeypatch, capsys):
     rows = capsys.readouterr().out.splitlines()
     assert line.startswith("120 images (data.n_images of params.yaml), 16 pixels a side, on cpu")
     assert rows[0].split() == ["stage", "work", "time", "disk", "memory", "GPU"]
-    assert [row.split()[0] for row in rows[1:13]] == [
+    assert [row.split()[0] for row in rows[1:14]] == [
         "prepare", "train_clean", "generate@clean-fgsm", "generate@clean-pgd", "finetune@robust",
         "finetune@refreshed", "evaluate@clean", "evaluate@robust", "evaluate@refreshed", "export",
-        "audit", "total",
+        "audit", "report", "total",
     ]  # fmt: skip
-    assert all(row.endswith("-") for row in rows[1:13])
+    assert all(row.endswith("-") for row in rows[1:14])
     assert not (tiny / "models").exists()
     assert {path.name for path in tiny.iterdir()} == {"params.yaml"}
 

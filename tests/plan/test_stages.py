@@ -48,7 +48,7 @@ def test_the_stages_are_those_of_the_pipeline(stages_of):
     assert list(stages_of("cifar10-cpu", 50000, 5000)) == [
         "prepare", "train_clean", "train_online@online", "generate@clean-fgsm",
         "generate@clean-pgd", "finetune@robust", "finetune@refreshed", "evaluate@clean",
-        "evaluate@robust", "evaluate@refreshed", "evaluate@online", "export", "audit",
+        "evaluate@robust", "evaluate@refreshed", "evaluate@online", "export", "audit", "report",
     ]  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Tells the whole story of a run on one page."""

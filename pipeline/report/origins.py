@@ -1,0 +1,203 @@
+"""Arrange where everything comes from: stages, parameters, hashes, versions and costs."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import figures, presets
+from pipeline.audit import lineage
+from pipeline.audit.project import Project
+from pipeline.base import costs, files, params
+from pipeline.report.parts import Picture, picture
+from pipeline.report.results import Results
+
+PAGE = "report/index.html"  # which cannot hold its own SHA-256
+AUDITED = "metrics/audit.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage: its command, its parameters, its outputs with SHA-256, and what it needs."""
+
+    name: str
+    cmd: str
+    needs: list[str]
+    values: list[tuple[str, str]]
+    outs: list[tuple[str, str]]
+
+
+def stages(project: Project) -> list[Stage]:
+    """Return the stages in the order in which they run, the one that writes the page included."""
+    declared = project.declared
+    needs = {name: _needs(name, declared) for name in declared}
+    values = lineage.flatten(project.values)
+    return [
+        Stage(
+            name=name,
+            cmd=declared[name].cmd,
+            needs=needs[name],
+            values=[
+                (key, _text(value))
+                for key, value in values.items()
+                if any(f"{key}.".startswith(f"{asked}.") for asked in declared[name].params)
+            ],
+            outs=list(_outs(project, declared[name])),
+        )
+        for name in _ordered(needs)
+    ]
+
+
+def graph(found: list[Stage]) -> Picture:
+    needs = {stage.name: stage.needs for stage in found}
+    alt = "; ".join(
+        f"{stage.name} needs {' and '.join(stage.needs)}" for stage in found if stage.needs
+    )
+    return picture(figures.graph(needs), alt)
+
+
+def _needs(name: str, declared: dict[str, lineage.Declared]) -> list[str]:
+    """Return the stages whose outputs a stage reads, without those that another one of them needs.
+
+    The rest would only repeat in the picture what its other arrows say.
+    """
+    direct = _read_by(name, declared)
+    deeper: set[str] = set()
+    todo = [other for first in direct for other in _read_by(first, declared)]
+    while todo:
+        if (other := todo.pop()) not in deeper:
+            deeper.add(other)
+            todo += _read_by(other, declared)
+    return [other for other in direct if other not in deeper]
+
+
+def _read_by(name: str, declared: dict[str, lineage.Declared]) -> list[str]:
+    deps = [Path(dep) for dep in declared[name].deps]
+    return [
+        other
+        for other, stage in declared.items()
+        if other != name
+        and any(
+            dep == out or dep in out.parents or out in dep.parents
+            for dep in deps
+            for out in map(Path, stage.outs)
+        )
+    ]
+
+
+def _ordered(needs: dict[str, list[str]]) -> list[str]:
+    """Return stages so that each follows what it needs."""
+    done: list[str] = []
+    while len(done) < len(needs):
+        done += sorted(name for name in needs if name not in done and set(needs[name]) <= set(done))
+    return done
+
+
+def _outs(project: Project, stage: lineage.Declared) -> Iterator[tuple[str, str]]:
+    """Yield a stage's outputs with their SHA-256; that of an image set is its manifest's."""
+    for out in stage.outs:
+        path = project.root / out
+        sets = project.sets({out: ""}) or [
+            str(folder.relative_to(project.root))
+            for folder in sorted(path.glob("*/"))
+            if any(folder.glob("*.h5"))
+        ]
+        if path.is_file() and out != PAGE:
+            yield out, project.sha256(out)
+        for name in sets:
+            yield name, project.images(name).digest
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def preset_differences(project: Project) -> tuple[str, list[tuple[str, str, str]]]:
+    """Return the preset that the params differ least from, and the keys that differ.
+
+    A difference is a key, its value in the preset and its value here.
+    """
+    own = lineage.flatten(project.values)
+    found = {
+        name: _differences(lineage.flatten(presets.values(name)), own) for name in presets.names()
+    }
+    if not found:
+        return "", []
+    nearest = min(found, key=lambda name: len(found[name]))
+    return nearest, found[nearest]
+
+
+def _differences(preset: dict[str, Any], own: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [
+        (key, _text(preset[key]) if key in preset else "–", _text(own[key]) if key in own else "–")
+        for key in {**preset, **own}
+        if preset.get(key, "") != own.get(key, "")
+    ]
+
+
+def versions(results: Results) -> list[tuple[str, str]]:
+    """Return the libraries and processors that stages recorded, each with its value."""
+    project = results.project
+    recorded: dict[str, set[str]] = {}
+    sources = [results.provenance(model) for model in results.trained()]
+    sources += [
+        project.images(name).attributes
+        for stage in project.declared.values()
+        for name in project.sets(dict.fromkeys(stage.outs, ""))
+    ]
+    for attributes in sources:
+        for key, value in attributes.items():
+            if key.startswith("versions.") or key in ("device", "processor", "precision"):
+                recorded.setdefault(key.removeprefix("versions."), set()).add(str(value))
+    return [(key, ", ".join(sorted(values))) for key, values in sorted(recorded.items())]
+
+
+def audited(project: Project) -> dict[str, int]:
+    """Return how many rows of the audit have each verdict."""
+    found = project.metrics(AUDITED)
+    return {key: found[key] for key in ("ok", "warning", "not_comparable", "failed")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one stage took when it last ran here; None where no run was measured here."""
+
+    stage: str
+    seconds: float | None
+    processor_seconds: float | None
+    memory_bytes: int | None
+    processor_joules: float | None
+    disk_bytes: int
+
+
+def spent(project: Project, found: list[Stage]) -> list[Cost]:
+    return [
+        Cost(
+            stage=stage.name,
+            **_measured(project.root / costs.FOLDER / f"{stage.name}.json"),
+            disk_bytes=sum(_size(project.root / out) for out in project.declared[stage.name].outs),
+        )
+        for stage in found
+    ]
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    keys = ("seconds", "processor_seconds", "memory_bytes", "processor_joules")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {key: found[key] for key in keys}
+    except (OSError, ValueError, LookupError, TypeError):
+        return dict.fromkeys(keys)
+
+
+def _size(path: Path) -> int:
+    inside = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in inside)
+
+
+def hashes(project: Project) -> list[tuple[str, str]]:
+    """Return the files that say everything else, with their SHA-256."""
+    return [
+        (name, files.sha256(project.root / name)) for name in (str(params.FILE), lineage.DECLARED)
+    ]

@@ -1,0 +1,93 @@
+"""Read what the evaluations and trainings wrote."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.audit.project import Project
+from pipeline.base.errors import InputError
+from pipeline.base.values import MIXED
+
+Row = dict[str, Any]
+TEXT = ("actual", "curve", "guess", "predicted")  # columns of the CSV files
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of a project's judged models.
+
+    Everything is read on first use. Raises InputError for what is missing or unreadable.
+    """
+
+    project: Project
+
+    @property
+    def models(self) -> list[str]:
+        """Return the judged models, in the order of `evaluate.models`."""
+        return list(self.project.settings.evaluate.models)
+
+    @property
+    def submitted(self) -> str:
+        return self.project.settings.export.model
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        return {model: self.project.metrics(f"metrics/{model}.json") for model in self.models}
+
+    @property
+    def threat(self) -> str:
+        """Return the threat whose curves were drawn."""
+        return self.project.settings.evaluate.curves.threat
+
+    def accuracies(self, model: str) -> list[tuple[str, str, Mapping[str, Any]]]:
+        """Return a model's accuracies: kind (clean, transfer or robust), name, and result.
+
+        A star marks the name of a stored set that was made against the model itself.
+        """
+        found = self.metrics[model]
+        stored = [
+            ("transfer", f"{name}*" if result["made_against_this_model"] else name, result)
+            for name, result in found["transfer"].items()
+            if name != MIXED
+        ]
+        return [
+            ("clean", "clean", found["clean"]),
+            *stored,
+            *(("robust", name, result) for name, result in found["robust"].items()),
+        ]
+
+    def rows(self, model: str, name: str) -> list[Row]:
+        """Return the rows of `plots/<model>/<name>.csv`, with numbers for all columns but TEXT.
+
+        A cell without a number is None.
+        """
+        path = self.project.root / "plots" / model / f"{name}.csv"
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                return [
+                    {key: _value(key, text) for key, text in row.items()}
+                    for row in csv.DictReader(file)
+                ]
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read; `dvc repro` makes it") from error
+
+    def trained(self) -> list[str]:
+        """Return the models that were trained here, in the order of `evaluate.models`."""
+        return [model for model in self.models if model not in self.project.settings.adopted]
+
+    def provenance(self, model: str) -> dict[str, Any]:
+        return self.project.checkpoint(path_of(model)).provenance
+
+
+def path_of(model: str) -> str:
+    """Return the path of a model's checkpoint in the project."""
+    return str(Path("models", f"{model}.safetensors"))
+
+
+def _value(column: str, text: str) -> Any:
+    if column in TEXT:
+        return text
+    return float(text) if text else None
