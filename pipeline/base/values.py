@@ -213,6 +213,7 @@ EXPECTED = {
     "none_required": "null",
     "string_pattern_mismatch": "a name of small letters, digits and _ that begins with a letter",
     "string_type": "text",
+    "string_unicode": "text of whole characters",
     "too_long": "at most {max_length} entries",
     "too_short": "{min_length} or more entries",
 }
