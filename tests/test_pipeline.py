@@ -144,6 +144,7 @@ def test_a_fresh_copy_gives_exactly_the_outputs_and_the_table(project):
                 *(f"{name}.safetensors" for name in names),
                 "submission.pt",
                 "submission.classes.csv",
+                "submission.md",
             )
         ),
         *(f"metrics/{name}.json" for name in (*names, "audit")),

@@ -2,7 +2,7 @@
 
 from pipeline import networks
 from pipeline.base import console, files, params, store
-from pipeline.export import submission
+from pipeline.export import card, submission
 from pipeline.export.params import ExportParams
 
 KEYS = ("export",)  # of params.yaml, as dvc.yaml declares them
@@ -16,15 +16,20 @@ def export_model() -> str:
         metrics="JSON with the accuracies of that checkpoint",
         out="state_dict file",
         classes="CSV with the name of every class",
+        card="model card in Markdown",
     )
     args = parser.parse_args()
 
     settings = params.load(params.FILE, ExportParams, KEYS).export
     clean = store.ImageSet(args.clean)
     checkpoint = networks.load(args.model, class_names=clean.class_names)
-    lines = submission.expectation(args.metrics, files.sha256(args.model))
+    metrics = submission.judged(args.metrics, files.sha256(args.model))
     accuracy = submission.export(checkpoint, clean.load("val"), args.out)
     submission.write_classes(clean.class_names, args.classes)
+    name, source = args.model.stem, str(clean.attributes["source"])
+    written = card.text(name, checkpoint, metrics, source, clean.image_shape[2])
+    files.write_bytes(args.card, written.encode())
+    lines = submission.expectation(metrics)
     console.say("\n".join(["a grader with these attacks is expected to find", *lines]))
     if accuracy <= settings.min_clean:
         console.say(

@@ -5,7 +5,7 @@ The file is first tried as a grader would try it before accepting it.
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,10 @@ def graded(file: io.BytesIO, architecture: str, val: Block, n_classes: int) -> f
     return networks.accuracy(network, val.images, val.labels)
 
 
-def expectation(metrics: Path, sha256: str) -> list[str]:
-    """Return the scores that the judged model is expected to reach, one per line.
+def judged(metrics: Path, sha256: str) -> dict[str, Any]:
+    """Return the metrics of the model with that SHA-256.
 
-    They are clean and robust accuracies. Transfer accuracy has no place here. Raises InputError for
-    metrics of another model.
+    Raises InputError for metrics that cannot be read, and for those of another model.
     """
     try:
         content: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
@@ -89,13 +88,39 @@ def expectation(metrics: Path, sha256: str) -> list[str]:
         raise InputError(f"{metrics}: cannot be read; `dvc repro` makes it") from error
     if content.get("sha256") != sha256:
         raise InputError(f"{metrics}: judges another model; `dvc repro` makes it again")
-    results = {
-        "clean": content["clean"],
-        **{f"robust, {name}": result for name, result in content["robust"].items()},
+    return content
+
+
+def expectation(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the scores that the judged model is expected to reach, one per line.
+
+    They are clean and robust accuracies, and the evidence for the latter. Transfer accuracy has no
+    place here.
+    """
+    results = named(metrics)
+    width = max(map(len, results))
+    return [
+        *(f"  {name:>{width}}: {_in_words(result)}" for name, result in results.items()),
+        f"  evidence for the robust accuracy: {metrics['diagnostics']['verdict']}",
+    ]
+
+
+def named(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return a model's clean and robust accuracies by what they are, with eps and steps."""
+    robust = metrics["robust"].items()
+    return {
+        "clean": metrics["clean"],
+        **{f"robust, {_named(name, result)}": result for name, result in robust},
     }
-    return [f"{name:>24}: {_in_words(result)}" for name, result in results.items()]
 
 
-def _in_words(result: dict[str, Any]) -> str:
+def _named(name: str, result: Mapping[str, Any]) -> str:
+    """Return an attack's name with its eps and steps."""
+    eps = f", eps {255 * result['eps']:.4g}/255" if "eps" in result else ""
+    steps = f", {result['steps']} steps" if "steps" in result else ""
+    return f"{name}{eps}{steps}"
+
+
+def _in_words(result: Mapping[str, Any]) -> str:
     low, high = 100 * result["low95"], 100 * result["high95"]
     return f"{100 * result['accuracy']:5.1f} %  (95 %: {low:.1f} to {high:.1f}, n = {result['n']})"

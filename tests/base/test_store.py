@@ -8,7 +8,7 @@ import pytest
 from pipeline.base import files, store
 from pipeline.base.errors import InputError
 from pipeline.base.store import manifest
-from tests.conftest import make_block, renew_manifest, write_set
+from tests.conftest import ROOT, make_block, renew_manifest, write_set
 
 
 def test_what_is_written_is_read_back(clean, block):
@@ -230,7 +230,11 @@ def test_an_incomplete_set_never_gets_its_name(tmp_path, block, clean):
 def test_a_new_set_replaces_the_old_one(clean, tmp_path):
     write_set(clean.path, make_block(8))
     assert len(store.ImageSet(clean.path)) == 8
-    assert {path.name for path in clean.path.iterdir()} == {"00000.h5", "manifest.json"}
+    assert {path.name for path in clean.path.iterdir()} == {
+        "00000.h5",
+        "README.md",
+        "manifest.json",
+    }
 
 
 @pytest.mark.parametrize(
@@ -299,3 +303,32 @@ def test_optional_datasets_and_joining(tmp_path, block):
     assert (read.fooled == attacked.fooled[attacked.split == 1]).all()
     assert store.join([read, block]).eps is None
     assert len(store.join([read, block])) == 50
+
+
+def test_a_set_has_a_card_whose_lines_read_it(tmp_path, block):
+    folder = tmp_path / "set"
+    more = {"eps": np.full(40, 0.1, np.float32), "fooled": np.arange(40) < 10}
+    whole = store.Block(**block.datasets, **more)
+    write_set(folder, whole, kind="adversarial", attack="pgd", note="a|b `c`")
+    card = (folder / "README.md").read_text()
+    assert "# Adversarial images: pgd\n" in card
+    assert "40 images of 16 x 16 pixels in 3 classes: 30 train and 10 val." in card
+    assert "25.0% of them fool the model" in card
+    assert "| note | `a\\|b 'c'` |\n" in card
+    lines = card.split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder))
+    found = {}
+    exec(lines, found)
+    assert len(found["val"]) == 10
+
+
+def test_the_lines_of_the_documentation_give_a_dataset(tmp_path, block, monkeypatch):
+    text = (ROOT / "docs/data.md").read_text().split("## Reading a stored set")[1]
+    lines = text.split("```python\n")[1].split("```")[0]
+    assert sum(bool(line) for line in lines.splitlines()) == 5
+    write_set(tmp_path / "data/adversarial/clean/pgd", block)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(lines, found)
+    image, label = found["images"][0]
+    assert (image.shape, float(image.max()) <= 1) == ((3, 16, 16), True)
+    assert label == block.labels[block.split == 1][0]

@@ -2,12 +2,13 @@ import hashlib
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 from torchvision import models
 
 from pipeline import networks
 from pipeline.base import files, store
 from pipeline.base.errors import InputError
-from pipeline.export import submission
+from pipeline.export import card, submission
 from tests.conftest import make_block
 
 
@@ -79,22 +80,55 @@ def test_the_name_of_every_output_is_written_beside_it(tmp_path):
     assert (tmp_path / "classes.csv").read_text() == 'output,class_name\n0,2\n1,10\n2,"a, b"\n'
 
 
-def test_the_expectation_is_robust_and_never_transfer(tmp_path):
-    def result(accuracy):
-        return {"accuracy": accuracy, "low95": accuracy - 0.01, "high95": accuracy + 0.01, "n": 500}
+def result(accuracy, **about):
+    bounds = {"low95": accuracy - 0.01, "high95": accuracy + 0.01}
+    return {"accuracy": accuracy, **bounds, "n": 500, **about}
 
-    sha256 = hashlib.sha256(b"model").hexdigest()
-    metrics = {
-        "sha256": sha256,
-        "clean": result(0.9),
-        "transfer": {"pgd": result(0.7)},
-        "robust": {"pgd": result(0.05)},
-    }
-    files.write_json(tmp_path / "m.json", metrics)
-    clean, robust = submission.expectation(tmp_path / "m.json", sha256)
+
+METRICS = {
+    "sha256": hashlib.sha256(b"model").hexdigest(),
+    "clean": result(0.9),
+    "transfer": {"pgd": result(0.7)},
+    "robust": {"pgd": result(0.05, eps=8 / 255, steps=20), "worst": result(0.04)},
+    "diagnostics": {"verdict": "upper bound"},
+}
+
+
+def test_the_expectation_is_robust_and_never_transfer():
+    clean, pgd, worst, evidence = submission.expectation(METRICS)
     assert clean.strip() == "clean:  90.0 %  (95 %: 89.0 to 91.0, n = 500)"
-    assert robust.strip() == "robust, pgd:   5.0 %  (95 %: 4.0 to 6.0, n = 500)"
+    assert pgd.strip() == ("robust, pgd, eps 8/255, 20 steps:   5.0 %  (95 %: 4.0 to 6.0, n = 500)")
+    assert worst.strip() == "robust, worst:   4.0 %  (95 %: 3.0 to 5.0, n = 500)"
+    assert evidence.strip() == "evidence for the robust accuracy: upper bound"
+
+
+def test_metrics_must_be_those_of_the_model(tmp_path):
+    files.write_json(tmp_path / "m.json", METRICS)
+    assert submission.judged(tmp_path / "m.json", METRICS["sha256"]) == METRICS
     with pytest.raises(InputError, match="judges another model"):
-        submission.expectation(tmp_path / "m.json", "other")
+        submission.judged(tmp_path / "m.json", "other")
     with pytest.raises(InputError, match="cannot be read; `dvc repro` makes it"):
-        submission.expectation(tmp_path / "none.json", sha256)
+        submission.judged(tmp_path / "none.json", METRICS["sha256"])
+
+
+def test_the_card_has_metadata_figures_and_lines_that_load_the_file(
+    checkpoint, val, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    submission.export(checkpoint, val, tmp_path / "submission.pt")
+    trained = {"training.of": "clean", "attack_passes": 12345, "weights.sha256": ""}
+    about = networks.Checkpoint(**{**vars(checkpoint), "provenance": trained})
+    text = card.text("refreshed", about, METRICS, "digits", 16)
+    _, head, body = text.split("---\n", 2)
+    (judged,) = YAML(typ="safe").load(head)["model-index"][0]["results"]
+    assert judged["dataset"]["name"] == "digits"
+    assert [metric["value"] for metric in judged["metrics"]] == [0.9, 0.05, 0.04]
+    assert "| robust, pgd, eps 8/255, 20 steps | 5.0 | 4.0 to 6.0 | 500 |" in body
+    assert "fine-tuned from `clean`" in body
+    assert "12,345 gradients" in body
+    assert "70.0" not in body, "transfer accuracy"
+    lines = body.split("```python\n")[1].split("```")[0]
+    assert len(lines.splitlines()) == 4
+    found = {}
+    exec(lines, found)
+    assert found["model"](torch.rand(1, 3, 16, 16)).shape == (1, 3)

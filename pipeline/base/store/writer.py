@@ -5,8 +5,9 @@ from pathlib import Path
 
 from pipeline.base import files, unfinished
 from pipeline.base.errors import InputError
-from pipeline.base.store import manifest, shards
+from pipeline.base.store import card, manifest, shards
 from pipeline.base.store.blocks import Block
+from pipeline.base.store.image_set import ImageSet
 from pipeline.base.store.manifest import Attributes, Run
 
 
@@ -98,7 +99,7 @@ class Writer:
             raise RuntimeError(
                 f"{self.path}: rows {missing[0][0]} to {missing[0][1]} were never written"
             )
-        files.sync_folder(self._part)
+        files.write_bytes(self._part / card.NAME, card.text(ImageSet(self._part)).encode())
         replaced = self.path.with_name(f".{self.path.name}.replaced.part")
         unfinished.clear([replaced])
         if self.path.exists():

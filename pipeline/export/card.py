@@ -1,0 +1,120 @@
+"""Write the model card of the submitted file, in the form that Hugging Face reads."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipeline.export import submission
+from pipeline.networks import Checkpoint
+
+CARD = """\
+---
+{head}---
+# {name}: a {architecture} for {n_classes} classes
+
+{lead}
+
+## How it was judged
+
+Accuracy in %, on validation images, which no training step used. Robust accuracy is measured under
+white-box attacks that ran freshly against this model itself.
+
+| | accuracy | 95 % interval | images |
+|---|---|---|---|
+{results}
+
+Evidence for the robust accuracy: **{evidence}**. It says how well the robust accuracy was tested,
+not how robust the model is.
+
+## How it was trained
+
+| | |
+|---|---|
+{training}
+
+## Limits
+
+- It was attacked within L-infinity balls only, at the eps above. Other attacks and larger eps may
+  fool it more often.
+- It was judged on images of one source: `{source}`. Others may give other figures.
+- Its accuracy differs from class to class.
+
+## How to load it
+
+```python
+import torch, torchvision
+model = torchvision.models.{architecture}(num_classes={n_classes})
+model.load_state_dict(torch.load("submission.pt", weights_only=True))
+model.eval()  # takes images (B, 3, {size}, {size}) in [0, 1], not normalised
+```
+
+`submission.classes.csv` names the class of each output.
+"""
+
+
+def text(
+    name: str, checkpoint: Checkpoint, metrics: Mapping[str, Any], source: str, size: int
+) -> str:
+    """Return the card of a model.
+
+    `metrics` are those of its evaluation. `source` is where its images came from, and `size` their
+    pixels a side.
+    """
+    results = submission.named(metrics)
+    return CARD.format(
+        head=_head(name, checkpoint, results, source),
+        name=name,
+        architecture=checkpoint.architecture,
+        n_classes=len(checkpoint.class_names),
+        lead=_lead(name, checkpoint.provenance),
+        results="\n".join(_result(*result) for result in results.items()),
+        evidence=metrics["diagnostics"]["verdict"],
+        training="\n".join(
+            f"| {key} | `{value}` |" for key, value in checkpoint.provenance.items() if value != ""
+        ),
+        source=source,
+        size=size,
+    )
+
+
+def _head(
+    name: str, checkpoint: Checkpoint, results: Mapping[str, Mapping[str, Any]], source: str
+) -> str:
+    """Return the card's metadata as YAML."""
+    metrics = [
+        {"type": "accuracy", "name": f"{key} accuracy", "value": result["accuracy"]}
+        for key, result in results.items()
+    ]
+    evaluated = {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": source, "type": source},
+        "metrics": metrics,
+    }
+    content = {
+        "pipeline_tag": "image-classification",
+        "library_name": "pytorch",
+        "tags": ["adversarial-robustness", checkpoint.architecture],
+        "metrics": ["accuracy"],
+        "model-index": [{"name": name, "results": [evaluated]}],
+    }
+    yaml, text = YAML(), io.StringIO()
+    yaml.default_flow_style = False
+    yaml.dump(content, text)
+    return text.getvalue()
+
+
+def _lead(name: str, provenance: Mapping[str, Any]) -> str:
+    passes = provenance.get("attack_passes")
+    trained = f"`{name}`"
+    if "training.of" in provenance:
+        trained += f", fine-tuned from `{provenance['training.of']}` on clean and attacked images"
+    spent = "" if passes is None else f" Attacks took {passes:,} gradients of images to train it."
+    return f"{trained}. A plain `state_dict` of a stock torchvision network.{spent}"
+
+
+def _result(name: str, result: Mapping[str, Any]) -> str:
+    low, high = 100 * result["low95"], 100 * result["high95"]
+    accuracy = f"{100 * result['accuracy']:.1f}"
+    return f"| {name} | {accuracy} | {low:.1f} to {high:.1f} | {result['n']:,} |"
