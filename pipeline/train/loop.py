@@ -87,15 +87,7 @@ def fit(
     ):
         saved = _Saver(run, part)
         while not run.is_finished:
-            with precision.tensor_floats():
-                for images, labels, shares in batches.epoch(run.epoch, run.batch):
-                    run.step(images, labels, shares)
-                    bar.update(1)
-                    if stop.asked:
-                        saved.now()
-                        raise console.Interrupted(
-                            f"{text}: batch {run.batch} of epoch {run.epoch + 1} is done"
-                        )
+            _train_epoch(run, saved, bar, stop, text)
             if not math.isfinite(loss := float(run.totals[0])):
                 raise InputError(
                     f"{text}: the loss is {loss} after epoch {run.epoch + 1}; "
@@ -114,6 +106,21 @@ def fit(
                 saved.when_worth_it()
     state = {name: tensor.cpu() for name, tensor in run.best_state.items()}
     return Fit(state_dict=state, best=run.best, history=run.history)
+
+
+def _train_epoch(
+    run: "_Run", saved: "_Saver", bar: console.Bar, stop: console.Stop, text: str
+) -> None:
+    """Train on the batches that are left of the epoch, until a signal asks to stop."""
+    with precision.tensor_floats():
+        for images, labels, shares in run.batches.epoch(run.epoch, run.batch):
+            run.step(images, labels, shares)
+            bar.update(1)
+            if stop.asked:
+                saved.now()
+                raise console.Interrupted(
+                    f"{text}: batch {run.batch} of epoch {run.epoch + 1} is done"
+                )
 
 
 class _Run:
