@@ -7,6 +7,7 @@ run in forked children of one process, so that torch is imported only once. Linu
 
 import ctypes
 import errno
+import importlib
 import mmap
 import os
 import random
@@ -26,7 +27,6 @@ from pathlib import Path
 
 import dvc.repo
 import torch
-import torchattacks  # noqa: F401 - once, before the children are forked
 from ruamel.yaml import YAML
 
 from pipeline import attacks
@@ -36,6 +36,13 @@ from pipeline.base import files
 from pipeline.train import loop
 from tests.conftest import ROOT
 
+# Imported once, before the children are forked.
+SHARED = (
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "sklearn.datasets",
+    "torchattacks",
+)
 OUTPUTS = ("data", "models", "metrics", "plots")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MOST_ATTEMPTS = 40  # of one stage: each fault leaves some work done, so it ends much sooner
@@ -314,6 +321,8 @@ def soak(folder: Path, n_kills: int, seed: int) -> Tally:
     It is disturbed until it was killed `n_kills` times, among other faults.
     """
     torch.set_num_threads(1)
+    for name in SHARED:
+        importlib.import_module(name)
     (folder / "calm").mkdir(parents=True)
     calm = Pipeline(folder / "calm", seed)
     expected, tally = calm.undisturbed(), Tally()
@@ -351,6 +360,7 @@ def tiny(content: dict) -> None:
     content["selection"].update(n_images=16, steps=2)
     content["evaluate"].update(n_eval=8)
     content["evaluate"]["threats"]["pgd"].update(steps=2)
+    content["evaluate"]["ensemble"].update(n_eval=6, iterations=2)
     content["evaluate"]["curves"].update(
         n_eval=4, eps=[0.1, 1], steps=[1, 4], restarts=2, queries=4
     )
