@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -96,17 +97,20 @@ def write_cifar(root: Path, monkeypatch, name, pixels, labels):
 
 
 def state_dict(architecture: str) -> dict[str, torch.Tensor]:
-    """Return random tensors for a stock network of 1,000 classes.
-
-    They have the names in torchvision's files, which count no batches.
-    """
+    """Return random tensors for a stock network of 1,000 classes."""
     torch.manual_seed(9)
-    tensors = models.get_model(architecture).state_dict()
+    return without_counts(models.get_model(architecture))
+
+
+def without_counts(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a network's tensors under the names in torchvision's files, which count no batches."""
+    tensors = network.state_dict()
     return {
         name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")
     }
 
 
+@cache
 def state_dict_bytes(architecture: str) -> bytes:
     """A file of such tensors."""
     buffer = io.BytesIO()

@@ -9,6 +9,7 @@ from benchmarks.gpu import checks, job, measure
 from pipeline.base.errors import InputError
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("narrow_resnet18", "one_thread")
 
 
 def run(monkeypatch, *arguments):

@@ -11,18 +11,19 @@ import pytest
 import torch
 from safetensors import torch as safetensors
 from torch import nn
-from torchvision import models
 
 from pipeline import networks
 from pipeline.base import console
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import torch_files
 from pipeline.networks.params import Model
-from tests import samples
+from tests import narrow, samples
 
+pytestmark = pytest.mark.usefixtures("narrow_resnet18")
 FOLDER = "models/pretrained"
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2471, 0.2435, 0.2616])
-OFFICIAL = samples.state_dict("resnet18")
+torch.manual_seed(9)
+OFFICIAL = samples.without_counts(narrow.NarrowResNet())
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +119,7 @@ def test_lightning_checkpoints_are_opened(capsys):
 
 
 def test_averaged_models_are_opened():
-    average = torch.optim.swa_utils.AveragedModel(models.resnet18())
+    average = torch.optim.swa_utils.AveragedModel(narrow.NarrowResNet())
     found = taken(average.state_dict())
     assert torch.equal(found["conv1.weight"], average.module.conv1.weight)
     assert "n_averaged" not in found
@@ -226,9 +227,9 @@ def test_damaged_safetensors_are_refused():
 
 
 def test_a_pickled_network_is_refused_with_what_to_save():
-    network = models.resnet18()
+    network = narrow.NarrowResNet()
     remedy = r"save model.state_dict\(\) instead, where its class is defined$"
-    name = "'torchvision.models.resnet.ResNet'"
+    name = "'tests.narrow.NarrowResNet'"
     refused(network, f"expected a state_dict, .* found a whole network, {name}, pickled; {remedy}")
     refused(
         {"epoch": 3, "model": network},
@@ -264,7 +265,7 @@ def test_a_head_that_fits_is_kept(capsys):
     [
         ({}, "none"),
         ({"fc.weight": torch.ones(3, 9), "fc.bias": torch.ones(3)}, "'fc.weight' 3x9"),
-        ({"fc.1.weight": torch.ones(3, 512)}, "'fc.1.weight' 3x512 in float32"),
+        ({"fc.1.weight": torch.ones(3, 64)}, "'fc.1.weight' 3x64 in float32"),
     ],
 )
 def test_a_head_of_another_form_is_refused(head, found):
@@ -272,7 +273,7 @@ def test_a_head_of_another_form_is_refused(head, found):
     expect_official(taken({**body, **head}))
     refused(
         {**body, **head},
-        f"expected fc.weight of 512 features and fc.bias, which keep_head: .*, found {found}",
+        f"expected fc.weight of 64 features and fc.bias, which keep_head: .*, found {found}",
         keep_head=True,
     )
 

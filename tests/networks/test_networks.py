@@ -144,11 +144,14 @@ def test_weights_from_a_file(own, network):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "old", "new"),
-    [("resnet18", 102, 122), ("resnet34", 182, 218), ("resnet50", 267, 320)],
-    ids=lambda value: str(value),
+    ("architecture", "old", "new", "legacy"),
+    [
+        ("resnet18", 102, 122, True),
+        ("resnet18", 102, 122, False),
+        ("resnet34", 182, 218, False),
+        ("resnet50", 267, 320, False),
+    ],
 )
-@pytest.mark.parametrize("legacy", [False, True])
 def test_official_files_fill_all_but_the_last_layer(own, architecture, old, new, legacy):
     """The files are as torchvision has them.
 
