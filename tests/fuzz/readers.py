@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -43,8 +44,14 @@ class Reader:
     read: Callable[[Path], object]
 
 
+@cache
+def data():
+    """The params of the data, which take longer to read than a small file of images."""
+    return document.load(ROOT / "params.yaml").data
+
+
 def read_source(source, path):
-    settings = document.load(ROOT / "params.yaml").data.model_copy(
+    settings = data().model_copy(
         update={
             "source": source,
             "path": str(path),
