@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -87,7 +88,7 @@ def narrow_resnet18():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings() -> document.Document:
     return document.load(ROOT / "params.yaml")
 
@@ -102,6 +103,16 @@ def raw_params() -> dict:
 def network() -> NarrowResNet:
     torch.manual_seed(0)
     return NarrowResNet(num_classes=3).eval()
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """A tiny project with every stage run once by DVC, a copy for this worker."""
+    from tests import tiny_project  # it imports DVC, which most tests do not need
+
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    return shutil.copytree(tiny_project.made_once(shared), own / "made")
 
 
 @pytest.fixture

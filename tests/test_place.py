@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 from dvc import cli
+from dvc import lock as dvc_lock
 
 from pipeline import __main__ as command
 from pipeline import place
 from pipeline.base.errors import InputError
+from tests import tiny_project
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings(
@@ -57,6 +59,7 @@ def folder(tmp_path, monkeypatch):
 
 def refused(monkeypatch, message):
     """Both `check` and `repro` say it, and nothing was begun."""
+    monkeypatch.setattr(place, "ask_dvc", tiny_project.ask_dvc)
     for name in ("check", "repro"):
         monkeypatch.setattr(sys, "argv", ["pipeline", name])
         with pytest.raises(InputError, match=message):
@@ -175,6 +178,7 @@ def test_a_disk_without_locks_is_told_from_a_second_repro(folder, monkeypatch, n
         pass
     if number != errno.ENOLCK:  # DVC itself, which waits for its lock, once is enough
         return
+    monkeypatch.setattr(dvc_lock, "DEFAULT_TIMEOUT", 0.01)
     assert cli.main(["status", "prepare"]) != 0
     with (
         pytest.raises(

@@ -43,19 +43,10 @@ def _below(prefix, tensors):
     return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A tiny project after its first run."""
-    folder = tmp_path_factory.mktemp("project")
-    tiny_project.create(folder)
-    reproduce(folder)
-    return folder
-
-
 @pytest.fixture
-def folder(project, tmp_path):
-    """The project, for one test to change."""
-    return tiny_project.copy(project, tmp_path / "project")
+def folder(made, tmp_path):
+    """A tiny project after its first run, for one test to change."""
+    return tiny_project.copy(made, tmp_path / "project")
 
 
 def call(folder, *arguments):
@@ -353,6 +344,9 @@ def test_grey_images_of_28_pixels_and_their_own_split(tmp_path):
     def own(params):
         params["data"].update(source="npz", path="data/raw/own.npz", image_size=None)
         params["data"].update(n_images=None, n_val="from_source")
+        del params["finetuned"]["refreshed"], params["attacks"]["fgsm"]
+        params.update(mix={"clean": 0.5, "pgd": 0.5})
+        params["evaluate"]["models"].remove("refreshed")
         params["evaluate"].update(n_eval=4)
         params["evaluate"]["ensemble"] = None
 

@@ -1,5 +1,8 @@
 """A tiny project whose stages the real DVC runs in this process, so that torch is imported once."""
 
+import contextlib
+import fcntl
+import io
 import os
 import runpy
 import shlex
@@ -13,9 +16,13 @@ from typing import Any
 import dvc.repo
 import dvc.stage.run
 import pytest
+from dvc import cli
 from ruamel.yaml import YAML
 
+from pipeline import place
 from pipeline.base import console
+from pipeline.evaluate import plots
+from tests import narrow
 from tests.conftest import ROOT
 
 
@@ -56,6 +63,24 @@ def tiny(params: dict) -> None:
     params["evaluate"]["curves"].update(n_eval=4, eps=[0.1, 1], steps=[1, 4], restarts=2, queries=4)
 
 
+def made_once(shared: Path) -> Path:
+    """Return a tiny project with every stage run once by DVC, which all workers share.
+
+    Its files must stay as they are.
+    """
+    project = shared / "tiny_project"
+    with (shared / "tiny_project.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not project.exists():
+            narrow.replace_resnet18(patch)
+            unfinished = shared / "unfinished_project"
+            unfinished.mkdir()
+            create(unfinished)
+            reproduce(unfinished)
+            unfinished.rename(project)
+    return project
+
+
 def copy(folder: Path, to: Path) -> Path:
     """Return a copy whose files are links to the same bytes until they are replaced."""
     return shutil.copytree(folder, to, copy_function=os.link, symlinks=True)
@@ -89,12 +114,24 @@ def reproduce(folder: Path, *targets: str) -> set[str]:
 
 @contextmanager
 def here(folder: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Stages that are called run in the project, in this process, and raise what they refuse."""
+    """Stages that are called run in the project, in this process, and raise what they refuse.
+
+    Pictures are left empty, since drawing them takes longer than all that they show.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PIPELINE_DEVICE", "cpu")
         patch.setattr(console, "run", lambda run: run())
+        patch.setattr(place, "ask_dvc", ask_dvc)
+        patch.setattr(plots, "_write", lambda path, _: path.write_bytes(b""))
         yield patch
+
+
+def ask_dvc(root: Path, *arguments: str) -> str:
+    """Do what `place.ask_dvc` does, in this process."""
+    with contextlib.chdir(root), contextlib.redirect_stdout(io.StringIO()) as output:
+        failed = cli.main(list(arguments))
+    return "" if failed else output.getvalue().strip()
 
 
 def run_here(line: str) -> None:

@@ -42,15 +42,6 @@ OWN_PGD, R_PGD = (
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A tiny project with every stage but the audit run once by DVC."""
-    folder = tmp_path_factory.mktemp("made")
-    tiny_project.create(folder)
-    reproduce(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def joined(made, tmp_path_factory):
     """The project with one more model, `again`.
 
