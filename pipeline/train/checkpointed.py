@@ -17,9 +17,9 @@ from pipeline.networks.scores import Validate
 from pipeline.train import params
 from pipeline.train.loop import Batches, Watch, fit
 
-# Of the weights on the disk, at most. The unfinished work is there twice, with up to five copies
+# Of the weights on the disk, at most. The unfinished work is there twice, with up to six copies
 # each, and the checkpoint is there twice.
-COPIES = 12
+COPIES = 14
 
 
 def train(

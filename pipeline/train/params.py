@@ -20,7 +20,7 @@ class Training(Section):
     lr: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
-    schedule: Literal["cosine", "constant"]
+    schedule: Literal["cosine", "onecycle", "constant"]
     warmup_epochs: Annotated[float, Field(ge=0)]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     augment: Literal["none", "flip", "crop", "flip+crop"]

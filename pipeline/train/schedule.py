@@ -3,6 +3,7 @@
 This is the learning rate of every batch, the optimizer, and the average of the weights.
 """
 
+import copy
 import math
 from itertools import chain
 
@@ -12,18 +13,22 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.train import params
 
+FIRST = 0.01  # the greatest share that the first weights may have in an average
+
 
 def learning_rate(epoch: float, settings: params.Training) -> float:
     """Return the factor on `settings.lr` at a fractional epoch.
 
-    It rises linearly from 0 during the warm-up. Then it is constant, or falls to 0 as half a
-    cosine.
+    It rises linearly from 0 during the warm-up. Then it is constant, or falls to 0: as half a
+    cosine, or linearly (`onecycle`; Smith and Topin, 2018, as in Wong et al., ICLR 2020).
     """
     if epoch < settings.warmup_epochs:
         return epoch / settings.warmup_epochs
     if settings.schedule == "constant":
         return 1.0
     done = (epoch - settings.warmup_epochs) / max(settings.epochs - settings.warmup_epochs, 1e-9)
+    if settings.schedule == "onecycle":
+        return 1 - min(done, 1)
     return (1 + math.cos(math.pi * min(done, 1))) / 2
 
 
@@ -69,15 +74,60 @@ def start_at_zero(optimizer: torch.optim.Optimizer) -> None:
                 optimizer.state[weights]["momentum_buffer"] = torch.zeros_like(weights)
 
 
-def average(network: nn.Module, decay: float) -> AveragedModel:
-    """Return a running average of the parameters and of BatchNorm's statistics.
+class Average(nn.Module):
+    """A running average of a network's parameters and of BatchNorm's statistics.
 
-    The training loop updates it after every step.
+    It begins with a copy of the network after the first step. That copy keeps a share, which
+    shrinks by the factor `decay` with every update. `n_steps` counts the steps since then.
     """
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+
+    n_steps: Tensor
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__()
+        self._decay = decay
+        self._first = copy.deepcopy(network)
+        self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self._averaged = AveragedModel(
+            network,
+            multi_avg_fn=get_ema_multi_avg_fn(decay),  # type: ignore[no-untyped-call]
+            use_buffers=True,
+        )
+
+    def update(self, network: nn.Module, *, in_place: bool) -> None:
+        """Update the average. `in_place` is for steps that are captured."""
+        if self.n_steps == 0:
+            self.restart(network)
+        elif in_place:
+            _update_in_place(self._averaged, network)
+        else:
+            self._averaged.update_parameters(network)
+
+    def restart(self, network: nn.Module) -> None:
+        """Begin with a copy of a network."""
+        for copied in (self._averaged.module, self._first):
+            copied.load_state_dict(network.state_dict())
+        self._averaged.n_averaged.fill_(1)
+        self.n_steps.zero_()
+
+    def count(self) -> None:
+        """Count a step. A captured step cannot do this itself."""
+        self.n_steps += 1
+
+    def judged(self) -> nn.Module:
+        """Return the average, without the first copy if its share is more than FIRST."""
+        share = self._decay ** max(int(self.n_steps) - 1, 0)
+        if not FIRST < share < 1:
+            return self._averaged.module
+        corrected = copy.deepcopy(self._averaged.module)
+        with torch.no_grad():
+            for own, first in zip(_tensors(corrected), _tensors(self._first), strict=True):
+                if own.is_floating_point():
+                    own.sub_(first, alpha=share).div_(1 - share)
+        return corrected
 
 
-def update_in_place(averaged: AveragedModel, network: nn.Module) -> None:
+def _update_in_place(averaged: AveragedModel, network: nn.Module) -> None:
     """Update an average as its own method does after its first update, without stalling a GPU.
 
     Its own method copies a count to the GPU for every update, which this kind of average ignores.

@@ -39,7 +39,7 @@ class Step:
         self._scaler = torch.amp.GradScaler(device.type, enabled=computed == "fp16")
         if self._scaler.is_enabled():
             schedule.start_at_zero(self._optimizer)
-        self._average = None if settings.ema is None else schedule.average(network, settings.ema)
+        self._average = None if settings.ema is None else schedule.Average(network, settings.ema)
         self._memory = Offload(network, device)
         # A captured step reads the learning rate where it is. A CPU takes it as a number.
         self._rate = None if graphs is None else torch.zeros((), device=device)
@@ -53,11 +53,13 @@ class Step:
             group["lr"] = rate
         self._network.train()
         self._train(images, labels, shares)
+        if self._average is not None:
+            self._average.count()
 
     @property
     def judged(self) -> nn.Module:
         """The network whose accuracy counts, or the average of its weights if there is one."""
-        return self._network if self._average is None else self._average.module
+        return self._network if self._average is None else self._average.judged()
 
     def parts(self) -> dict[str, Any]:
         """Return all that has a state, by name, for a run that resumes."""
@@ -91,12 +93,8 @@ class Step:
         return loss.detach(), logits.detach()
 
     def _update_average(self) -> None:
-        if self._average is None:
-            return
-        if self._rate is None or self._average.n_averaged == 0:
-            self._average.update_parameters(self._network)
-        else:
-            schedule.update_in_place(self._average, self._network)
+        if self._average is not None:
+            self._average.update(self._network, in_place=self._rate is not None)
 
 
 def _forward(

@@ -1,6 +1,10 @@
+import operator
+
 import pytest
+import torch
 
 from pipeline.train import schedule
+from tests.train.conftest import Tiny
 
 
 def test_learning_rate_schedules(recipe):
@@ -8,3 +12,48 @@ def test_learning_rate_schedules(recipe):
     assert cosine == pytest.approx([0, 0.5, 1, 0.5, 0])
     constant = recipe.model_copy(update={"schedule": "constant", "warmup_epochs": 0.0})
     assert {schedule.learning_rate(epoch, constant) for epoch in (0, 1, 4)} == {1.0}
+
+
+def test_onecycle_rises_and_falls_linearly(recipe):
+    recipe = recipe.model_copy(update={"schedule": "onecycle"})
+    rates = [schedule.learning_rate(epoch, recipe) for epoch in (0, 0.5, 1, 1.75, 4)]
+    assert rates == pytest.approx([0, 0.5, 1, 0.75, 0])
+
+
+def averaged(decay, n_steps):
+    """A short average, what it should be without its first weights, and what it is with them."""
+    network = Tiny()
+    average, values = schedule.Average(network, decay), []
+    for number in range(n_steps):
+        with torch.no_grad():
+            for tensor in (network.layers[1].bias, network.layers[1].running_var):
+                tensor.fill_(number + 1.0)
+        average.update(network, in_place=False)
+        average.count()
+        values.append(number + 1.0)
+    shares = [(1 - decay) * decay**age for age in range(n_steps)][::-1]
+    later = sum(map(operator.mul, shares[1:], values[1:]))
+    return average, later / sum(shares[1:]), later + decay ** (n_steps - 1) * values[0]
+
+
+def test_a_short_average_does_not_hold_the_first_weights():
+    average, expected, _ = averaged(0.99, 20)
+    for name in ("layers.1.bias", "layers.1.running_var"):
+        tensor = average.judged().state_dict()[name]
+        assert torch.allclose(tensor, torch.full((4,), expected), rtol=1e-4), name
+
+
+def test_a_long_average_is_judged_as_it_is():
+    average, _, expected = averaged(0.5, 9)
+    assert average.judged() is average.judged()
+    assert torch.allclose(average.judged().layers[1].bias, torch.full((4,), expected))
+
+
+def test_an_average_begins_with_a_copy_of_the_network():
+    network = Tiny()
+    average = schedule.Average(network, 0.999)
+    with torch.no_grad():
+        network.layers[1].bias.fill_(1)
+    average.update(network, in_place=False)
+    average.count()
+    assert average.judged().layers[1].bias.tolist() == [1.0] * 4
