@@ -164,6 +164,14 @@ def test_the_published_mix():
     }
 
 
+ADVERSARY = {
+    "eps": 0.1, "eps_per": "image", "alpha": 0.1, "steps": 1, "random_start": True,
+    "loss": "cross_entropy", "target": "none", "against": "self",
+}  # fmt: skip
+ONLINE = {
+    "start": "clean", "clean_weight": 0.5, "adv_weight": 0.5, "best_on": "robust",
+    "adversary": ADVERSARY,
+}  # fmt: skip
 CHANGES = [
     ("data.source", "digit",
      r"data.source: expected digits, npz, .*, found 'digit'; did you mean digits\?"),
@@ -304,6 +312,28 @@ CHANGES = [
     ("finetuned.refreshed.refresh", {"every": 1, "steps": 1, "alpha": "eps", "warm_start": True},
      r"finetuned.refreshed.refresh.alpha: expected .* \(eps/4; eps/1 is all of it\), found 'eps'"),
     ("training.ema", 1.0, "training.ema: expected less than 1, found 1.0"),
+    ("finetuned.refreshed.refresh.regularise", 0.0,
+     "finetuned.refreshed.refresh.regularise: expected more than 0, found 0.0"),
+    ("finetuned.refreshed.refresh.reset", 0,
+     "finetuned.refreshed.refresh.reset: expected at least 1, found 0"),
+    ("finetuned.refreshed.loss", "trades",
+     "finetuned.refreshed.beta: expected a number with loss: trades, and none without it, "
+     "found None with loss: trades"),
+    ("finetuned.refreshed.beta", 6.0,
+     "finetuned.refreshed.beta: expected .*, found 6.0 with loss: cross_entropy"),
+    ("finetuned.refreshed.loss", "mart",
+     "finetuned.refreshed.loss: expected cross_entropy or trades, found 'mart'"),
+    ("finetuned.x", {"of": "clean", "best_on": "mixed", "refresh": None, "loss": "trades",
+                     "beta": 6.0},
+     "finetuned.x.loss: expected cross_entropy where the stored images are not refreshed, or"),
+    ("finetuned.x", {"of": "clean", "best_on": "mixed", "loss": "trades", "beta": 6.0,
+                     "refresh": {"every": 1, "steps": 1, "alpha": "eps/1", "warm_start": True,
+                                 "regularise": 1.0}},
+     "finetuned.x.loss: expected cross_entropy where .* compares them already, found trades"),
+    ("online.x", {**ONLINE, "loss": "trades", "beta": 6.0},
+     "online.x.clean_weight: expected 0 with loss: trades, in which every .* one, found 0.5"),
+    ("online.x", {**ONLINE, "adversary": {**ADVERSARY, "noise": 2.0, "random_start": False}},
+     "online.x.adversary.noise: expected random_start: true with it, found noise: 2.0 without"),
     ("attacks.pgd.eps", {"uniform": [0.1]},
      "attacks.pgd.eps.uniform: expected 2 or more entries"),
     ("attacks.pgd.eps", {"normal": [0.1, 0.1]},

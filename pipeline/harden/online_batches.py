@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pipeline import attacks
 from pipeline.base.values import Spread
-from pipeline.harden import params
+from pipeline.harden import pairing, params
 from pipeline.harden.moving_target import Target
-from pipeline.harden.refreshed_batches import Batch
+from pipeline.harden.pairing import Batch
 from pipeline.harden.starts import random_start, step_sizes
 from pipeline.train import augmentation, mixing
 
@@ -25,7 +25,8 @@ class OnlineBatches:
     The attack runs against the network in training, or against another, `fixed` one. With
     `clean_weight` 0 the batches contain only adversarial images. The shares of the loss sum to
     `clean_weight` for the clean images and to `adv_weight` for the adversarial ones. `passes`
-    counts the images whose gradient an attack computes in one epoch.
+    counts the images whose gradient an attack computes in one epoch. With the loss of TRADES, every
+    adversarial image has its clean image as a partner.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class OnlineBatches:
         """Yield the batches of an epoch, from batch `first` on.
 
         A batch has images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the
-        loss.
+        loss. Where images have partners, what `pairing` adds follows.
         """
         recipe = self._recipe
         for index, (images, labels) in enumerate(self._batches.epoch(number, first), first):
@@ -57,7 +58,11 @@ class OnlineBatches:
             eps = self._eps(number, len(labels), generator).to(images.dtype)
             adv_images = self._attacked(images, labels, eps, generator)
             share = torch.full_like(eps.flatten(), 1 / len(labels))
-            if recipe.clean_weight == 0:
+            if recipe.beta is not None:
+                batch = adv_images, labels, share * recipe.adv_weight
+                all_of_them = torch.ones_like(labels, dtype=torch.bool)
+                yield pairing.trades(batch, all_of_them, images, recipe.beta)
+            elif recipe.clean_weight == 0:
                 yield adv_images, labels, share * recipe.adv_weight
             else:
                 shares = torch.cat([share * recipe.clean_weight, share * recipe.adv_weight])
@@ -73,10 +78,14 @@ class OnlineBatches:
         if adversary.target == "least_likely":
             with torch.no_grad():
                 aim = network(images).argmin(1)
-        start = random_start(images, eps, generator) if adversary.random_start else images
         alpha = step_sizes(adversary.alpha, eps, adversary.steps)
+        reach, bound = eps, eps
+        if adversary.noise is not None:
+            reach = eps * adversary.noise
+            bound = reach + alpha * adversary.steps  # which no step leaves
+        start = random_start(images, reach, generator) if adversary.random_start else images
         return self._ascent(
-            network, images, start, aim, eps=eps, alpha=alpha, steps=adversary.steps
+            network, images, start, aim, eps=bound, alpha=alpha, steps=adversary.steps
         )
 
     def _eps(self, epoch: int, n_images: int, generator: torch.Generator) -> Tensor:

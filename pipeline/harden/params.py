@@ -19,19 +19,51 @@ from pipeline.base.values import (
     explain,
 )
 from pipeline.networks.params import Model
-from pipeline.train.params import Training
+from pipeline.train.params import Paired, Training
 
 
 class Refresh(Section):
-    """How stored adversarial images are updated against the model while it trains."""
+    """How stored adversarial images are updated against the model while it trains.
+
+    `regularise` is the weight of the squared difference between the logits of the image that an
+    attack began at and of the image that it made. After every `reset` epochs, the stored
+    perturbations are replaced by random noise. Both may be left out.
+    """
 
     every: Count
     steps: Count
     alpha: Step
     warm_start: bool
+    regularise: Annotated[float, Field(gt=0)] | None = None
+    reset: Count | None = None
 
 
-class Finetune(Training):
+class Adversarial(Training):
+    """A run of the training loop on adversarial images that follow the model.
+
+    With `loss: trades`, the loss of an adversarial image is that of TRADES: the cross-entropy of
+    its original, and `beta` times the divergence between the two. Both keys may be left out.
+    """
+
+    loss: Literal["cross_entropy", "trades"] = "cross_entropy"
+    beta: Annotated[float, Field(gt=0)] | None = None
+
+    @property
+    def paired(self) -> Paired | None:
+        """The comparison of images in pairs that is part of the loss, if there is one."""
+        return "probabilities" if self.loss == "trades" else None
+
+    @model_validator(mode="after")
+    def _check_beta(self) -> Self:
+        if (self.loss == "trades") != (self.beta is not None):
+            raise ValueError(
+                f"beta: expected a number with loss: trades, and none without it, "
+                f"found {self.beta} with loss: {self.loss}"
+            )
+        return self
+
+
+class Finetune(Adversarial):
     """A run of the training loop on batches that mix clean and stored adversarial images.
 
     Training starts from the model `of`. Each part of `mix` names an image set. `<attack>` is the
@@ -49,6 +81,21 @@ class Finetune(Training):
         """The number of images of each kind in a full batch; the sum is exactly `batch_size`."""
         return batch_counts(self.mix, self.batch_size)
 
+    @property
+    def paired(self) -> Paired | None:
+        """The comparison of images in pairs that is part of the loss, if there is one."""
+        regularised = self.refresh is not None and self.refresh.regularise is not None
+        return "logits" if regularised else super().paired
+
+    @model_validator(mode="after")
+    def _check_loss(self) -> Self:
+        if self.loss == "trades" and (self.refresh is None or self.refresh.regularise is not None):
+            raise ValueError(
+                "loss: expected cross_entropy where the stored images are not refreshed, or where "
+                "refresh.regularise compares them already, found trades"
+            )
+        return self
+
     @model_validator(mode="after")
     def _check_mix(self) -> Self:
         batch_counts(self.mix, self.batch_size)
@@ -59,7 +106,8 @@ class Adversary(Section):
     """The attack inside online adversarial training.
 
     It takes signed-gradient steps against the current weights of the model, or against the clean
-    model, as `against` says.
+    model, as `against` says. `noise` may be left out. With it, the random start reaches so many
+    eps, and the result is not cut back to eps (de Jorge et al., "Make Some Noise", NeurIPS 2022).
     """
 
     eps: Eps
@@ -70,6 +118,15 @@ class Adversary(Section):
     loss: Literal["cross_entropy", "margin"]
     target: Literal["none", "least_likely"]
     against: Literal["self", "clean"]
+    noise: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check_noise(self) -> Self:
+        if self.noise is not None and not self.random_start:
+            raise ValueError(
+                f"noise: expected random_start: true with it, found noise: {self.noise} without"
+            )
+        return self
 
 
 def parse_start(value: object) -> object:
@@ -88,7 +145,7 @@ def parse_start(value: object) -> object:
         raise ValueError("; ".join(explain(detail) for detail in error.errors()[:3])) from error
 
 
-class Online(Training):
+class Online(Adversarial):
     """A run of the training loop on adversarial images that are made again for every batch."""
 
     start: Annotated[Literal["clean"] | Model, BeforeValidator(parse_start)]
@@ -96,6 +153,15 @@ class Online(Training):
     clean_weight: Annotated[float, Field(ge=0)]
     adv_weight: Annotated[float, Field(gt=0)]
     best_on: Literal["clean", "robust"]
+
+    @model_validator(mode="after")
+    def _check_clean_weight(self) -> Self:
+        if self.loss == "trades" and self.clean_weight > 0:
+            raise ValueError(
+                "clean_weight: expected 0 with loss: trades, in which every adversarial image "
+                f"brings its clean one, found {self.clean_weight}"
+            )
+        return self
 
 
 class Selection(Section):

@@ -18,13 +18,12 @@ from pipeline import attacks
 from pipeline.base.errors import InputError
 from pipeline.base.store import ImageSet
 from pipeline.base.values import CLEAN
-from pipeline.harden import params
+from pipeline.harden import pairing, params
 from pipeline.harden.moving_target import Target
+from pipeline.harden.pairing import Batch
 from pipeline.harden.starts import random_start, step_sizes
 from pipeline.train import augmentation, mixing
-from pipeline.train.images import working_copy
-
-Batch = tuple[Tensor, Tensor, Tensor]
+from pipeline.train.images import COPIED, working_copy
 
 
 class RefreshedBatches:
@@ -77,40 +76,42 @@ class RefreshedBatches:
         """Yield the batches of an epoch, from batch `first` on.
 
         A batch has images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the
-        loss.
+        loss. Where images have partners, what `pairing` adds follows.
         """
+        reset = self.refresh.reset
+        if reset is not None and first == 0 and number > 0 and number % reset == 0:
+            self._forget(number)
         for index, (rows, stored, labels) in enumerate(self._batches.stored(number, first), first):
             generator = augmentation.generator_for(rows.device, self._recipe.seed, number, index)
             move = augmentation.draw(self._recipe.augment, len(rows), generator)
             images = move.apply(stored / 255)
-            is_adversarial = self._eps[rows].flatten() > 0
-            if number % self.refresh.every == 0:
-                images[is_adversarial] = self._refreshed(
-                    images[is_adversarial],
-                    labels[is_adversarial],
-                    rows[is_adversarial],
-                    move.select(is_adversarial),
-                    generator,
-                )
-            yield images, labels, torch.full_like(images[:, 0, 0, 0], 1 / len(rows))
+            chosen = self._eps[rows].flatten() > 0
+            own, own_move, start = rows[chosen], move.select(chosen), images[chosen]
+            is_refreshed = number % self.refresh.every == 0
+            if is_refreshed:
+                if not self.refresh.warm_start:
+                    original = own_move.apply(self._originals(own) / 255)
+                    start = random_start(original, self._eps[own], generator)
+                images[chosen] = self._refreshed(start, labels[chosen], own, own_move)
+            batch = images, labels, torch.full_like(images[:, 0, 0, 0], 1 / len(rows))
+            if self._recipe.beta is not None:
+                original = own_move.apply(self._originals(own) / 255)
+                yield pairing.trades(batch, chosen, original, self._recipe.beta)
+            elif self.refresh.regularise is not None and is_refreshed:
+                yield pairing.regularised(batch, chosen, start, self.refresh.regularise)
+            else:
+                yield batch
 
     def _refreshed(
-        self,
-        start: Tensor,
-        labels: Tensor,
-        rows: Tensor,
-        move: augmentation.Move,
-        generator: torch.Generator,
+        self, start: Tensor, labels: Tensor, rows: Tensor, move: augmentation.Move
     ) -> Tensor:
-        """Attack the moved images again, and return the adversarial images.
+        """Attack the moved images again from `start`, and return the adversarial images.
 
         The perturbations are written back into the working copy.
         """
         refresh, eps = self.refresh, self._eps[rows]
-        originals = self._images.get(rows % self._n + self._rows[CLEAN].start)
+        originals = self._originals(rows)
         images = move.apply(originals / 255)
-        if not refresh.warm_start:
-            start = random_start(images, eps, generator)
         alpha = step_sizes(refresh.alpha, eps, refresh.steps)
         adv_images = self._ascent(
             self._target.now(), images, start, labels, eps=eps, alpha=alpha, steps=refresh.steps
@@ -120,6 +121,18 @@ class RefreshedBatches:
         back = attacks.quantise(originals / 255 + move.undo(adv_images - images), originals, eps)
         self._images.put(rows, torch.where(seen, back, self._images.get(rows)))
         return adv_images
+
+    def _originals(self, rows: Tensor) -> Tensor:
+        """Return the clean images (B, 3, H, W; uint8) that belong to some rows (B,)."""
+        return self._images.get(rows % self._n + self._rows[CLEAN].start)
+
+    def _forget(self, epoch: int) -> None:
+        """Replace the stored perturbations of all rows by random noise."""
+        generator = augmentation.generator_for(self._eps.device, self._recipe.seed, epoch)
+        for rows in torch.split(torch.nonzero(self._eps.flatten() > 0).flatten(), COPIED):
+            originals, eps = self._originals(rows), self._eps[rows]
+            noisy = random_start(originals / 255, eps, generator)
+            self._images.put(rows, attacks.quantise(noisy, originals, eps))
 
     def working_copy(self, name: str) -> Tensor:
         """Return the current images (N, 3, H, W; uint8) of one stream."""

@@ -32,7 +32,7 @@ def store_refreshed(
         "cached.digest": cached.digest,
         "cached.model.sha256": cached.attributes["model.sha256"],
         "model.sha256": model_sha256,
-        **{f"refresh.{key}": value for key, value in refresh},
+        **{f"refresh.{key}": value for key, value in refresh if value is not None},
     }
     remaining = images.cpu().numpy()
     with store.Writer(out, attributes, bounds=cached.bounds) as writer:

@@ -129,7 +129,7 @@ class Plan:
         about = recipe.model_dump(
             include={"batch_size", "optimizer", "precision", "augment", "sampling", "mix"}
         )
-        about["ema"] = recipe.ema is not None
+        about["ema"], about["paired"] = recipe.ema is not None, recipe.paired
         if isinstance(recipe, Finetune) and recipe.refresh is not None:
             about["refresh"] = recipe.refresh.model_dump(include={"steps", "warm_start"})
         if isinstance(recipe, Online):

@@ -37,7 +37,7 @@ class Timed:
         """Return the number of batches in an epoch."""
         return len(self._batches)
 
-    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches of an epoch, from batch `first` on."""
         for batch in self._batches.epoch(number, first):
             yield batch

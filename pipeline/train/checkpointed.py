@@ -87,6 +87,7 @@ def _origin(
         **{
             f"training.{key}": value if isinstance(value, str | int | float) else _plain(value)
             for key, value in settings
+            if key in settings.model_fields_set  # a key that may be left out changes no bytes
         },
         "device": device.type,
         "precision": recorded(precision_for(settings.precision, device), device),

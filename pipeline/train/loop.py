@@ -31,7 +31,8 @@ class Batches(Protocol):
     """What the loop trains on.
 
     `epoch` yields the batches of an epoch, from batch `first` on. Each is images (B, 3, H, W) in
-    [0, 1], labels (B,), and each image's share (B,) of the loss. The batches depend only on the
+    [0, 1], labels (B,), and each image's share (B,) of the loss. Where images are compared in
+    pairs, the weights (B,) and partners (B,) of `pairs.loss` follow. The batches depend only on the
     epoch, the network, the params and the tensors of `state`.
     """
 
@@ -39,7 +40,7 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
-    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]: ...
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, ...]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +114,8 @@ def _train_epoch(
 ) -> None:
     """Train on the batches that are left of the epoch, until a signal asks to stop."""
     with precision.tensor_floats():
-        for images, labels, shares in run.batches.epoch(run.epoch, run.batch):
-            run.step(images, labels, shares)
+        for batch in run.batches.epoch(run.epoch, run.batch):
+            run.step(*batch)
             bar.update(1)
             if stop.asked:
                 saved.now()
@@ -155,9 +156,9 @@ class _Run:
             or self.epoch - self.best.get("epoch", self.epoch) >= patience
         )
 
-    def step(self, images: Tensor, labels: Tensor, shares: Tensor) -> None:
+    def step(self, *batch: Tensor) -> None:
         """Train on one batch."""
-        self._step(images, labels, shares, lr=self._lr(self.batch + 0.5))
+        self._step(*batch, lr=self._lr(self.batch + 0.5))
         self.batch += 1
 
     def close_epoch(self, scores: dict[str, float]) -> None:

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from pipeline.base.values import CLEAN, Count, Precision, Section, Seed
 from pipeline.networks.params import Model
 
+# What is compared: logits by their squared difference, or probabilities by their divergence.
+Paired = Literal["logits", "probabilities"]
+
 
 class Training(Section):
     """The settings of one run of the training loop."""
@@ -34,6 +37,11 @@ class Training(Section):
     def counts(self) -> dict[str, int]:
         """Images of each kind in one full batch, which are only clean ones here."""
         return {CLEAN: self.batch_size}
+
+    @property
+    def paired(self) -> "Paired | None":
+        """The comparison of images in pairs that is part of the loss, if there is one."""
+        return None
 
     @model_validator(mode="after")
     def _check_warmup(self) -> Self:

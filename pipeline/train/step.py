@@ -13,7 +13,7 @@ from pipeline.networks import matrix_products
 from pipeline.networks.captured import Graphs, captured
 from pipeline.networks.memory_fit import Offload
 from pipeline.networks.precision import Computed, precision_for
-from pipeline.train import params, schedule
+from pipeline.train import pairs, params, schedule
 
 
 class Step:
@@ -33,6 +33,7 @@ class Step:
     ) -> None:
         computed = precision_for(settings.precision, device)
         self._network, self._smoothing = network, settings.label_smoothing
+        self._paired = settings.paired
         self._forward = _forward(network, computed, device)
         self._optimizer = schedule.optimizer(network, settings, capturable=graphs is not None)
         # fp16 has so few exponents that small gradients become 0 unless the loss is scaled.
@@ -46,13 +47,13 @@ class Step:
         self._train = captured(self._trained, "a step of training", graphs)
         self.totals = torch.zeros(3, device=device)
 
-    def __call__(self, images: Tensor, labels: Tensor, shares: Tensor, *, lr: float) -> None:
+    def __call__(self, *batch: Tensor, lr: float) -> None:
         """Train on one batch, as `loop.Batches` yields it."""
         rate = lr if self._rate is None else self._rate.fill_(lr)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._network.train()
-        self._train(images, labels, shares)
+        self._train(*batch)
         if self._average is not None:
             self._average.count()
 
@@ -71,9 +72,11 @@ class Step:
         }
         return {name: part for name, part in parts.items() if part is not None}
 
-    def _trained(self, images: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
+    def _trained(self, images: Tensor, labels: Tensor, shares: Tensor, *of_pairs: Tensor) -> Tensor:
         """Train on one batch, and return the loss."""
-        loss, logits = self._memory.fitted(lambda: self._gradients(images, labels, shares))
+        loss, logits = self._memory.fitted(
+            lambda: self._gradients(images, labels, shares, *of_pairs)
+        )
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._update_average()
@@ -81,7 +84,9 @@ class Step:
         self.totals += torch.stack([loss * len(labels), right, torch.full_like(right, len(labels))])
         return loss
 
-    def _gradients(self, images: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradients(
+        self, images: Tensor, labels: Tensor, shares: Tensor, *of_pairs: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Set the parameters' gradients, and return the loss and the logits (B, n_classes)."""
         self._optimizer.zero_grad()
         logits = self._forward(images.contiguous(memory_format=torch.channels_last))
@@ -89,6 +94,8 @@ class Step:
             logits, labels, reduction="none", label_smoothing=self._smoothing
         )
         loss = (losses * shares).sum()
+        if self._paired is not None and of_pairs:
+            loss = loss + pairs.loss(self._paired, logits, *of_pairs)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), logits.detach()
 

@@ -375,3 +375,90 @@ def test_a_stopped_refreshed_training_resumes_to_the_same_bytes(
     assert len(done) == 12, "no batch is trained on twice"
     assert again == history
     assert torch.equal(resumed, images)
+
+
+def regularised_epoch(refreshed, number=0, **changes):
+    batches = refreshed(Gradient(), steps=1, **changes)
+    return batches, list(batches.epoch(number))
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_refreshed_images_are_compared_with_the_start_of_their_attack(refreshed, warm):
+    _, plain = regularised_epoch(refreshed, warm_start=warm)
+    _, epoch = regularised_epoch(refreshed, warm_start=warm, regularise=5.0)
+    for (images, labels, shares), paired in zip(plain, epoch, strict=True):
+        all_images, all_labels, all_shares, weights, partners = paired
+        adversarial = weights > 0
+        n = len(labels)
+        assert torch.equal(all_images[:n], images)
+        assert len(all_images) == n + 8
+        assert torch.equal(all_shares, torch.cat([shares, torch.zeros(8)]))
+        assert torch.equal(weights[adversarial], torch.full((8,), 5.0 / n))
+        assert torch.equal(all_labels[partners], all_labels)
+        # One step of a fourth of eps leads from the start to the image, or the ball ends before.
+        moved = (all_images[adversarial] - all_images[partners[adversarial]]).abs()
+        assert 0 < moved.max() <= EPS / 4 + 1e-6
+
+
+def test_epochs_that_rest_compare_no_starts(refreshed):
+    _, epoch = regularised_epoch(refreshed, number=1, every=2, regularise=5.0)
+    assert {len(batch) for batch in epoch} == {3}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_trades_compares_refreshed_images_with_their_originals(refreshed, number):
+    batches = refreshed(Tiny(), augment="flip+crop", every=2)
+    trades = {**batches._recipe.model_dump(), "loss": "trades", "beta": 6.0}
+    batches._recipe = Finetune.model_validate(trades)
+    for images, labels, shares, weights, partners in batches.epoch(number):
+        adversarial = weights > 0
+        assert torch.equal(weights[adversarial], torch.full((8,), 6.0 / 16))
+        assert shares[adversarial].tolist() == [0.0] * 8
+        assert shares.sum().item() == pytest.approx(1)
+        assert torch.equal(labels[partners], labels)
+        distance = (images - images[partners]).abs().amax((1, 2, 3))
+        assert (distance > 0).tolist() == adversarial.tolist()
+        assert distance.max() <= EPS + 1e-6
+
+
+def test_trades_compares_online_images_with_the_clean_ones(settings):
+    changes = {"clean_weight": 0.0, "adv_weight": 0.5, "loss": "trades", "beta": 4.0}
+    for images, labels, shares, weights, partners in made(online(settings, changes), Tiny())[1]:
+        assert len(images) == 32
+        assert partners.tolist() == [*range(16, 32), *range(16, 32)]
+        assert shares[:16].sum() == 0
+        assert shares.sum().item() == pytest.approx(0.5)
+        assert weights.sum().item() == pytest.approx(0.5 * 4)
+        assert torch.equal(labels[:16], labels[16:])
+        assert 0 < (images[:16] - images[16:]).abs().max() <= EPS + 1e-6
+
+
+def test_a_reset_replaces_all_perturbations_by_noise(refreshed):
+    clean = training()["clean"].images.astype(int)
+    batches = refreshed(Gradient(), reset=2)
+    before = {name: batches.working_copy(name).clone() for name in ("clean", "fgsm", "pgd")}
+    batches._forget(2)
+    assert torch.equal(batches.working_copy("clean"), before["clean"])
+    for name in ("fgsm", "pgd"):
+        new = batches.working_copy(name)
+        assert (new != before[name]).any(3).any(2).any(1).all()
+        assert 6 < np.abs(new.numpy().astype(int) - clean).max() <= 8
+        assert len(torch.unique(new.int() - before["clean"].int())) == 17
+
+
+def test_perturbations_are_reset_after_so_many_epochs(refreshed, monkeypatch):
+    batches, forgotten = refreshed(Gradient(), reset=2), []
+    monkeypatch.setattr(batches, "_forget", forgotten.append)
+    for number in range(5):
+        next(batches.epoch(number))
+        next(batches.epoch(number, 1))
+    assert forgotten == [2, 4]
+
+
+def test_noise_reaches_further_than_eps_and_is_kept(settings):
+    recipe = online(settings, noise=2.0, steps=1, alpha="eps/1")
+    for images, _, _ in made(recipe, Gradient())[1]:
+        inside = (images[16:] > 0) & (images[16:] < 1)
+        moved = (images[16:] - images[:16])[inside]
+        assert moved.abs().max() <= 3 * EPS + 1e-6
+        assert (moved.abs() > 2 * EPS).float().mean() == pytest.approx(0.25, abs=0.05)

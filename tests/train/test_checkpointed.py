@@ -56,3 +56,16 @@ def test_a_training_stopped_while_it_writes_repeats_no_epoch(train, tmp_path, ca
     assert not seen
     assert "all 4 epochs were done before" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == written
+
+
+def test_a_key_that_is_left_out_is_not_recorded(recipe):
+    class Later(type(recipe)):
+        later: int | None = None
+
+    entry = recipe.model_dump()
+    found = [
+        checkpointed._origin({}, Later.model_validate({**entry, **extra}), CPU)
+        for extra in ({}, {"later": 3})
+    ]
+    assert found[0] == checkpointed._origin({}, recipe, CPU)
+    assert found[1] == {**found[0], "training.later": 3}
