@@ -17,6 +17,7 @@ from pipeline.harden.moving_target import Target
 from pipeline.harden.pairing import Batch
 from pipeline.harden.starts import random_start, step_sizes
 from pipeline.train import augmentation, mixing
+from pipeline.train.loop import ALPHA_SCALE
 
 
 class OnlineBatches:
@@ -39,7 +40,7 @@ class OnlineBatches:
             loss=adversary.loss, towards=adversary.target == "least_likely", graphs=target.graphs
         )
         self.passes = batches.n_images * recipe.adversary.steps
-        self.state: dict[str, Tensor] = {}
+        self.state = {ALPHA_SCALE: torch.ones(())}
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -78,7 +79,7 @@ class OnlineBatches:
         if adversary.target == "least_likely":
             with torch.no_grad():
                 aim = network(images).argmin(1)
-        alpha = step_sizes(adversary.alpha, eps, adversary.steps)
+        alpha = step_sizes(adversary.alpha, eps, adversary.steps) * self.state[ALPHA_SCALE]
         reach, bound = eps, eps
         if adversary.noise is not None:
             reach = eps * adversary.noise

@@ -24,6 +24,7 @@ from pipeline.harden.pairing import Batch
 from pipeline.harden.starts import random_start, step_sizes
 from pipeline.train import augmentation, mixing
 from pipeline.train.images import COPIED, working_copy
+from pipeline.train.loop import ALPHA_SCALE
 
 
 class RefreshedBatches:
@@ -65,7 +66,7 @@ class RefreshedBatches:
         self._n = n
         drawn = self._batches.n_images - n
         self.passes = drawn * recipe.refresh.steps // recipe.refresh.every
-        self.state = {"images": self._images.images}
+        self.state = {"images": self._images.images, ALPHA_SCALE: torch.ones(())}
         self._ascent = attacks.Ascent(graphs=target.graphs)
 
     def __len__(self) -> int:
@@ -112,7 +113,7 @@ class RefreshedBatches:
         refresh, eps = self.refresh, self._eps[rows]
         originals = self._originals(rows)
         images = move.apply(originals / 255)
-        alpha = step_sizes(refresh.alpha, eps, refresh.steps)
+        alpha = step_sizes(refresh.alpha, eps, refresh.steps) * self.state[ALPHA_SCALE]
         adv_images = self._ascent(
             self._target.now(), images, start, labels, eps=eps, alpha=alpha, steps=refresh.steps
         )

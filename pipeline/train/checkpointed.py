@@ -15,7 +15,7 @@ from pipeline.networks.device import describe
 from pipeline.networks.precision import precision_for, recorded
 from pipeline.networks.scores import Validate
 from pipeline.train import params
-from pipeline.train.loop import Batches, Watch, fit
+from pipeline.train.loop import SOFTER, Batches, Watch, fit
 
 # Of the weights on the disk, at most. The unfinished work is there twice, with up to six copies
 # each, and the checkpoint is there twice.
@@ -55,6 +55,11 @@ def train(
         "best.epoch": fitted.best["epoch"],
         "best.val_accuracy": fitted.best["val_accuracy"],
         "attack_passes": attack_passes[0] + attack_passes[1] * len(fitted.history),
+        **(
+            {"collapsed.epoch": fitted.collapsed, "collapsed.alpha_scale": SOFTER}
+            if fitted.collapsed
+            else {}
+        ),
     }
     checkpoint = networks.Checkpoint(
         architecture=architecture,

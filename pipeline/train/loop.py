@@ -21,6 +21,8 @@ from pipeline.networks.scores import Validate
 from pipeline.train import params, schedule
 from pipeline.train.step import Step
 
+ALPHA_SCALE = "alpha_scale"
+SOFTER = 0.5  # of the attack's step size after a collapse
 SAVING = 0.1  # the greatest share of the time that goes into saving unfinished work
 
 Row = dict[str, Any]
@@ -33,7 +35,8 @@ class Batches(Protocol):
     `epoch` yields the batches of an epoch, from batch `first` on. Each is images (B, 3, H, W) in
     [0, 1], labels (B,), and each image's share (B,) of the loss. Where images are compared in
     pairs, the weights (B,) and partners (B,) of `pairs.loss` follow. The batches depend only on the
-    epoch, the network, the params and the tensors of `state`.
+    epoch, the network, the params and the tensors of `state`. Batches that attack the network keep
+    a factor on their step size there, as ALPHA_SCALE.
     """
 
     state: dict[str, Tensor]
@@ -49,12 +52,14 @@ class Fit:
 
     It holds the tensors of the best epoch, that epoch's row of the history, and the history of all
     epochs. A row holds `epoch` (from 1), `lr` of its first batch, `train_loss` and `train_accuracy`
-    over its images, and what `validate` gave.
+    over its images, and what `validate` gave. `collapsed` is the epoch after which training went
+    back to the best one, and 0 if it never did. If it did, a row also holds `alpha_scale`.
     """
 
     state_dict: dict[str, Tensor]
     best: Row
     history: list[Row]
+    collapsed: int
 
 
 def fit(
@@ -72,7 +77,8 @@ def fit(
 
     `validate` gives `val_accuracy`, in [0, 1]. Training ends after `settings.epochs`, or after
     `settings.patience` epochs without a better one. `watch` reads the history after every epoch and
-    returns what to warn of, or nothing.
+    returns what to warn of, or nothing. The first time that it warns, training goes back to the
+    kept epoch, with smaller steps of the attack in `batches`, if there is one.
 
     With `part`, unfinished work is kept there and resumed. The result is then the same to the bit,
     on the same machine and build. Raises InputError when the loss is no longer finite. Raises
@@ -100,13 +106,13 @@ def fit(
                 f"loss {run.history[-1]['train_loss']:.3f}, best {run.best['val_accuracy']:.4f}"
             )
             if warning := watch(run.history):
-                console.say(f"{text}: {warning}")
+                console.say(f"{text}: {warning}{run.go_back()}")
             if run.is_finished:
                 saved.now()
             else:
                 saved.when_worth_it()
     state = {name: tensor.cpu() for name, tensor in run.best_state.items()}
-    return Fit(state_dict=state, best=run.best, history=run.history)
+    return Fit(state_dict=state, best=run.best, history=run.rows, collapsed=run.collapsed)
 
 
 def _train_epoch(
@@ -137,6 +143,17 @@ class _Run:
         self.history: list[Row] = []
         self.best: Row = {}
         self.best_state: dict[str, Tensor] = {}
+        self.collapsed = 0
+
+    @property
+    def rows(self) -> list[Row]:
+        """The history, with the factor on the attack's step size if that ever changed."""
+        if not self.collapsed:
+            return self.history
+        return [
+            {**row, ALPHA_SCALE: SOFTER if row["epoch"] > self.collapsed else 1.0}
+            for row in self.history
+        ]
 
     @property
     def judged(self) -> nn.Module:
@@ -181,6 +198,20 @@ class _Run:
         self.epoch, self.batch = self.epoch + 1, 0
         self.totals.zero_()
 
+    def go_back(self) -> str:
+        """Return to the kept epoch, with smaller steps of the attack, and return what to say.
+
+        This happens once, and only if epochs and an attack are left. Otherwise nothing changes, and
+        the result is empty.
+        """
+        scale = self.batches.state.get(ALPHA_SCALE)
+        if scale is None or self.collapsed or self.is_finished:
+            return ""
+        scale.fill_(SOFTER)
+        self.collapsed = self.epoch
+        self._step.restart(self.best_state)
+        return f"; training goes back to epoch {self.best['epoch']}, with alpha times {SOFTER}"
+
     def _lr(self, batch: float) -> float:
         return self.settings.lr * schedule.learning_rate(
             self.epoch + batch / len(self.batches), self.settings
@@ -206,6 +237,7 @@ class _Run:
             "batch": self.batch,
             "history": self.history,
             "best": self.best,
+            "collapsed": self.collapsed,
         }
         with files.replacing(path) as file:
             torch.save({**content, **plain}, file)
@@ -228,9 +260,8 @@ class _Run:
             tensor.copy_(content["batches"][name])
         self.totals.copy_(content["totals"])
         self.best_state = content["best_state"]
-        self.epoch, self.batch, self.history, self.best = (
-            content[key] for key in ("epoch", "batch", "history", "best")
-        )
+        for key in ("epoch", "batch", "history", "best", "collapsed"):
+            setattr(self, key, content[key])
         what = f"resuming after batch {self.batch} of epoch {self.epoch + 1}"
         console.say(f"all {self.epoch} epochs were done before" if self.is_finished else what)
 

@@ -1,7 +1,7 @@
 """Takes one step of training: gradients, weights, their average, and the sums of the epoch."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -61,6 +61,15 @@ class Step:
     def judged(self) -> nn.Module:
         """The network whose accuracy counts, or the average of its weights if there is one."""
         return self._network if self._average is None else self._average.judged()
+
+    def restart(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from the tensors of a network, with an optimizer that remembers no gradient."""
+        self._network.load_state_dict(tensors)
+        if self._average is not None:
+            self._average.restart(self._network)
+        for state in self._optimizer.state.values():
+            for tensor in state.values():
+                tensor.zero_()
 
     def parts(self) -> dict[str, Any]:
         """Return all that has a state, by name, for a run that resumes."""

@@ -462,3 +462,17 @@ def test_noise_reaches_further_than_eps_and_is_kept(settings):
         moved = (images[16:] - images[:16])[inside]
         assert moved.abs().max() <= 3 * EPS + 1e-6
         assert (moved.abs() > 2 * EPS).float().mean() == pytest.approx(0.25, abs=0.05)
+
+
+def test_attacks_take_smaller_steps_after_a_collapse(settings, refreshed):
+    for scale in (1.0, 0.5):
+        recipe = online(settings, steps=1, alpha="eps/2", random_start=False)
+        batches, _ = made(recipe, Gradient())
+        batches.state["alpha_scale"].fill_(scale)
+        images, _, _ = next(batches.epoch(0))
+        assert (images[16:] - images[:16]).abs().max() == pytest.approx(scale * EPS / 2, rel=1e-3)
+        stored = refreshed(Gradient(), steps=1, regularise=1.0)
+        stored.state["alpha_scale"].fill_(scale)
+        images, _, _, _, partners = next(stored.epoch(0))
+        moved = (images - images[partners]).abs().max()
+        assert moved == pytest.approx(scale * EPS / 4, rel=1e-3)

@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline import networks
-from pipeline.train import checkpointed
+from pipeline.train import checkpointed, loop
 from tests.train.conftest import CPU, Tiny, scores
 
 
@@ -69,3 +69,24 @@ def test_a_key_that_is_left_out_is_not_recorded(recipe):
     ]
     assert found[0] == checkpointed._origin({}, recipe, CPU)
     assert found[1] == {**found[0], "training.later": 3}
+
+
+def test_a_training_that_went_back_says_so_in_its_checkpoint(
+    batches, recipe, tmp_path, monkeypatch
+):
+    fitted = loop.Fit(
+        state_dict=Tiny().state_dict(),
+        best={"epoch": 1, "val_accuracy": 0.5},
+        history=[{"epoch": 1, "alpha_scale": 1.0}, {"epoch": 2, "alpha_scale": 0.5}],
+        collapsed=1,
+    )
+    monkeypatch.setattr(checkpointed, "fit", lambda *_, part, **options: part.touch() or fitted)
+    also = []
+    checkpointed.train(
+        Tiny(), batches, lambda _: {}, recipe, text="t", out=tmp_path / "m.safetensors",
+        history=tmp_path / "h.csv", architecture="resnet18", class_names=["a"], provenance={},
+        also_write=also.append, device=CPU,
+    )  # fmt: skip
+    assert also[0].provenance["collapsed.epoch"] == 1
+    assert also[0].provenance["collapsed.alpha_scale"] == 0.5
+    assert (tmp_path / "h.csv").read_text() == "epoch,alpha_scale\n1,1.0\n2,0.5\n"

@@ -261,3 +261,93 @@ def test_tf32_is_for_steps_and_not_for_validation(batches, recipe):
     settings = recipe.model_copy(update={"epochs": 1})
     loop.fit(Noting(), batches, validate, settings, text="t", device=CPU)
     assert seen == ["tf32"] * 4 + ["ieee"]
+
+
+def collapsing(*values):
+    """Validation that gives these accuracies in turn, and a watcher that warns of a fall by half.
+
+    The watcher sees the network's weights, too.
+    """
+    validate, seen = scores(*values)
+
+    def watch(history):
+        found = [row["val_accuracy"] for row in history]
+        return f"collapse in epoch {len(found)}" if found[-1] < max(found) / 2 else ""
+
+    return validate, watch, seen
+
+
+class Attacked(augmentation.AugmentedBatches):
+    """Batches that have a step size, which they note in every epoch."""
+
+    def __init__(self, batches):
+        super().__init__(batches._batches, "flip+crop", seed=0)
+        self.state = {loop.ALPHA_SCALE: torch.ones(())}
+        self.scales = []
+
+    def epoch(self, number, first=0):
+        self.scales.append(float(self.state[loop.ALPHA_SCALE]))
+        return super().epoch(number, first)
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "lr": 0.001}, {"ema": 0.5}])
+def test_training_goes_back_to_the_kept_epoch_once(batches, recipe, capsys, changes):
+    validate, watch, seen = collapsing(0.8, 0.9, 0.1, 0.7, 0.1, 0.2)
+    attacked, settings = Attacked(batches), recipe.model_copy(update={"epochs": 6, **changes})
+    fitted = loop.fit(Tiny(), attacked, validate, settings, text="t", device=CPU, watch=watch)
+    assert capsys.readouterr().out.splitlines() == [
+        "t: collapse in epoch 3; training goes back to epoch 2, with alpha times 0.5",
+        "t: collapse in epoch 5",
+        "t: collapse in epoch 6",
+    ]
+    assert attacked.scales == [1.0] * 3 + [0.5] * 3
+    assert fitted.collapsed == 3
+    assert [row["alpha_scale"] for row in fitted.history] == [1.0] * 3 + [0.5] * 3
+    assert fitted.best["epoch"] == 2
+    name = "layers.4.weight"
+    after, kept, lost = seen[3][name], seen[1][name], seen[2][name]
+    assert (after - kept).norm() < (after - lost).norm()
+
+
+def test_nothing_goes_back_without_an_attack_or_epochs(batches, recipe, capsys):
+    for attacked in (plain(batches), Attacked(batches)):
+        validate, watch, _ = collapsing(0.8, 0.9, 0.8, 0.1)
+        fitted = loop.fit(Tiny(), attacked, validate, recipe, text="t", device=CPU, watch=watch)
+        assert capsys.readouterr().out == "t: collapse in epoch 4\n"
+        assert fitted.collapsed == 0
+        assert "alpha_scale" not in fitted.history[0]
+
+
+@pytest.mark.parametrize("stop_after", [9, 12, 14])
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_run_that_went_back_resumes_to_the_same_bytes(
+    batches, recipe, tmp_path, monkeypatch, stop_after, ema
+):
+    settings = recipe.model_copy(update={"ema": ema})
+
+    def fit(part=None, done=0):
+        validate, watch, _ = collapsing(*(0.8, 0.2, 0.7, 0.9)[done:])
+        return loop.fit(
+            Tiny(), Attacked(batches), validate, settings, text="t", device=CPU, part=part,
+            watch=watch,
+        )  # fmt: skip
+
+    whole = fit()
+    assert whole.collapsed == 2
+    step, done = loop._Run.step, []
+
+    def stopping_step(self, *batch):
+        step(self, *batch)
+        done.append(1)
+        if len(done) == stop_after:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop._Run, "step", stopping_step)
+    with pytest.raises(console.Interrupted):
+        fit(tmp_path / ".x.part")
+    again = fit(tmp_path / ".x.part", (stop_after - 1) // 4)
+    assert len(done) == 16
+    assert (again.history, again.collapsed) == (whole.history, whole.collapsed)
+    assert all(
+        torch.equal(again.state_dict[name], tensor) for name, tensor in whole.state_dict.items()
+    )
