@@ -1,0 +1,1 @@
+"""Compares recipes for robust models, and writes the table in docs/robustness.md."""

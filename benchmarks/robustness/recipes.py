@@ -1,0 +1,89 @@
+"""Name the recipes that are compared, and write the params of a project that trains them all."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipeline import presets
+
+SELECTED = 500  # images that choose the epochs, beside those that are judged
+EMA, LONG_EMA = 0.093, 0.19  # the time constant of an average, as a share of all steps
+
+
+Entry = dict[str, Any]
+SINGLE_STEP = {"steps": 1, "random_start": True}
+# What differs from the preset's models. `ema` is a time constant here. The order is that of work.
+RECIPES: dict[str, tuple[str, Entry]] = {
+    "static": ("robust", {"best_on": "robust"}),
+    "refreshed": ("refreshed", {}),
+    "refreshed + regularise": ("refreshed", {"refresh": {"regularise": 10.0}}),
+    "online PGD-10": ("online", {}),
+    "online N-FGSM": (
+        "online",
+        {"clean_weight": 0.0, "adversary": {**SINGLE_STEP, "noise": 2.0, "alpha": "eps/1"}},
+    ),
+    "online FGSM-RS": (
+        "online",
+        {"clean_weight": 0.0, "adversary": {**SINGLE_STEP, "alpha": "10/255"}},
+    ),
+    "refreshed + smoothing": ("refreshed", {"label_smoothing": 0.4}),
+    "refreshed + regularise + smoothing": (
+        "refreshed",
+        {"refresh": {"regularise": 10.0}, "label_smoothing": 0.4},
+    ),
+    "refreshed + regularise + long EMA": (
+        "refreshed",
+        {"refresh": {"regularise": 10.0}, "ema": LONG_EMA},
+    ),
+    "refreshed + trades": ("refreshed", {"loss": "trades", "beta": 6.0}),
+}
+
+
+def content(setting: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    """Return the params of a project with one model for every row and seed."""
+    found: dict[str, Any] = YAML(typ="safe").load(presets.complete("cifar10-cpu"))
+    own = {**found["finetuned"], **found["online"]}
+    n_val = setting["judged"] + SELECTED
+    found["data"].update(n_images=setting["images"] + n_val, n_val=n_val)
+    found["clean"]["epochs"] = setting["clean_epochs"]
+    found["selection"]["n_images"] = SELECTED
+    found.update(finetuned={}, online={})
+    for seed in seeds:
+        for row, (base, changes) in RECIPES.items():
+            entry = _merged(own[base], {"seed": seed, "epochs": setting["epochs"], **changes})
+            if entry.get("ema") is not None:
+                window = changes.get("ema", EMA) * _steps(entry, setting)
+                entry["ema"] = round(1 - 1 / max(window, 2), 5)
+            found["online" if base == "online" else "finetuned"][model(row, seed)] = entry
+    found["export"]["model"] = model("refreshed", seeds[0])
+    found["evaluate"].update(
+        models=["clean", *found["finetuned"], *found["online"]],
+        n_eval=setting["judged"],
+        grid=None,
+        ensemble=setting["ensemble"],
+    )
+    few = {"n_eval": 40, "eps": ["8/255", 1], "steps": [10, 40], "restarts": 2, "queries": 100}
+    found["evaluate"]["curves"].update(few)
+    return found
+
+
+def _merged(entry: Entry, changes: Entry) -> Entry:
+    merged = copy.deepcopy(entry)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if nested else value
+    return merged
+
+
+def _steps(entry: Entry, setting: Mapping[str, Any]) -> int:
+    """Return the steps of a training."""
+    n_clean = round(entry.get("batch_size", 128) * entry.get("mix", {"clean": 1})["clean"])
+    return int(setting["epochs"] * setting["images"] // n_clean)
+
+
+def model(row: str, seed: int) -> str:
+    """Return the name of the model of a row."""
+    name = row.lower().replace(" + ", "_").replace(" ", "_").replace("-", "")
+    return f"{name}_{seed}"
