@@ -166,7 +166,7 @@ def test_a_fresh_copy_gives_exactly_the_outputs_and_the_table(project):
     metrics = json.loads((project.folder / "metrics/robust.json").read_text())
     assert metrics["transfer"]["mixed"]["n"] == 60
     assert metrics["diagnostics"]["verdict"] in project.first_output
-    assert "checks of what pgd measured, on 4 images:" in project.first_output
+    assert "checks of what pgd measured:" in project.first_output
     assert len((project.folder / "plots/clean/history.csv").read_text().splitlines()) == 3
     assert (
         "R"

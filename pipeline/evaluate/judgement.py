@@ -17,7 +17,7 @@ from torch import nn
 from pipeline import networks
 from pipeline.base.store import Block, ImageSet
 from pipeline.base.values import MIXED
-from pipeline.evaluate import diagnostics, ensemble, params, sweeps, whitebox
+from pipeline.evaluate import checks, diagnostics, ensemble, params, sweeps, whitebox
 from pipeline.evaluate.whitebox import Target
 from pipeline.networks import scores
 from pipeline.networks.precision import exact
@@ -95,8 +95,11 @@ def judge(
     transfer = _transfer(target, val, predicted == val.labels, sets, model_sha256)
     robust, tried = _robust(target, val, settings)
     grid_rows, grid = _grid(target, val, settings)
-    curves, checks = _checked(target, val, sets, transfer, tried, settings)
-    verdict, failed = diagnostics.verdict(checks, _confirmed(settings, len(names)))
+    curves, found = _checked(target, val, sets, transfer, tried, settings)
+    found[checks.HARDLY_ABOVE_GUESSING] = checks.above_guessing(predicted == val.labels, val.labels)
+    verdict, failed = checks.verdict(
+        {name: check.result for name, check in found.items()}, checks.confirmed(robust)
+    )
     return Judgement(
         metrics={
             "class_names": list(names),
@@ -108,8 +111,7 @@ def judge(
                 "verdict": verdict,
                 "failed": failed,
                 "threat": settings.curves.threat,
-                "n": min(settings.curves.n_eval, len(val)),
-                "checks": {name: check.as_metrics() for name, check in checks.items()},
+                "checks": {name: check.as_metrics() for name, check in found.items()},
             },
         },
         confusion=_confusion(names, val, predicted),
@@ -162,18 +164,18 @@ def _transfer(
 
 def _robust(
     target: Target, val: Block, settings: params.Evaluate
-) -> tuple[dict[str, Any], list[Tried]]:
+) -> tuple[dict[str, Any], dict[str, Tried]]:
     """Return the accuracy under every attack and under all together, and each one's findings.
 
     The attacks are the threats and the ensemble. The accuracy under all is the headline. An image
     counts there if it withstands everything that was tried on it, at whatever eps.
     """
     results: dict[str, Any] = {}
-    tried: list[Tried] = []
+    tried: dict[str, Tried] = {}
 
     def enter(name: str, rows: NDArray[np.int64], standing: Mask, **about: Any) -> None:
         results[name] = {**summarise(standing, val.labels[rows], target.n_classes), **about}
-        tried.append(Tried(eps=about["eps"], rows=rows, standing=standing))
+        tried[name] = Tried(eps=about["eps"], rows=rows, standing=standing)
 
     rows = scores.sample(val, settings.n_eval, settings.seed)
     for name, threat in settings.threats.items():
@@ -190,7 +192,7 @@ def _robust(
         eps = settings.threats[settings.curves.threat].eps
         standing, about = ensemble.withstands(target, _rows(val, rows), settings.ensemble, eps)
         enter(ensemble.name(settings.ensemble), rows, standing, **about)
-    rows, standing = _worst(tried)
+    rows, standing = _worst(list(tried.values()))
     return {
         **results,
         WORST: {**summarise(standing, val.labels[rows], target.n_classes), "over": list(results)},
@@ -206,13 +208,6 @@ def _worst(tried: Sequence[Tried]) -> tuple[NDArray[np.int64], Mask]:
     return smallest, np.logical_and.reduce(
         [one.standing[np.isin(one.rows, smallest)] for one in tried]
     )
-
-
-def _confirmed(settings: params.Evaluate, n_classes: int) -> bool:
-    """Return whether APGD-CE and targeted APGD, or all of the ensemble, were tried."""
-    if settings.ensemble is None:
-        return False
-    return settings.ensemble.members == "all" or not ensemble.left_out(settings.ensemble, n_classes)
 
 
 def _grid(
@@ -234,30 +229,38 @@ def _checked(
     val: Block,
     sets: Mapping[str, Stored],
     transfer: Mapping[str, Any],
-    tried: Sequence[Tried],
+    tried: Mapping[str, Tried],
     settings: params.Evaluate,
-) -> tuple[sweeps.Curves, dict[str, diagnostics.Check]]:
+) -> tuple[sweeps.Curves, dict[str, checks.Check]]:
     """Return the curves of one threat, and all checks of what was found in its eps ball."""
-    threat, rows = (
-        settings.threats[settings.curves.threat],
-        scores.sample(val, settings.curves.n_eval, settings.seed),
-    )
-    block = _rows(val, rows)
-    curves = sweeps.curves(target, block, threat, settings.curves)
+    threat, of_threat = settings.threats[settings.curves.threat], tried[settings.curves.threat]
+    few = _rows(val, scores.sample(val, settings.curves.n_eval, settings.seed))
+    curves = sweeps.curves(target, few, threat, settings.curves)
     within = {
-        name: _rows(images.block, rows)
+        name: _rows(images.block, of_threat.rows)
         for name, images in sets.items()
         if images.eps <= threat.eps + 1e-6
     }
-    judged, found = _worst([one for one in tried if one.eps <= threat.eps + 1e-6])
-    few = scores.sample(val, min(diagnostics.ENOUGH, len(judged)), settings.seed)
+    judged, found = _worst([one for one in tried.values() if one.eps <= threat.eps + 1e-6])
+    enough = scores.sample(val, min(checks.ENOUGH, len(judged)), settings.seed)
     return curves, {
-        **diagnostics.diagnose(target, block, curves, threat, settings.curves.queries, within),
-        **diagnostics.converged(
-            target, _rows(val, few), found[np.isin(judged, few)], threat, settings.curves
+        **diagnostics.diagnose(
+            target,
+            _rows(val, of_threat.rows),
+            of_threat.standing,
+            few,
+            curves,
+            threat,
+            settings.curves.queries,
+            within,
         ),
-        "eps_in_wrong_units": diagnostics.units([one.eps for one in tried]),
-        diagnostics.FAR_ABOVE: diagnostics.far_above(scores.interval(found), threat.eps, transfer),
+        **diagnostics.converged(
+            target, _rows(val, enough), found[np.isin(judged, enough)], threat, settings.curves
+        ),
+        "eps_in_wrong_units": checks.units([one.eps for one in tried.values()]),
+        checks.FAR_ABOVE: checks.far_above(
+            {**scores.interval(found), "n": len(found)}, threat.eps, transfer
+        ),
     }
 
 

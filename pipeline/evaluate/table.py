@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import InputError
+from pipeline.evaluate.checks import NEAR_CHANCE, STATIC_ONLY, STRONG, SUSPECT, TOO_FEW, UPPER_BOUND
 
 NOTE = (
     "attacks:  gradients of single images that attacks took to train the model,"
@@ -20,15 +21,17 @@ NOTE = (
     "evidence: how well the robust accuracy was tested,"
     " not how robust the model is (docs/evaluation.md)."
 )
-# The keys are the verdicts of `diagnostics.verdict`. It is not imported, because it imports torch.
 WORTH = {
-    "strong": "worst of {models} was found with APGD-CE and targeted APGD,"
+    STRONG: "worst of {models} was found with APGD-CE and targeted APGD,"
     " and more iterations, targets or images may lower it a little",
-    "upper bound": "worst of {models} was found without APGD-CE and targeted APGD,"
+    UPPER_BOUND: "worst of {models} was found without APGD-CE and targeted APGD,"
     " so it is only an upper bound",
-    "static only": "{models} withstands stored images only,"
+    STATIC_ONLY: "{models} withstands stored images only,"
     " so expect worst from an attacker of this model, never transfer",
-    "suspect": "a check of {models} failed, so worst may be far too high",
+    SUSPECT: "a check of {models} failed, so worst may be far too high",
+    TOO_FEW: "a check of {models} had too few images to decide, so worst may be far too high",
+    NEAR_CHANCE: "clean accuracy of {models} is hardly above guessing,"
+    " so its accuracy under attack says nothing",
 }
 
 
@@ -44,7 +47,7 @@ def results(folder: Path, models: Sequence[str]) -> str:
     reasons = [
         f"{model}: {_reasons(content['diagnostics'])}"
         for model, content in metrics.items()
-        if content["diagnostics"]["failed"]
+        if _undecided(content["diagnostics"])
     ]
     verdicts = {model: content["diagnostics"]["verdict"] for model, content in metrics.items()}
     return "\n".join([*_table(metrics), NOTE, *reasons, worth(verdicts)])
@@ -98,25 +101,45 @@ def worth(verdicts: Mapping[str, str]) -> str:
 def checks(found: Mapping[str, Any]) -> str:
     """Return the checks of one model's measurement as text.
 
-    Each line has a check's number, limit and verdict. The last line has the verdict over all.
+    Each line has a check's number, limit, number of images and result. The last line has the
+    verdict over all.
     """
     lines = [
-        f"  {name:<30} {number(check['value']):>8}  (limit {number(check['limit'])})"
+        f"  {name:<30} {number(check['value']):>8}  ({limit(check)}{_images(check)})"
         f"  {check['verdict']}"
         for name, check in found["checks"].items()
     ]
-    head = f"checks of what {found['threat']} measured, on {found['n']} images:"
+    head = f"checks of what {found['threat']} measured:"
     return "\n".join([head, *lines, f"  evidence: {found['verdict']}"])
 
 
 def _reasons(found: Mapping[str, Any]) -> str:
-    """Return the verdict, and the failed checks with their numbers."""
-    failed = ", ".join(
-        f"{name} ({number(found['checks'][name]['value'])},"
-        f" limit {number(found['checks'][name]['limit'])})"
-        for name in found["failed"]
+    """Return the verdict, and the checks that decided it, with their numbers."""
+    named = ", ".join(
+        f"{name} ({number(check['value'])}, {limit(check)}{_images(check)})"
+        for name, check in _undecided(found).items()
     )
-    return f"{found['verdict']}: {failed}"
+    return f"{found['verdict']}: {named}"
+
+
+def _undecided(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the checks that failed, or those that could not decide where none failed."""
+    of = {
+        result: {
+            name: check for name, check in found["checks"].items() if check["verdict"] == result
+        }
+        for result in ("failed", "inconclusive")
+    }
+    return of["failed"] or of["inconclusive"]
+
+
+def limit(check: Mapping[str, Any]) -> str:
+    """Return the limit with its sign, which metrics of earlier versions lack."""
+    return f"limit {check.get('sign', '')} {number(check['limit'])}".replace("  ", " ")
+
+
+def _images(check: Mapping[str, Any]) -> str:
+    return f", n = {check['n']}" if check.get("n") else ""
 
 
 def passes(count: int | None) -> str:
@@ -129,8 +152,15 @@ def number(value: float | None) -> str:
 
 
 def _percent(result: Mapping[str, Any] | None) -> str:
-    """Return one cell: the accuracy with half the width of its 95 % interval."""
+    """Return one cell: the accuracy with half the width of its 95 % interval.
+
+    Where that would go below 0 or above 100, the cell has the interval itself.
+    """
     if result is None:
         return "-"
     mark = "*" if result.get("made_against_this_model") else ""
-    return f"{100 * result['accuracy']:.1f}{mark} ±{50 * (result['high95'] - result['low95']):.1f}"
+    accuracy, low, high = (100 * result[key] for key in ("accuracy", "low95", "high95"))
+    half = (high - low) / 2
+    if half <= min(accuracy, 100 - accuracy):
+        return f"{accuracy:.1f}{mark} ±{half:.1f}"
+    return f"{accuracy:.1f}{mark} ({round(low, 1):g} to {round(high, 1):g})"

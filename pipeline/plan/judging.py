@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from pipeline.attacks.params import Threat
 from pipeline.base.values import step_size
-from pipeline.evaluate import diagnostics, ensemble, params, sweeps
+from pipeline.evaluate import checks, ensemble, params, sweeps
 from pipeline.evaluate.whitebox import BATCH_SIZE
 from pipeline.plan.work import Work, attacked, classified
 
@@ -30,7 +30,7 @@ class Judging:
     def work(self, n_val: int, n_stored: int, n_classes: int) -> Iterator[Work]:
         """Yield all work on `n_val` images, with `n_stored` stored adversarial sets."""
         yield self._classified(n_val * (1 + n_stored))
-        n = min(self._settings.n_eval or n_val, n_val)
+        n = n_threat = min(self._settings.n_eval or n_val, n_val)
         for threat in self._settings.threats.values():
             yield from self._withstands(threat, n)
         if self._settings.ensemble is not None:
@@ -39,8 +39,10 @@ class Judging:
             n = min(n, n_ensemble)
         if self._settings.grid is not None:
             yield from self._grid(self._settings.grid, min(self._settings.grid.n_eval, n_val))
-        yield from self._curves(min(self._settings.curves.n_eval, n_val), n_stored)
-        yield from self._converged(min(diagnostics.ENOUGH, n))
+        n_curves = min(self._settings.curves.n_eval, n_val)
+        yield from self._curves(n_curves)
+        yield from self._checks(n_threat, n_curves, n_stored)
+        yield from self._converged(min(checks.ENOUGH, n))
 
     @property
     def _threat(self) -> Threat:
@@ -87,8 +89,7 @@ class Judging:
         for _ in steps:
             yield self._classified(n_images)
 
-    def _curves(self, n_images: int, n_stored: int) -> Iterator[Work]:
-        """Yield the curves and the checks on the same images."""
+    def _curves(self, n_images: int) -> Iterator[Work]:
         curves, threat = self._settings.curves, self._threat
         yield self._classified(n_images)
         standing = float(n_images)
@@ -99,16 +100,15 @@ class Judging:
         yield from self._by_steps(n_images, steps, threat.eps, threat.parameters["alpha"])
         repeated = threat.model_copy(update={"restarts": curves.restarts})
         yield from self._withstands(repeated, n_images)
-        yield from self._checks(n_images, n_stored)
 
-    def _checks(self, n_images: int, n_stored: int) -> Iterator[Work]:
-        """Yield the checks of `diagnostics.diagnose`."""
+    def _checks(self, n_images: int, n_curves: int, n_stored: int) -> Iterator[Work]:
+        """Yield the checks of `diagnostics.diagnose`, on the threats' images and the curves'."""
         fgsm = {"attack": "FGSM", "eps": self._threat.eps, "restarts": 1}
         yield from self._attacked(Threat.model_validate(fgsm), n_images)
         square = {"attack": "Square", "n_queries": self._settings.curves.queries, "n_restarts": 1}
         square |= {"p_init": 0.8, "loss": "margin", "resc_schedule": True}
         threat = Threat.model_validate({**square, "eps": self._threat.eps, "restarts": 1})
-        yield from self._attacked(threat, n_images * self._stays)
+        yield from self._attacked(threat, n_curves * self._stays)
         # The clean images once, the stored sets, the outputs twice, and a gradient as three.
         yield self._classified(n_images * (n_stored + 6))
 

@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 
 from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.evaluate import table
+from pipeline.networks import scores
 
 
 def result(accuracy, **more):
@@ -11,10 +13,11 @@ def result(accuracy, **more):
 
 def diagnosed(verdict="strong", **failed):
     checks = {
-        name: {"value": value, "limit": 0.02, "verdict": "failed"} for name, value in failed.items()
+        name: {"value": value, "limit": 0.02, "sign": "<=", "n": 48, "verdict": "failed"}
+        for name, value in failed.items()
     }
-    checks["not_asked"] = {"value": None, "limit": 0.0, "verdict": "not run"}
-    return {"verdict": verdict, "failed": list(failed), "threat": "pgd", "n": 48, "checks": checks}
+    checks["not_asked"] = {"value": None, "limit": 0.0, "sign": "<=", "n": 0, "verdict": "not run"}
+    return {"verdict": verdict, "failed": list(failed), "threat": "pgd", "checks": checks}
 
 
 def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
@@ -82,7 +85,7 @@ def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
         "suspect",
     ]
     assert "says nothing about an attacker" in note[1]
-    assert note[-2] == "robust: suspect: black_box_finds_more (0.125, limit 0.02)"
+    assert note[-2] == "robust: suspect: black_box_finds_more (0.125, limit <= 0.02, n = 48)"
     assert note[-1].startswith(
         "What the numbers are worth: worst of clean was found with APGD-CE and targeted APGD, and "
     )
@@ -94,10 +97,35 @@ def test_checks_are_a_line_each():
     head, found, none, last = table.checks(
         diagnosed("suspect", black_box_finds_more=0.125)
     ).splitlines()
-    assert head == "checks of what pgd measured, on 48 images:"
-    assert found.split() == ["black_box_finds_more", "0.125", "(limit", "0.02)", "failed"]
-    assert none.split() == ["not_asked", "-", "(limit", "0)", "not", "run"]
+    assert head == "checks of what pgd measured:"
+    assert found.endswith(
+        " black_box_finds_more              0.125  (limit <= 0.02, n = 48)  failed"
+    )
+    assert none.split() == ["not_asked", "-", "(limit", "<=", "0)", "not", "run"]
     assert last == "  evidence: suspect"
+
+
+def test_checks_that_could_not_decide_are_named(tmp_path):
+    unclear = {"value": 0.375, "limit": 0.02, "sign": "<=", "n": 8, "verdict": "inconclusive"}
+    found = {**diagnosed("too few images"), "checks": {"black_box_finds_more": unclear}}
+    parts = {"attack_passes": 0, "clean": result(0.9), "transfer": {}, "robust": {}}
+    files.write_json(tmp_path / "a.json", {**parts, "diagnostics": found})
+    *_, named, worth = table.results(tmp_path, ["a"]).splitlines()
+    assert named == "a: too few images: black_box_finds_more (0.375, limit <= 0.02, n = 8)"
+    assert "a check of a had too few images to decide" in worth
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "cell"),
+    [
+        (0, 40, "0.0 (0 to 8.8)"),
+        (40, 40, "100.0 (91.2 to 100)"),
+        (1, 100, "1.0 (0.2 to 5.4)"),
+        (50, 100, "50.0 ±9.6"),
+    ],
+)
+def test_an_interval_stays_between_0_and_100(right, n, cell):
+    assert table._percent(scores.interval(np.arange(n) < right)) == cell
 
 
 def test_no_metrics_yet(tmp_path):

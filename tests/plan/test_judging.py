@@ -16,10 +16,10 @@ def test_the_passes_of_the_quickstart(settings):
     grid = 4 * (32 + 32 * 10)
     by_eps, by_steps = 20 * (40 + 22 + 13 + 4 + 0), 40 * 40
     by_restarts = 20 * (40 + 2 * 4)
-    checks = 40 + 4 * 201  # FGSM, and 200 queries of Square after the first one
+    checks = 297 + 4 * 201  # FGSM, and 200 queries of Square after the first one
     converged = 22 * 40 + 2 * 22 * 20
     total = threats + ensemble + grid + by_eps + by_steps + by_restarts + checks + converged
-    assert passes(settings, 0.1)["attack"] == total == 16677
+    assert passes(settings, 0.1)["attack"] == total == 16934
 
 
 def test_images_that_stay_are_attacked_again(settings):
@@ -40,7 +40,7 @@ def test_parts_that_are_off_cost_nothing(settings):
 def test_fewer_images_are_judged_with_n_eval(settings):
     fewer = passes(settings, 0.5, n_eval=100)["attack"]
     # The checks of convergence then have 100 images in place of 220.
-    expected = 197 * 21 + (110 - 50) * 40 + 2 * (110 - 50) * 20
+    expected = 197 * 22 + (110 - 50) * 40 + 2 * (110 - 50) * 20
     assert passes(settings, 0.5)["attack"] - fewer == expected
 
 
