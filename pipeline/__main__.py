@@ -37,7 +37,12 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="?",
         default=Path(),
-        help="project folder, or an image set in one; here, if left out",
+        help="project folder, or a result in one, such as data/clean; here, if left out",
+    )
+    auditing.add_argument(
+        "--robust",
+        action="store_true",
+        help="attack every model again, which takes as long as its evaluation",
     )
     discarding = commands.add_parser(
         "discard", help="delete an image set or a model that is damaged, in DVC's cache too"
@@ -64,7 +69,7 @@ def main() -> str:
         case "clean-partial":
             return clean_partial()
         case "audit":
-            return audit_project(args.path)
+            return audit_project(args.path, robust=args.robust)
         case "discard":
             from pipeline import discard
 
@@ -97,15 +102,15 @@ def plan(preset: str | None, n_images: int | None) -> str:
     return planning.plan(settings, n_images)
 
 
-def audit_project(path: Path) -> str:
-    """Audit a project folder, or one image set in it.
+def audit_project(path: Path, *, robust: bool) -> str:
+    """Audit a project folder, or one result in it.
 
-    Print the whole table and write nothing.
+    Print the whole table and write nothing. With `robust`, attack every model again.
     """
     from pipeline.audit import audit
     from pipeline.networks import device
 
-    rows = audit.audit(path, device.choose())
+    rows = audit.audit(path, device.choose(), robust=robust)
     console.say(audit.table(rows))
     return audit.verdict(rows)
 

@@ -1,5 +1,8 @@
 """Audit a run: find out again what can be found out, and check it against the run's records."""
 
+import itertools
+import os
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,36 +12,44 @@ import torch
 from pipeline.audit import (
     adopted_models,
     adversarial_sets,
+    checked,
     clean_set,
     comparisons,
+    evaluated,
     lineage,
     records,
+    robustness,
+    swept,
     trained,
 )
 from pipeline.audit.project import Project, Row, judged
-from pipeline.base import files
+from pipeline.base import files, unfinished
 from pipeline.base.errors import InputError
 
-VERDICTS = ("ok", "warning", "not comparable", "FAILED")
+VERDICTS = ("ok", "not checked", "warning", "not comparable", "FAILED")
+WIDTH, GAP = 120, "  "  # of the table, and between its columns
+NAMED = 5  # failures that the last line names
 Made = Callable[[Project, str, str], Iterator[Row]]
 
 
-def audit(path: Path, device: torch.device) -> list[Row]:
-    """Audit a project folder, or a single image set in one, and return the rows, failures last.
+def audit(path: Path, device: torch.device, *, robust: bool = False) -> list[Row]:
+    """Audit a project folder, or a single result in one, and return the rows, failures last.
 
-    What cannot be read is a failure of the check that reads it. Raises InputError for a folder that
-    is neither.
+    What cannot be read is a failure of the check that reads it. With `robust`, every model is
+    attacked again. Raises InputError for a path that is neither, and where nothing was run yet.
     """
     root, only = _locate(path)
     project = Project(root, device)
     settings, stages = project.settings, project.stages
     assert settings
+    _expect_outputs(project, path, only)
     rows = [] if only else _tried(records.stage_names(project), "all stages", "stage names")
     for stage in stages:
         if only is None or only in stages[stage].outs:
-            rows += _stage(project, stage)
+            rows += _stage(project, stage, robust)
     if only is None:
-        rows += _tried(comparisons.threat_models(project), "threat models", "comparison")
+        for check in (comparisons.threat_models, comparisons.unjudged_sets):
+            rows += _tried(check(project), "threat models", "comparison")
         rows += _tried(comparisons.versions(project), "versions", "comparison")
     return sorted(rows, key=lambda row: row.verdict == "FAILED")
 
@@ -52,13 +63,29 @@ def table(rows: Sequence[Row]) -> str:
         ("stage", "parameter", "value", "recorded in", "verdict"),
         *((r.stage, r.parameter, r.value, r.where, r.verdict) for r in rows),
     ]
-    widths = [min(max(len(line[column]) for line in lines), 60) for column in range(4)]
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) for text, width in zip(line, (*widths, 0), strict=True)
+    widths = _widths([max(len(line[column]) for line in lines) for column in range(5)])
+    return "\n".join(text for line in lines for text in _wrapped(line, widths))
+
+
+def _widths(widths: list[int]) -> list[int]:
+    """Return the widths of columns that fit WIDTH; only the widest ones are made narrower."""
+    spare = WIDTH - len(GAP) * (len(widths) - 1)
+    most = max(widths)
+    while sum(min(width, most) for width in widths) > spare:
+        most -= 1
+    return [min(width, most) for width in widths]
+
+
+def _wrapped(line: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    """Yield the lines of text that the cells of one row take."""
+    cells = [
+        textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+        for text, width in zip(line, widths, strict=True)
+    ]
+    for parts in itertools.zip_longest(*cells, fillvalue=""):
+        yield GAP.join(
+            text.ljust(width) for text, width in zip(parts, widths, strict=True)
         ).rstrip()
-        for line in lines
-    )
 
 
 def verdict(rows: Sequence[Row]) -> str:
@@ -70,7 +97,8 @@ def verdict(rows: Sequence[Row]) -> str:
         f"{sum(row.verdict == verdict for row in rows)} {verdict}" for verdict in VERDICTS
     )
     if failed := [f"{row.stage}: {row.parameter}" for row in rows if row.verdict == "FAILED"]:
-        raise InputError(f"audit: {counts}: {'; '.join(failed)}")
+        more = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+        raise InputError(f"audit: {counts}: {'; '.join(failed[:NAMED])}{more}")
     return f"audit: {counts}"
 
 
@@ -101,45 +129,68 @@ def _key(row: Row) -> str:
 
 
 def _locate(path: Path) -> tuple[Path, str | None]:
-    """Return the project folder, and the path within it if `path` is an image set."""
-    for root in (path, *path.resolve().parents):
+    """Return the project folder, and the path within it if `path` is not that folder."""
+    # Not resolved: results may be links into DVC's cache.
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100
+    for root in (absolute, *absolute.parents):
         if (root / lineage.RECORDED).is_file():
-            return root, None if root == path else path.resolve().relative_to(root).as_posix()
+            relative = absolute.relative_to(root).as_posix()
+            return (path, None) if relative == "." else (root, relative)
     raise InputError(
         f"{path}: no project folder and not within one: no {lineage.RECORDED}; "
         "`dvc repro` writes it"
     )
 
 
-def _stage(project: Project, stage: str) -> list[Row]:
+def _expect_outputs(project: Project, path: Path, only: str | None) -> None:
+    """Raise InputError for a path that no stage writes, and where no result is on the disk."""
+    outs = {out for stage in project.stages.values() for out in stage.outs}
+    if only is not None and only not in outs:
+        known = ", ".join(sorted(filter(unfinished.is_cached, outs)))
+        raise InputError(f"{path}: no result that {lineage.RECORDED} records; there are {known}")
+    made = [out for out in outs if unfinished.is_cached(out)]
+    if made and not any((project.root / out).exists() for out in made):
+        raise InputError(
+            f"{path}: nothing was run here yet: {lineage.RECORDED} records {len(made)} image sets "
+            "and models, and none of them is here; `dvc pull` fetches them if they were shared, "
+            "else `dvc repro` makes them"
+        )
+
+
+def _stage(project: Project, stage: str, robust: bool = False) -> list[Row]:
     """Return all rows about one stage: its record, its parameters, and what it made."""
     entry = project.stages[stage]
     rows = _tried(records.command(project, stage), stage, "command")
     rows += _tried(records.hashes(project, stage), stage, "hashes")
     rows += _tried(records.parameters(project, stage), stage, "parameters")
     for path in entry.outs:
-        if check := _check_of(project, stage, path):
+        for check in _checks_of(project, stage, path, robust):
             rows += _tried(check(project, stage, path), stage, path)
     return rows
 
 
-def _check_of(project: Project, stage: str, path: str) -> Made | None:
-    """Return the check that recomputes the output at `path`, chosen by the stage's record."""
+def _checks_of(project: Project, stage: str, path: str, robust: bool) -> list[Made]:
+    """Return the checks that recompute the output at `path`, chosen by the stage's record."""
     entry = project.stages[stage]
     if entry.outs[path].endswith(".dir"):
         if project.checkpoints(entry.outs):
-            return adversarial_sets.refreshed_sets
-        return (
-            adversarial_sets.adversarial_set
-            if project.checkpoints(entry.deps)
-            else clean_set.clean_set
-        )
+            return [adversarial_sets.refreshed_sets]
+        is_adversarial = project.checkpoints(entry.deps)
+        return [adversarial_sets.adversarial_set if is_adversarial else clean_set.clean_set]
     if project.checkpoints([path]):
         is_adopted = Path(path).stem in project.settings.adopted
-        return adopted_models.adopted_model if is_adopted else trained.trained_model
+        return [adopted_models.adopted_model if is_adopted else trained.trained_model]
     if path.endswith(".pt"):
-        return trained.submission
-    return trained.evaluated_model if path.endswith(".json") else None
+        return [trained.submission]
+    if not path.endswith(".json"):
+        return []
+    found: list[Made] = [
+        evaluated.evaluated_model,
+        robustness.robust_results,
+        checked.verdict,
+        swept.sweeps,
+    ]
+    return [*found, robustness.attacked_again] if robust else found
 
 
 def _tried(rows: Iterator[Row], stage: str, what: str) -> list[Row]:

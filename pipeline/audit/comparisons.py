@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from pipeline import attacks
+from pipeline.audit import lineage
 from pipeline.audit.project import Project, Row, Verdict
 from pipeline.base import params
 from pipeline.base.values import parse_level
@@ -26,13 +28,47 @@ def threat_models(project: Project) -> Iterator[Row]:
                 for key, other in others_of_class.items()
             )
             problem = _mismatch(spec, list(others_of_class.values()))
+            is_warning = problem or not others
             yield Row(
                 stage="threat models",
                 parameter=name,
                 value=f"{_in_words(spec)}; {verb} {counterparts or 'nothing'}{problem}",
                 where=str(params.FILE),
-                verdict="warning" if problem else "ok",
+                verdict="warning" if is_warning else "ok",
             )
+
+
+def unjudged_sets(project: Project) -> Iterator[Row]:
+    """Warn of adversarial sets that models are trained on and that no evaluation reads."""
+    judges, trainings = (
+        {
+            name: stage.deps
+            for name, stage in project.stages.items()
+            if any(out.endswith(ending) for out in stage.outs)
+        }
+        for ending in (".json", ".safetensors")
+    )
+    judged = {
+        project.images(path).digest
+        for deps in judges.values()
+        for path in project.adversarial(deps).values()
+    }
+    trained: dict[str, list[str]] = {}
+    for stage, deps in trainings.items():
+        (model,) = (Path(out).stem for out in project.checkpoints(project.stages[stage].outs))
+        for name, path in project.adversarial(deps).items():
+            if name in project.settings.mix_of(model):
+                trained.setdefault(path, []).append(model)
+    for path, models in sorted(trained.items()):
+        is_judged = project.images(path).digest in judged
+        trainees = f"trained on by {', '.join(models)}"
+        yield Row(
+            stage="threat models",
+            parameter=path,
+            value=trainees if is_judged else f"{trainees}; judged by no evaluation",
+            where=lineage.RECORDED,
+            verdict="ok" if is_judged else "warning",
+        )
 
 
 def _specs(project: Project, makes: str) -> dict[str, dict[str, Any]]:

@@ -39,12 +39,14 @@ class Recorded:
     """A stage as it was last run.
 
     `deps` and `outs` map each path that it read or wrote to its MD5. `params` maps dotted keys to
-    values, with one key for each plain value.
+    values, with one key for each plain value. `declared` maps the keys that `dvc.yaml` declares to
+    values, which may be nested.
     """
 
     cmd: str
     deps: dict[str, str]
     params: dict[str, Any]
+    declared: dict[str, Any]
     outs: dict[str, str]
 
 
@@ -94,6 +96,11 @@ def recorded(root: Path) -> dict[str, Recorded]:
                     key: value
                     for content in entry.get("params", {}).values()
                     for key, value in flatten(content).items()
+                },
+                declared={
+                    key: value
+                    for content in entry.get("params", {}).values()
+                    for key, value in content.items()
                 },
                 outs={item["path"]: str(item["md5"]) for item in entry.get("outs", [])},
             )

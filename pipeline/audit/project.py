@@ -22,7 +22,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.values import CLEAN
 
 LAST = {"audit", "report"}  # the stages that run last; an audit looks at what was there before
-Verdict = Literal["ok", "warning", "not comparable", "FAILED"]
+Verdict = Literal["ok", "not checked", "warning", "not comparable", "FAILED"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,25 +1,21 @@
-"""Check models by their tensors and predictions, not by what is written about them.
+"""Check models by their tensors and by the sets that they were trained on.
 
-Networks run again on all validation images. Every check takes a project and yields rows.
+Every check takes a project and yields rows.
 """
 
 import csv
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pipeline import networks
-from pipeline.audit.margins import TIGHT, margins_of
 from pipeline.audit.project import Project, Row, judged
 from pipeline.base import files
 from pipeline.base.errors import InputError, discarding
-from pipeline.base.values import CLEAN, MIXED
-from pipeline.networks import scores, torch_files
+from pipeline.base.values import CLEAN
+from pipeline.networks import torch_files
 from pipeline.networks.params import Model
 
 
@@ -149,111 +145,6 @@ def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Ch
         f"{epoch}, validation accuracy {score:.4f}",
         f"{path}, {history}",
     )
-
-
-def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
-    """Check that the judged model gives the recorded accuracies on the stored images.
-
-    These are clean and transfer accuracy. Robust accuracy is not run again. It must be consistent
-    with its own number of images and interval.
-    """
-    entry, metrics = project.recorded[stage], project.metrics(path)
-    (model,) = project.checkpoints(entry.deps)
-    sha256 = project.sha256(model)
-    yield judged(
-        stage,
-        f"judges {model}",
-        "" if metrics["sha256"] == sha256 else f"recorded {metrics['sha256']}, is {sha256}",
-        sha256,
-        path,
-    )
-    yield from _stored_accuracies(project, stage, path, model)
-    for name, source in project.adversarial(entry.deps).items():
-        own = project.images(source).attributes["model.sha256"] == sha256
-        claimed = metrics["transfer"].get(name, {}).get("made_against_this_model")
-        yield judged(
-            stage,
-            f"kind of {name}",
-            "" if own == claimed else f"recorded made_against_this_model: {claimed}, is {own}",
-            "made against this very model" if own else "transfer",
-            f"{path}, {source}",
-        )
-    for name, result in metrics["robust"].items():
-        yield judged(
-            stage,
-            f"robust accuracy, {name}",
-            _inconsistent(result),
-            f"{result['accuracy']:.4f}, not run again",
-            path,
-        )
-
-
-def _stored_accuracies(project: Project, stage: str, path: str, model: str) -> Iterator[Row]:
-    """Compare the recorded accuracy on each stored set with the model's predictions on it.
-
-    `path` is the file of the metrics. The last row is about all images together.
-    """
-    metrics, network = project.metrics(path), project.network(model)
-    recorded = {CLEAN: metrics["clean"], **metrics["transfer"]}
-    pooled: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
-    stored = project.adversarial(project.recorded[stage].deps)
-    for name, source in {CLEAN: project.clean, **stored}.items():
-        val = project.images(source).load("val")
-        margins = margins_of(network, val.images, val.labels, networks.BATCH_SIZE, project.device)
-        pooled.append((margins, val.labels))
-        where = f"{path}, {source}"
-        text = f"accuracy on {name}"
-        yield _accuracy(project, stage, text, recorded.get(name, {}), *pooled[-1], where)
-    margins, labels = (np.concatenate(parts) for parts in zip(*pooled, strict=True))
-    mixed = recorded.get(MIXED, {})
-    yield _accuracy(project, stage, f"accuracy on {MIXED}", mixed, margins, labels, path)
-
-
-def _accuracy(
-    project: Project,
-    stage: str,
-    what: str,
-    recorded: Mapping[str, Any],
-    margins: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    where: str,
-) -> Row:
-    """Check an accuracy against the network's own predictions.
-
-    Where all predictions are clear, its interval and classes must agree too.
-    """
-    found = scores.summarise(margins > 0, labels, len(project.class_names))
-    tight = int((np.abs(margins) <= TIGHT).sum())
-    if not tight or recorded.get("accuracy") == found["accuracy"]:
-        differing = [
-            f"{key}: recorded {recorded.get(key)}, is {value}"
-            for key, value in found.items()
-            if recorded.get(key) != value
-        ]
-    else:
-        far = (
-            abs(recorded.get("accuracy", math.inf) - found["accuracy"]) * len(labels) > tight + 1e-3
-        )
-        differing = (
-            [f"accuracy: recorded {recorded.get('accuracy')}, is {found['accuracy']}"]
-            if far
-            else []
-        )
-    return judged(stage, what, "; ".join(differing[:2]), f"{found['accuracy']:.4f}", where)
-
-
-def _inconsistent(result: Mapping[str, Any]) -> str:
-    """Return what is wrong with an accuracy that its own sample size or interval contradicts."""
-    right = round(result["accuracy"] * result["n"])
-    found = scores.summarise(
-        np.arange(result["n"]) < right, np.zeros(result["n"], dtype=np.int64), 1
-    )
-    differing = [
-        f"{key}: recorded {result[key]}, {right} of {result['n']} give {found[key]}"
-        for key in ("accuracy", "low95", "high95")
-        if result[key] != found[key]
-    ]
-    return "; ".join(differing)
 
 
 def submission(project: Project, stage: str, path: str) -> Iterator[Row]:

@@ -3,10 +3,12 @@
 It reads the model, the clean image set and stored adversarial ones.
 """
 
-from pipeline import figures, networks
+from importlib.metadata import version
+
+from pipeline import attacks, networks
 from pipeline.attacks.params import expect_classes
 from pipeline.base import console, files, params, store
-from pipeline.evaluate import judgement, sweeps, table
+from pipeline.evaluate import judgement, pictures, sweeps, table
 from pipeline.evaluate.params import EvaluateParams
 from pipeline.networks import device
 
@@ -41,19 +43,17 @@ def evaluate() -> str:
     about = {
         "sha256": sha256,
         "device": device.describe(processor),
+        "processor": device.processor(processor),
+        **attacks.versions(),
+        "versions.matplotlib": version("matplotlib"),
         "attack_passes": checkpoint.provenance.get("attack_passes"),
     }
     files.write_json(args.metrics, {**about, **found.metrics})
     files.write_csv(args.plots / "confusion.csv", found.confusion)
     files.write_csv(args.plots / "grid.csv", found.grid, sweeps.GRID_COLUMNS)
     files.write_csv(args.plots / "curves.csv", found.curves, sweeps.CURVE_COLUMNS)
-    name = args.model.stem
-    title = f"{name}: fresh attacks" if found.grid else "no grid: evaluate.grid is null"
-    files.write_bytes(args.plots / "grid.png", figures.png(figures.heat_map(found.grid, title)))
-    files.write_bytes(
-        args.plots / "curves.png",
-        figures.png(figures.curves({name: found.curves}, settings.curves.threat)),
-    )
+    threat = settings.curves.threat
+    pictures.draw(args.plots, args.model.stem, found.grid, found.curves, threat)
     console.say(table.checks(found.metrics["diagnostics"]))
     return (
         f"{args.metrics}: {len(settings.threats)} fresh attacks on {args.model},"

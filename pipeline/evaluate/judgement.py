@@ -103,6 +103,7 @@ def judge(
     return Judgement(
         metrics={
             "class_names": list(names),
+            "data_set": data_set(clean),
             "clean": summarise(predicted == val.labels, val.labels, len(names)),
             "transfer": transfer,
             "robust": robust,
@@ -118,6 +119,21 @@ def judge(
         grid=grid_rows,
         curves=curves.rows(),
     )
+
+
+def data_set(clean: ImageSet) -> dict[str, Any]:
+    """Return what identifies a clean set and its source, for its results.
+
+    Sets that `prepare` did not store have no source.
+    """
+    return {
+        "source": clean.attributes.get("source"),
+        "source_sha256": clean.attributes.get("source.sha256"),
+        "sha256": clean.digest,
+        "n": len(clean),
+        "classes": len(clean.class_names),
+        "image_size": clean.image_shape[1],
+    }
 
 
 def _confusion(

@@ -18,11 +18,21 @@ import torch
 
 from pipeline import __main__ as command
 from pipeline import networks
-from pipeline.audit import audit, comparisons, lineage, project, samples, trained
+from pipeline.audit import (
+    audit,
+    checked,
+    comparisons,
+    lineage,
+    project,
+    robustness,
+    samples,
+    trained,
+)
 from pipeline.audit.adversarial_sets import adversarial_set
 from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.base.store import manifest
+from pipeline.networks import scores
 from tests import tiny_project
 from tests.conftest import renew_manifest
 from tests.tiny_project import change_params, here, replace, reproduce, run_here
@@ -39,6 +49,17 @@ OWN_PGD, R_PGD = (
     "data/adversarial/robust/pgd",
     "data/adversarial/sources/clean/pgd",
 )  # of the model `again` starts from, and of another
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A tiny project with every stage but the audit run once by DVC."""
+    folder = tmp_path_factory.mktemp("made")
+    tiny_project.create(folder)
+    grid = {"n_eval": 4, "eps": [0.1, 0.2], "alphas": ["eps/4"], "steps": [1, 2]}
+    change_params(folder, lambda params: params["evaluate"].update(grid=grid))
+    reproduce(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +147,9 @@ def relock(folder, path):
 
 def test_an_untouched_project_passes_with_the_same_measures(made):
     rows = audit.audit(made, CPU)
-    assert [row for row in rows if row.verdict != "ok"] == []
+    unchecked = {row.parameter for row in rows if row.verdict == "not checked"}
+    assert unchecked == {f"robust accuracy, {name}" for name in ("fgsm", "pgd", "apgd", "worst")}
+    assert {row.verdict for row in rows} == {"ok", "not checked"}
     judged = {"evaluate@clean", "evaluate@robust", "evaluate@refreshed"}
     stages = {
         "prepare",
@@ -364,7 +387,9 @@ def test_a_refreshed_set_of_another_model_is_found(folder):
 
 def test_sets_of_two_models_are_mixed_refreshed_and_audited(joined):
     rows = audit.audit(joined, CPU)
-    assert [row for row in rows if row.verdict != "ok"] == []
+    (row,) = [row for row in rows if row.verdict not in ("ok", "not checked")]
+    assert (row.verdict, row.parameter) == ("warning", OWN_PGD)
+    assert row.value == "trained on by again; judged by no evaluation"
     parameters = {row.parameter for row in rows if row.stage == "finetune@again"}
     assert {
         f"made from {path}"
@@ -697,7 +722,233 @@ def test_a_changed_metric_with_a_new_hash_is_found(folder, edit, row):
     edit(metrics)
     replace(path, lambda new: new.write_text(json.dumps(metrics)))
     relock(folder, "metrics/robust.json")
-    assert list(failures_of(folder, "evaluate@robust")) == [row]
+    assert row in failures_of(folder, "evaluate@robust")
+
+
+def labels_of(folder, n):
+    """The labels of the images that a sample of the judged ones has."""
+    val = project.Project(folder, CPU).images(CLEAN).load("val")
+    return val.labels[scores.sample(val, n, 0)]
+
+
+def spoil_metrics(folder, edit):
+    path = folder / "metrics/robust.json"
+    metrics = json.loads(path.read_text())
+    edit(metrics)
+    replace(path, lambda new: new.write_text(json.dumps(metrics)))
+    relock(folder, "metrics/robust.json")
+
+
+def check(name, **values):
+    return lambda metrics: metrics["diagnostics"]["checks"][name].update(values)
+
+
+@pytest.mark.parametrize(
+    ("edit", "row", "text"),
+    [
+        (lambda metrics: metrics["diagnostics"].update(verdict="strong"), "verdict", "strong, the"),
+        (lambda metrics: metrics["diagnostics"].update(failed=["x"]), "verdict", "the checks give"),
+        (
+            check("stands_at_eps_1", verdict="passed"),
+            "checks",
+            "stands_at_eps_1: verdict: recorded passed, is inconclusive",
+        ),
+        (check("black_box_finds_more", limit=0.9), "checks", "limit: recorded 0.9, is 0.02"),
+        (
+            check("fgsm_stronger_than_pgd", value=0.375, verdict="passed"),
+            "checks",
+            "recorded passed with 0.375, the limit is 0.02",
+        ),
+        (
+            check("fgsm_above_clean", limit=0.5, value=0.4),
+            "checks",
+            "limit: recorded 0.5, is 0.02",
+        ),
+        (
+            lambda metrics: metrics["diagnostics"]["checks"].pop("outputs_are_random"),
+            "checks",
+            "outputs_are_random: in one place only",
+        ),
+        (lambda metrics: metrics["robust"].pop("apgd"), "robust accuracies", "apgd"),
+        (
+            lambda metrics: metrics["robust"]["worst"].update(over=["fgsm"]),
+            "worst against the attacks",
+            "over: recorded",
+        ),
+        (
+            lambda metrics: metrics["robust"]["pgd"]["per_class"].reverse(),
+            "robust accuracy, pgd",
+            "its classes give",
+        ),
+        (lambda metrics: metrics["grid"].update(n=400), "grid", "n: recorded 400, the file"),
+        (
+            lambda metrics: metrics["grid"]["worst"].update(accuracy=1.5),
+            "grid",
+            "worst: recorded 1.5, the others allow",
+        ),
+        (lambda metrics: metrics.update(grid=None), "grid", "in one place only"),
+        (
+            check("more_steps_raise_accuracy", value=-0.9),
+            "curves",
+            "more_steps_raise_accuracy: recorded -0.9, the file gives",
+        ),
+    ],
+)
+def test_a_number_that_others_contradict_is_found(folder, edit, row, text):
+    spoil_metrics(folder, edit)
+    assert text in failures_of(folder, "evaluate@robust")[row]
+
+
+def test_a_joint_accuracy_above_an_attacks_own_is_found(folder):
+    labels = labels_of(folder, 6)
+    forged = scores.summarise(np.ones(6, dtype=bool), labels, 10)
+    spoil_metrics(folder, lambda metrics: metrics["robust"]["worst"].update(forged))
+    found = failures_of(folder, "evaluate@robust")
+    assert "images withstand all, the attacks allow 0 to " in found["worst against the attacks"]
+    assert "robust accuracy, worst" not in found, "it is consistent in itself"
+
+
+def test_only_attacking_again_finds_a_consistent_forgery(made, folder):
+    rows = audit.audit(made, CPU, robust=True)
+    again = {row.parameter: row for row in rows if "again" in row.parameter}
+    assert {row.verdict for row in again.values()} == {"ok"}
+    names = {f"attacked again, {name}" for name in ("fgsm", "pgd", "apgd", "worst")}
+    assert names | {"grid again", "diagnostics again"} <= again.keys()
+    forged = scores.summarise(np.ones(8, dtype=bool), labels_of(folder, 8), 10)
+    spoil_metrics(folder, lambda metrics: metrics["robust"]["pgd"].update(forged))
+    assert "robust accuracy, pgd" not in failures_of(folder, "evaluate@robust")
+    found = {row.parameter: row for row in audit.audit(folder, CPU, robust=True)}
+    assert found["attacked again, pgd"].verdict == "FAILED"
+    spoil_metrics(folder, lambda metrics: metrics.update(processor="another"))
+    opened = project.Project(folder, CPU)
+    rows = list(robustness.attacked_again(opened, "evaluate@robust", "metrics/robust.json"))
+    assert {row.parameter: row.verdict for row in rows}["attacked again, pgd"] == "FAILED", (
+        "no other processor finds so much more"
+    )
+
+
+def test_what_another_processor_found_nearly_again_is_not_comparable(folder, monkeypatch):
+    spoil_metrics(folder, lambda metrics: metrics.update(processor="another"))
+    opened = project.Project(folder, CPU)
+    recorded = opened.metrics("metrics/robust.json")
+    robust = copy.deepcopy(recorded["robust"])
+    robust["pgd"]["backward_passes"] += 1
+    grid = {**recorded["grid"], "n": 0}
+    metrics = {**recorded, "robust": robust, "grid": grid}
+    judgement = robustness.judgement.Judgement(metrics=metrics, confusion=[], grid=[], curves=[])
+    monkeypatch.setattr(robustness.judgement, "judge", lambda *_: judgement)
+    rows = {
+        row.parameter: row
+        for row in robustness.attacked_again(opened, "evaluate@robust", "metrics/robust.json")
+    }
+    assert rows["attacked again, pgd"].verdict == "not comparable"
+    assert rows["grid again"].verdict == "not comparable"
+    assert rows["attacked again, fgsm"].verdict == rows["diagnostics again"].verdict == "ok"
+    assert "made with processor another (here " in rows["grid again"].value
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "row", "text"),
+    [
+        ("confusion.csv", lambda lines: [lines[0], "0,9", *lines[2:]], "confusion", "1 lines, the"),
+        ("confusion.csv", lambda lines: lines[:-1], "confusion", "29 lines for 30 images"),
+        ("grid.csv", lambda lines: lines[:-1], "grid", "other guesses than those of params.yaml"),
+        (
+            "grid.csv",
+            lambda lines: [lines[0], raised(lines[1]), *lines[2:]],
+            "grid",
+            "the file gives",
+        ),
+        (
+            "curves.csv",
+            lambda lines: [*lines[:3], raised(lines[3]), *lines[4:]],
+            "curves",
+            "stands_at_eps_1",
+        ),
+        ("curves.csv", lambda lines: lines[:-1], "curves", "other points than those of params"),
+        (
+            "curves.csv",
+            lambda lines: [lines[0], lines[1].replace(",4,", ",5,"), *lines[2:]],
+            "curves",
+            "line 2: n: recorded 5, params.yaml gives 4",
+        ),
+    ],
+)
+def test_a_changed_file_of_plots_with_a_new_hash_is_found(folder, name, edit, row, text):
+    path = folder / "plots/robust" / name
+    lines = edit(path.read_text().splitlines())
+    replace(path, lambda new: new.write_text("\n".join([*lines, ""])))
+    relock(folder, f"plots/robust/{name}")
+    assert text in failures_of(folder, "evaluate@robust")[row]
+
+
+def raised(line):
+    """A line of a grid or of curves whose accuracy is 100 % with the right interval."""
+    *start, n, _, _, _ = line.split(",")
+    ends = scores.interval(np.ones(int(n), dtype=bool))
+    return ",".join([*start, n, *(str(value) for value in ends.values())])
+
+
+def test_the_picture_of_another_model_is_found(folder):
+    for name in ("grid.png", "curves.png"):
+        other = folder / "plots/refreshed" / name
+        replace(folder / "plots/robust" / name, lambda path, other=other: shutil.copy(other, path))
+        relock(folder, f"plots/robust/{name}")
+    found = failures_of(folder, "evaluate@robust")
+    assert found["picture grid.png"] == "not the picture of plots/robust/grid.csv"
+    assert found["picture curves.png"] == "not the picture of plots/robust/curves.csv"
+    spoil_metrics(folder, lambda metrics: metrics.update({"versions.matplotlib": "1.0"}))
+    rows = {
+        row.parameter: row for row in audit._stage(project.Project(folder, CPU), "evaluate@robust")
+    }
+    assert rows["picture grid.png"].verdict == "not comparable"
+
+
+def test_metrics_of_an_earlier_version_say_what_they_lack(folder):
+    def earlier(metrics):
+        for entry in metrics["diagnostics"]["checks"].values():
+            del entry["n"], entry["sign"]
+
+    spoil_metrics(folder, earlier)
+    (row,) = checked.verdict(project.Project(folder, CPU), "evaluate@robust", "metrics/robust.json")
+    assert (row.verdict, row.value) == (
+        "not comparable",
+        "made by an earlier version, which did not record n; `dvc repro` judges again",
+    )
+
+
+@pytest.mark.parametrize("path", ["data/nope", "data/adversarial", "data/clean/nope.h5"])
+def test_a_path_that_is_no_result_is_refused(folder, path):
+    with pytest.raises(InputError, match=f"{path}: no result that dvc.lock records; there are "):
+        audit.audit(folder / path, CPU)
+
+
+def test_a_fresh_clone_says_that_nothing_was_run(folder):
+    for name in ("data", "models"):
+        shutil.rmtree(folder / name)
+    line = f"^{folder}: nothing was run here yet: dvc.lock records 10 image sets and models, and no"
+    with pytest.raises(InputError, match=line):
+        audit.audit(folder, CPU)
+
+
+def test_the_table_fits_120_columns(folder):
+    own(folder / "plots/robust/confusion.csv").write_text("x")
+    rows = audit.audit(folder, CPU)
+    lines = audit.table(rows).splitlines()
+    assert max(map(len, lines)) <= 120
+    assert sum("FAILED" in line for line in lines) == sum(row.verdict == "FAILED" for row in rows)
+    head = "stageparametervaluerecordedinverdict"
+    cells = [row.stage + row.parameter + row.value + row.where + row.verdict for row in rows]
+    shown, expected = ("".join(text.split()) for text in ("".join(lines), "".join([head, *cells])))
+    assert sorted(shown) == sorted(expected), "nothing is cut off"
+
+
+def test_the_last_line_names_five_failures(folder):
+    (folder / "models/clean.safetensors").unlink()
+    rows = audit.audit(folder, CPU)
+    n_failed = sum(row.verdict == "FAILED" for row in rows)
+    with pytest.raises(InputError, match=rf"; and {n_failed - 5} more$"):
+        audit.verdict(rows)
 
 
 def test_unrecorded_commands_and_stages_are_found(folder):
@@ -769,7 +1020,7 @@ def call(monkeypatch, *arguments):
 
 def test_the_command_prints_the_table_and_names_what_failed(folder, monkeypatch, capsys):
     assert re.fullmatch(
-        r"audit: \d+ ok, 0 warning, 0 not comparable, 0 FAILED",
+        r"audit: \d+ ok, 12 not checked, 0 warning, 0 not comparable, 0 FAILED",
         call(monkeypatch, "audit", str(folder)),
     )
     assert capsys.readouterr().out.splitlines()[0].split() == [
@@ -786,17 +1037,17 @@ def test_the_command_prints_the_table_and_names_what_failed(folder, monkeypatch,
     assert "prepare" not in shown
     own(folder / "plots/robust/confusion.csv").write_text("x")
     with pytest.raises(
-        InputError, match="1 FAILED: evaluate@robust: output plots/robust/confusion.csv"
+        InputError, match="2 FAILED: evaluate@robust: output plots/robust/confusion.csv"
     ):
         call(monkeypatch, "audit", str(folder))
-    assert capsys.readouterr().out.splitlines()[-1].endswith("FAILED")
+    assert "FAILED" in capsys.readouterr().out.splitlines()[-2]
 
 
 def test_the_measures_of_a_failed_audit_name_it(folder, tmp_path):
     own(folder / "plots/robust/confusion.csv").write_text("x")
     audit.write(tmp_path / "audit.json", audit.audit(folder, CPU))
     found = json.loads((tmp_path / "audit.json").read_text())
-    assert found["failed"] == 1
+    assert found["failed"] == 2
     assert "failed.evaluate@robust.output_plots/robust/confusion.csv" in found
 
 
@@ -805,7 +1056,7 @@ def test_what_cannot_be_read_is_a_failure_that_says_why(folder):
     replace(folder / "metrics/robust.json", lambda path: path.write_text("{"))
     (folder / "models/submission.pt").unlink()
     found = failures(folder)
-    assert found["evaluate@clean: metrics/clean.json"] == "cannot be checked: KeyError: 'sha256'"
+    assert "cannot be checked: KeyError: " in found["evaluate@clean: metrics/clean.json"]
     assert (
         "metrics/robust.json: cannot be read; `dvc repro` makes it"
         in found["evaluate@robust: parameters"]

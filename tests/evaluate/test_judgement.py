@@ -46,6 +46,14 @@ def test_a_found_keeps_its_words_apart(tmp_path, network, settings, monkeypatch)
     )
     found = judgement.judge(network, clean, [stored], "me", settings)
     metrics, confusion = found.metrics, found.confusion
+    assert metrics["data_set"] == {
+        "source": None,
+        "source_sha256": None,
+        "sha256": clean.digest,
+        "n": 40,
+        "classes": 3,
+        "image_size": 16,
+    }
     assert metrics["clean"]["n"] == metrics["transfer"]["fgsm"]["n"] == len(confusion) == 10
     assert metrics["transfer"]["mixed"]["n"] == 20
     assert metrics["robust"]["fgsm"]["n"] == 6

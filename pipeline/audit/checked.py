@@ -1,0 +1,102 @@
+"""Check the verdict of an evaluation against its checks, and these against their limits.
+
+Nothing is attacked. Every check takes a project and yields rows.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.audit.evaluated import judged_images
+from pipeline.audit.project import Project, Row, judged
+from pipeline.evaluate import checks
+from pipeline.evaluate.checks import COLLAPSED, CONVERGED, LIMIT, Check
+from pipeline.evaluate.judgement import WORST
+
+SHARES = {
+    "fgsm_far_above_pgd": COLLAPSED,
+    "black_box_finds_more": LIMIT,
+    "transfer_finds_more": LIMIT,
+    "stands_at_eps_1": LIMIT,
+    "gradients_zero_or_not_finite": LIMIT,
+    "outputs_are_probabilities": LIMIT,
+    "outputs_are_random": LIMIT,
+    "more_steps_find_more": CONVERGED,
+    "more_restarts_find_more": CONVERGED,
+}
+RISES = ("fgsm_stronger_than_pgd", "fgsm_above_clean", "more_steps_raise_accuracy")
+
+
+def verdict(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """Check that each number has the result that its limit gives, and that the verdict follows."""
+    metrics = project.metrics(path)
+    found = metrics["diagnostics"]
+    if any("n" not in check for check in found["checks"].values()):
+        text = "made by an earlier version, which did not record n; `dvc repro` judges again"
+        yield Row(
+            stage=stage, parameter="verdict", value=text, where=path, verdict="not comparable"
+        )
+        return
+    computed = _computed(project, metrics)
+    names = {*SHARES, *RISES, "judged_images_not_held_out", *computed}
+    problems = [f"{name}: in one place only" for name in sorted(names ^ found["checks"].keys())]
+    for name, check in found["checks"].items():
+        problems += [f"{name}: {text}" for text in _problems(name, check, computed.get(name))]
+    yield judged(
+        stage,
+        "checks",
+        "; ".join(problems[:2]),
+        f"{len(names)}, each with the result that its limit gives",
+        path,
+    )
+    results = {name: check["verdict"] for name, check in found["checks"].items()}
+    wanted, failed = checks.verdict(results, checks.confirmed(metrics["robust"]))
+    problem = f"recorded {found['verdict']}, the checks give {wanted}"
+    agrees = (found["verdict"], found["failed"]) == (wanted, failed)
+    yield judged(stage, "verdict", "" if agrees else problem, wanted, path)
+
+
+def _computed(project: Project, metrics: Mapping[str, Any]) -> dict[str, Check | None]:
+    """Return the checks that other numbers of the metrics give, or None where they do not."""
+    clean, robust = metrics["clean"], metrics["robust"]
+    labels = judged_images(project, project.clean).labels
+    right = np.arange(clean["n"]) < round(clean["accuracy"] * clean["n"])
+    all_eps = [result["eps"] for name, result in robust.items() if name != WORST]
+    eps = robust[metrics["diagnostics"]["threat"]]["eps"]
+    # Else worst is about images that were also attacked at a greater eps.
+    is_within = max(all_eps) <= eps + 1e-6
+    return {
+        "eps_in_wrong_units": checks.units(all_eps),
+        checks.HARDLY_ABOVE_GUESSING: checks.above_guessing(right, labels),
+        checks.FAR_ABOVE: checks.far_above(robust[WORST], eps, metrics["transfer"])
+        if is_within
+        else None,
+    }
+
+
+def _problems(name: str, check: Mapping[str, Any], computed: Check | None) -> Iterator[str]:
+    """Yield what is wrong with a check's limit and result."""
+    value, n = check["value"], check["n"]
+    if value is None:
+        computed = computed or checks.NOT_RUN
+    elif name in SHARES:
+        computed = checks.share(np.arange(n) < round(value * n), SHARES[name])
+    elif name == "judged_images_not_held_out":
+        computed = checks.none_of(round(value), n)
+    if computed is not None:
+        yield from (
+            f"{key}: recorded {check[key]}, is {wanted}"
+            for key, wanted in computed.as_metrics().items()
+            if check[key] != wanted
+        )
+    elif name in RISES:
+        if check["limit"] != LIMIT:
+            yield f"limit: recorded {check['limit']}, is {LIMIT}"
+        possible = {
+            "failed": value > LIMIT,
+            "passed": value <= LIMIT + checks.ROOM,
+            "inconclusive": True,
+        }
+        if not possible.get(check["verdict"], False):
+            yield f"recorded {check['verdict']} with {value:g}, the limit is {LIMIT:g}"

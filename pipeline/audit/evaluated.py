@@ -1,0 +1,159 @@
+"""Check what an evaluation recorded against the model's own predictions.
+
+Networks run again on all judged images. Every check takes a project and yields rows.
+"""
+
+import csv
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import networks
+from pipeline.audit.margins import TIGHT, guesses_of, margins_of
+from pipeline.audit.project import Project, Row, judged
+from pipeline.base import store
+from pipeline.base.values import CLEAN, MIXED
+from pipeline.evaluate import judgement
+from pipeline.networks import scores
+
+
+def judged_images(project: Project, path: str) -> store.Block:
+    """Return those images of a set that evaluations judge."""
+    return project.images(path).load("val")
+
+
+def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """Check that the judged model gives the recorded predictions on the stored images.
+
+    These are clean and transfer accuracy, and the confusion of classes.
+    """
+    entry, metrics = project.recorded[stage], project.metrics(path)
+    (model,) = project.checkpoints(entry.deps)
+    sha256 = project.sha256(model)
+    yield judged(
+        stage,
+        f"judges {model}",
+        "" if metrics["sha256"] == sha256 else f"recorded {metrics['sha256']}, is {sha256}",
+        sha256,
+        path,
+    )
+    yield _data_set(project, stage, path)
+    yield from _stored_accuracies(project, stage, path, model)
+    for name, source in project.adversarial(entry.deps).items():
+        own = project.images(source).attributes["model.sha256"] == sha256
+        claimed = metrics["transfer"].get(name, {}).get("made_against_this_model")
+        yield judged(
+            stage,
+            f"kind of {name}",
+            "" if own == claimed else f"recorded made_against_this_model: {claimed}, is {own}",
+            "made against this very model" if own else "transfer",
+            f"{path}, {source}",
+        )
+    for out in entry.outs:
+        if Path(out).name == "confusion.csv":
+            yield _confusion(project, stage, out, model)
+
+
+def _data_set(project: Project, stage: str, path: str) -> Row:
+    """Check that the metrics name the clean set and its source."""
+    recorded, wanted = (
+        project.metrics(path).get("data_set"),
+        judgement.data_set(project.images(project.clean)),
+    )
+    if recorded is None:
+        text = "not recorded: made by an earlier version; `dvc repro` judges again"
+        return Row(
+            stage=stage, parameter="data set", value=text, where=path, verdict="not comparable"
+        )
+    differing = [
+        f"{key}: recorded {recorded.get(key)}, is {value}"
+        for key, value in wanted.items()
+        if recorded.get(key) != value
+    ]
+    value = f"{wanted['source']}, {wanted['n']} images, SHA-256 {wanted['sha256']}"
+    return judged(stage, "data set", "; ".join(differing[:2]), value, f"{path}, {project.clean}")
+
+
+def _stored_accuracies(project: Project, stage: str, path: str, model: str) -> Iterator[Row]:
+    """Compare the recorded accuracy on each stored set with the model's predictions on it.
+
+    `path` is the file of the metrics. The last row is about all images together.
+    """
+    metrics, network = project.metrics(path), project.network(model)
+    recorded = {CLEAN: metrics["clean"], **metrics["transfer"]}
+    pooled: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
+    stored = project.adversarial(project.recorded[stage].deps)
+    for name, source in {CLEAN: project.clean, **stored}.items():
+        block = judged_images(project, source)
+        margins = margins_of(
+            network, block.images, block.labels, networks.BATCH_SIZE, project.device
+        )
+        pooled.append((margins, block.labels))
+        where = f"{path}, {source}"
+        text = f"accuracy on {name}"
+        yield _accuracy(project, stage, text, recorded.get(name, {}), *pooled[-1], where)
+    margins, labels = (np.concatenate(parts) for parts in zip(*pooled, strict=True))
+    mixed = recorded.get(MIXED, {})
+    yield _accuracy(project, stage, f"accuracy on {MIXED}", mixed, margins, labels, path)
+
+
+def _accuracy(
+    project: Project,
+    stage: str,
+    what: str,
+    recorded: Mapping[str, Any],
+    margins: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    where: str,
+) -> Row:
+    """Check an accuracy against the network's own predictions.
+
+    Where all predictions are clear, its interval and classes must agree too.
+    """
+    found = scores.summarise(margins > 0, labels, len(project.class_names))
+    tight = int((np.abs(margins) <= TIGHT).sum())
+    if not tight or recorded.get("accuracy") == found["accuracy"]:
+        differing = [
+            f"{key}: recorded {recorded.get(key)}, is {value}"
+            for key, value in found.items()
+            if recorded.get(key) != value
+        ]
+    else:
+        far = (
+            abs(recorded.get("accuracy", math.inf) - found["accuracy"]) * len(labels) > tight + 1e-3
+        )
+        differing = (
+            [f"accuracy: recorded {recorded.get('accuracy')}, is {found['accuracy']}"]
+            if far
+            else []
+        )
+    return judged(stage, what, "; ".join(differing[:2]), f"{found['accuracy']:.4f}", where)
+
+
+def _confusion(project: Project, stage: str, out: str, model: str) -> Row:
+    """Compare each line of the confusion with the model's prediction on that image."""
+    block, names = judged_images(project, project.clean), project.class_names
+    guesses, leads = guesses_of(
+        project.network(model), block.images, networks.BATCH_SIZE, project.device
+    )
+    with (project.root / out).open(encoding="utf-8", newline="") as file:
+        lines = [(line["actual"], line["predicted"]) for line in csv.DictReader(file)]
+    wanted = [
+        (names[label], names[guess]) for label, guess in zip(block.labels, guesses, strict=True)
+    ]
+    problem = "" if len(lines) == len(wanted) else f"{len(lines)} lines for {len(wanted)} images"
+    if not problem:
+        wrong = [
+            number
+            for number, (line, expected) in enumerate(zip(lines, wanted, strict=True))
+            if line[0] != expected[0] or (line != expected and leads[number] > TIGHT)
+        ]
+        if wrong:
+            found, expected = (" as ".join(pairs[wrong[0]]) for pairs in (lines, wanted))
+            line = wrong[0] + 2
+            problem = f"{len(wrong)} lines, the first is line {line}: {found}, is {expected}"
+    return judged(stage, "confusion", problem, f"{len(wanted)} predictions", f"{out}, {model}")

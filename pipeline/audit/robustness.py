@@ -1,0 +1,161 @@
+"""Check robust accuracies without an attack, as far as that goes, and with attacks on demand.
+
+Every check takes a project and yields rows.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import attacks
+from pipeline.audit.evaluated import judged_images
+from pipeline.audit.project import Project, Row, Verdict, judged
+from pipeline.evaluate import ensemble, judgement
+from pipeline.evaluate.judgement import WORST
+from pipeline.networks import scores
+from pipeline.networks.device import processor
+
+Counts = NDArray[np.int64]  # of images, by class
+
+
+def robust_results(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """Check each robust accuracy against its sample, its classes and the other ones.
+
+    Only an attack can tell whether the accuracy itself is right.
+    """
+    results, labels = project.metrics(path)["robust"], _labels(project)
+    differing = sorted(results.keys() ^ labels.keys())
+    yield judged(
+        stage,
+        "robust accuracies",
+        f"in one place only: {', '.join(differing)}" if differing else "",
+        f"{len(results)}, those that params.yaml asks for",
+        path,
+    )
+    for name in results.keys() & labels.keys():
+        problem = _inconsistent(results[name], labels[name], len(project.class_names))
+        value = f"{results[name]['accuracy']:.4f}: only `audit --robust` attacks again"
+        yield Row(
+            stage=stage,
+            parameter=f"robust accuracy, {name}",
+            value=problem or value,
+            where=path,
+            verdict="FAILED" if problem else "not checked",
+        )
+    yield judged(
+        stage,
+        "worst against the attacks",
+        _wrong_worst(results, labels),
+        f"{results[WORST]['accuracy']:.4f}, as the others allow",
+        path,
+    )
+
+
+def attacked_again(project: Project, stage: str, path: str) -> Iterator[Row]:
+    """Judge the model again with all attacks, and compare everything that they found."""
+    entry, metrics = project.recorded[stage], project.metrics(path)
+    (model,) = project.checkpoints(entry.deps)
+    found = judgement.judge(
+        project.network(model),
+        project.images(project.clean),
+        [project.images(source) for source in project.adversarial(entry.deps).values()],
+        project.sha256(model),
+        project.settings.evaluate,
+    ).metrics
+    others = _made_elsewhere(project, metrics)
+    for name, again in found["robust"].items():
+        recorded = metrics["robust"].get(name, {})
+        same = all(recorded.get(key) == value for key, value in again.items())
+        near = again["low95"] <= recorded.get("accuracy", -1) <= again["high95"]
+        difference = f"recorded {recorded.get('accuracy')}, is {again['accuracy']}"
+        verdict: Verdict = "FAILED"
+        if same:
+            verdict, difference = "ok", f"{again['accuracy']:.4f}"
+        elif near and others:
+            verdict, difference = "not comparable", f"{difference}; {others}"
+        yield Row(
+            stage=stage,
+            parameter=f"attacked again, {name}",
+            value=difference,
+            where=f"{path}, {model}",
+            verdict=verdict,
+        )
+    for name in ("grid", "diagnostics"):
+        differs = metrics.get(name) != found[name]
+        verdict = "ok"
+        if differs:
+            verdict = "not comparable" if others else "FAILED"
+        value = f"differs from the recorded one; {others}" if differs else "the same numbers"
+        yield Row(stage=stage, parameter=f"{name} again", value=value, where=path, verdict=verdict)
+
+
+def _labels(project: Project) -> dict[str, NDArray[np.int64]]:
+    """Return the labels of the images that each attack of `params.yaml` is tried on."""
+    settings, block = project.settings.evaluate, judged_images(project, project.clean)
+    sizes = dict.fromkeys(settings.threats, settings.n_eval)
+    if settings.ensemble is not None:
+        sizes[ensemble.name(settings.ensemble)] = settings.ensemble.n_eval
+    sizes[WORST] = min(len(block) if n is None else n for n in sizes.values())
+    return {name: block.labels[scores.sample(block, n, settings.seed)] for name, n in sizes.items()}
+
+
+def _inconsistent(result: Mapping[str, Any], labels: NDArray[np.int64], n_classes: int) -> str:
+    """Return what is wrong with an accuracy that its sample or its own classes contradict."""
+    counts, right = _of_class(labels, n_classes), np.zeros(len(labels), dtype=bool)
+    for label, n_right in enumerate(_rights(result, counts)):
+        right[np.flatnonzero(labels == label)[:n_right]] = True
+    return "; ".join(
+        f"{key}: recorded {result[key]}, its classes give {value}"
+        for key, value in scores.summarise(right, labels, n_classes).items()
+        if result[key] != value
+    )
+
+
+def _of_class(labels: NDArray[np.int64], n_classes: int) -> Counts:
+    return np.bincount(labels, minlength=n_classes)
+
+
+def _rights(result: Mapping[str, Any], counts: Counts) -> Counts:
+    """Return the number of right images of each class."""
+    shares = [share or 0.0 for share in result["per_class"]]
+    return np.round(shares * counts).astype(np.int64)
+
+
+def _wrong_worst(results: Mapping[str, Any], labels: Mapping[str, NDArray[np.int64]]) -> str:
+    """Return what is wrong with the joint accuracy, class by class.
+
+    An image that withstands all attacks withstands each of them. An image that does not is lost to
+    one of them. Other attacks may have been tried on more images than the joint accuracy has.
+    """
+    others = [name for name in results if name != WORST]
+    if results[WORST]["over"] != others:
+        return f"over: recorded {results[WORST]['over']}, there are {others}"
+    n_classes = len(results[WORST]["per_class"])
+    of_worst = _of_class(labels[WORST], n_classes)
+    least, most = of_worst.copy(), of_worst.copy()
+    for name in others:
+        counts = _of_class(labels[name], n_classes)
+        rights = _rights(results[name], counts)
+        most = np.minimum(most, rights)
+        least = least - np.minimum(counts - rights, of_worst)
+    found = _rights(results[WORST], of_worst)
+    wrong = np.flatnonzero((found < least) | (found > most))
+    return (
+        f"class {wrong[0]}: {found[wrong[0]]} images withstand all,"
+        f" the attacks allow {max(0, least[wrong[0]])} to {most[wrong[0]]}"
+        if len(wrong)
+        else ""
+    )
+
+
+def _made_elsewhere(project: Project, metrics: Mapping[str, Any]) -> str:
+    """Return where the metrics come from if other libraries or another processor made them."""
+    here = {"processor": processor(project.device), **attacks.versions()}
+    others = [
+        f"{key} {metrics.get(key)} (here {value})"
+        for key, value in here.items()
+        if metrics.get(key) != value
+    ]
+    return f"made with {', '.join(others)}" if others else ""
