@@ -7,7 +7,7 @@ preset NAME | plan [PRESET]`.
 import argparse
 from pathlib import Path
 
-from pipeline import document, place, presets, repro
+from pipeline import document, place, presets, repro, results
 from pipeline.base import console, params, unfinished
 from pipeline.base.errors import InputError
 
@@ -62,7 +62,7 @@ def main() -> str:
         case "repro":
             return repro.repro()
         case "results":
-            return repro.results()
+            return results.results()
         case "check":
             place.check(Path())
             return repro.check(with_source=True)

@@ -18,10 +18,10 @@ from pipeline.audit import lineage
 from pipeline.base import console, files, params
 from pipeline.base.errors import InputError
 from pipeline.document import Document
+from pipeline.results import METRICS, results
 
 ADVERSARIAL = Path("data/adversarial")
 SOURCES = ADVERSARIAL / "sources"
-METRICS = Path("metrics")
 REPORT = Path("report/index.html")
 UNCACHED = (METRICS, Path("plots"))  # kept in Git, not in DVC's cache
 
@@ -126,12 +126,6 @@ def _run_and_pass_on_signals(
             os.killpg(process.pid, signal.SIGKILL)
             raise
     return process.returncode != 0
-
-
-def results() -> str:
-    from pipeline.evaluate import table
-
-    return table.results(METRICS, list(document.load(params.FILE).evaluate.models))
 
 
 def check(*, with_source: bool = False) -> str:

@@ -4,8 +4,9 @@ It shows a model's accuracy on clean images, on stored attacks and under fresh o
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.base.errors import InputError
@@ -21,6 +22,8 @@ NOTE = (
     "evidence: how well the robust accuracy was tested,"
     " not how robust the model is (docs/evaluation.md)."
 )
+KEYS = ("attack_passes", "clean", "transfer", "robust", "diagnostics")
+REMEDY = "delete it, and `make repro` makes it again"
 WORTH = {
     STRONG: "worst of {models} was found with APGD-CE and targeted APGD,"
     " and more iterations, targets or images may lower it a little",
@@ -35,25 +38,108 @@ WORTH = {
 }
 
 
-def results(folder: Path, models: Sequence[str]) -> str:
+def results(
+    folder: Path, models: Sequence[str], outdated: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """Return a text table of the models that have metrics in a folder, one row per model.
 
-    Other models' metrics in the folder are left out. Raises InputError if there are no metrics.
+    Other models' metrics in the folder are left out. `outdated` tells by model why its results are
+    not those of the present params. Raises InputError if there are no metrics, or damaged ones.
     """
     paths = [path for path in (folder / f"{model}.json" for model in models) if path.exists()]
     if not paths:
         raise InputError(f"{folder}: no metrics yet; `dvc repro` makes them")
-    metrics = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    metrics = {path.stem: read(path) for path in paths}
     reasons = [
         f"{model}: {_reasons(content['diagnostics'])}"
         for model, content in metrics.items()
         if _undecided(content["diagnostics"])
     ]
     verdicts = {model: content["diagnostics"]["verdict"] for model, content in metrics.items()}
-    return "\n".join([*_table(metrics), NOTE, *reasons, worth(verdicts)])
+    marked = {model: why for model, why in outdated.items() if model in metrics}
+    return "\n".join(
+        [
+            *_table(metrics, marked),
+            *_subjects(metrics),
+            NOTE,
+            *reasons,
+            worth(verdicts),
+            *_warnings(metrics, marked),
+        ]
+    )
 
 
-def _table(metrics: Mapping[str, Any]) -> list[str]:
+def read(path: Path) -> dict[str, Any]:
+    """Return the metrics in a file.
+
+    Raises InputError for anything else.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in KEYS if key not in content]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: not metrics ({_line(error)}); {REMEDY}") from error
+    if missing:
+        raise InputError(f"{path}: not metrics (no {missing[0]}); {REMEDY}")
+    return content
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:100]
+
+
+def _subjects(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what was judged: the data set, and the images and eps of each attack."""
+    for key, title in ((_data_set, "data set"), (_attacked, "attacked")):
+        texts: dict[str, list[str]] = {}
+        for model, content in metrics.items():
+            texts.setdefault(key(content), []).append(model)
+        for text, models in texts.items():
+            if text:
+                yield f"{title}:{' ' * (9 - len(title))}{text}{_of(models, metrics)}"
+
+
+def _of(models: Sequence[str], metrics: Mapping[str, Any]) -> str:
+    return "" if len(models) == len(metrics) else f" ({', '.join(models)})"
+
+
+def _data_set(content: Mapping[str, Any]) -> str:
+    found = content.get("data_set")
+    if found is None:
+        return ""
+    size = found["image_size"]
+    return (
+        f"{found['source']}, {found['n']:,} images of {size}x{size} in {found['classes']} classes,"
+        f" {content['clean']['n']:,} of them judged; SHA-256 {found['sha256'][:12]}"
+    )
+
+
+def _attacked(content: Mapping[str, Any]) -> str:
+    """Return the number of images and the eps of each attack."""
+    groups: dict[str, list[str]] = {}
+    for name, result in content["robust"].items():
+        if "eps" in result:
+            text = f"{result['n']:,} images at eps {result['eps'] * 255:.4g}/255"
+            groups.setdefault(text, []).append(name)
+    return "; ".join(f"{', '.join(names)} on {text}" for text, names in groups.items())
+
+
+def _warnings(metrics: Mapping[str, Any], outdated: Mapping[str, str]) -> Iterator[str]:
+    """Yield which results are of an earlier version of the code or of other params."""
+    if models := [model for model, content in metrics.items() if "data_set" not in content]:
+        yield (
+            f"{', '.join(models)}: made by an earlier version of the code, which did not record the"
+            " data set and the number of images of each check; `make repro` makes it again"
+        )
+    for reason in dict.fromkeys(outdated.values()):
+        models = [model for model, why in outdated.items() if why == reason]
+        yield (
+            f"! {', '.join(models)}: not of this project as it is now: {reason};"
+            " `make repro` makes it again"
+        )
+
+
+def _table(metrics: Mapping[str, Any], marked: Container[str]) -> list[str]:
     """Return the lines of the table: two of heads, and one for each model."""
     columns = {
         kind: list(dict.fromkeys(name for content in metrics.values() for name in content[kind]))
@@ -63,7 +149,7 @@ def _table(metrics: Mapping[str, Any]) -> list[str]:
     heads = [("", "model"), ("", "attacks"), ("", "clean"), *attacked, ("", "evidence")]
     rows = [
         [
-            model,
+            f"! {model}" if model in marked else model,
             passes(content["attack_passes"]),
             _percent(content["clean"]),
             *(_percent(content[kind].get(name)) for kind, name in attacked),
@@ -81,7 +167,7 @@ def _table(metrics: Mapping[str, Any]) -> list[str]:
     ]
     lines = [shown_kinds, [name for _, name in heads], *rows]
     return [
-        "".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
+        "".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
 

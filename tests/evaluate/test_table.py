@@ -8,7 +8,13 @@ from pipeline.networks import scores
 
 
 def result(accuracy, **more):
-    return {"accuracy": accuracy, "low95": accuracy - 0.02, "high95": accuracy + 0.02, **more}
+    return {
+        "accuracy": accuracy,
+        "low95": accuracy - 0.02,
+        "high95": accuracy + 0.02,
+        "n": 297,
+        **more,
+    }
 
 
 def diagnosed(verdict="strong", **failed):
@@ -85,11 +91,11 @@ def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
         "suspect",
     ]
     assert "says nothing about an attacker" in note[1]
-    assert note[-2] == "robust: suspect: black_box_finds_more (0.125, limit <= 0.02, n = 48)"
-    assert note[-1].startswith(
+    assert note[-3] == "robust: suspect: black_box_finds_more (0.125, limit <= 0.02, n = 48)"
+    assert note[-2].startswith(
         "What the numbers are worth: worst of clean was found with APGD-CE and targeted APGD, and "
     )
-    assert note[-1].endswith("; a check of robust failed, so worst may be far too high.")
+    assert note[-2].endswith("; a check of robust failed, so worst may be far too high.")
     assert names.index("pgd") + len("pgd") == robust.index("70.0") + len("70.0 ±2.0")
 
 
@@ -110,7 +116,7 @@ def test_checks_that_could_not_decide_are_named(tmp_path):
     found = {**diagnosed("too few images"), "checks": {"black_box_finds_more": unclear}}
     parts = {"attack_passes": 0, "clean": result(0.9), "transfer": {}, "robust": {}}
     files.write_json(tmp_path / "a.json", {**parts, "diagnostics": found})
-    *_, named, worth = table.results(tmp_path, ["a"]).splitlines()
+    *_, named, worth, _ = table.results(tmp_path, ["a"]).splitlines()
     assert named == "a: too few images: black_box_finds_more (0.375, limit <= 0.02, n = 8)"
     assert "a check of a had too few images to decide" in worth
 

@@ -1,0 +1,95 @@
+"""Show the results, and tell which of them are not those of the present params and models."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline import document
+from pipeline.audit import lineage
+from pipeline.base import files, params
+from pipeline.base.errors import InputError
+from pipeline.evaluate import table
+
+METRICS = Path("metrics")
+
+
+def results() -> str:
+    """Return the table of all evaluated models.
+
+    It marks what does not belong to the present params and models, and names the commit.
+    """
+    names = list(document.load(params.FILE).evaluate.models)
+    text = table.results(METRICS, names, outdated(names))
+    return "\n".join([text, *_commit()])
+
+
+def outdated(names: list[str]) -> dict[str, str]:
+    """Return why the results of models are not those of the present params, by model.
+
+    Models whose results belong to the present params are left out. Code and images are not
+    compared; `dvc status` does so.
+    """
+    try:
+        recorded = lineage.recorded(Path())
+    except InputError:
+        return dict.fromkeys(names, f"not in {lineage.RECORDED}")
+    written = params.read(params.FILE)
+    reasons = {name: next(_reasons(name, recorded, written), "") for name in names}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _reasons(
+    name: str, recorded: dict[str, lineage.Recorded], written: dict[str, Any]
+) -> Iterator[str]:
+    """Yield why the results of a model are not those of the present params and models."""
+    stage, path = f"evaluate@{name}", METRICS / f"{name}.json"
+    if stage not in recorded:
+        yield f"not in {lineage.RECORDED}"
+        return
+    for other in _upstream(stage, recorded):
+        for key, value in recorded[other].declared.items():
+            if _value(written, key) != value:
+                yield f"made with another {key} in {params.FILE}"
+    if recorded[stage].outs.get(str(path)) != lineage.md5(path):
+        yield f"not what {lineage.RECORDED} records"
+    model = Path("models", f"{name}.safetensors")
+    if model.exists() and table.read(path)["sha256"] != files.sha256(model):
+        yield f"made with another {model}"
+
+
+def _upstream(stage: str, recorded: dict[str, lineage.Recorded]) -> list[str]:
+    """Return a stage and all recorded stages that it depends on."""
+    found = [stage]
+    for name in found:  # which grows
+        paths = [Path(dep) for dep in recorded[name].deps]
+        found += [
+            other
+            for other, entry in recorded.items()
+            if other not in found
+            and any(Path(out).is_relative_to(path) for out in entry.outs for path in paths)
+        ]
+    return found
+
+
+def _value(content: Any, key: str) -> Any:
+    """Return the value of a dotted key in nested values, or None where there is none."""
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content
+
+
+def _commit() -> Iterator[str]:
+    """Yield the commit that the metrics are from, in a Git repository."""
+    last, changed = (
+        subprocess.run(
+            ["git", *arguments, "--", str(METRICS)],  # noqa: S607
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for arguments in (("log", "-1", "--format=%h"), ("status", "--porcelain"))
+    )
+    if changed.returncode == 0:
+        is_committed = last.stdout.strip() and not changed.stdout.strip()
+        yield f"Commit: {last.stdout.strip() if is_committed else f'none yet of {METRICS}/'}."
