@@ -69,7 +69,7 @@ $(READY): requirements/locked.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; name it with make PYTHON=…")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@PATH="$$PATH:$(BIN)"; command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
-	@echo "installing what requirements/locked.txt names"
+	@echo "installing what requirements/locked.txt names: about 6 GB on the disk, most of it PyTorch with CUDA's libraries"
 	@PATH="$$PATH:$(BIN)" uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements/locked.txt
 	@# setuptools is in the lock: without build isolation nothing else is downloaded
 	@PATH="$$PATH:$(BIN)" uv pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from pipeline.audit import lineage
 from pipeline.base import params
@@ -50,6 +51,16 @@ def check(root: Path) -> None:
         _check_link(root, folder, git)
 
 
+def project_above(folder: Path) -> Path:
+    """Return the nearest project folder at or above a folder, or that folder if there is none."""
+    above = (each for each in (folder, *folder.absolute().parents) if is_project(each))
+    return next(above, folder)
+
+
+def is_project(folder: Path) -> bool:
+    return (folder / lineage.DECLARED).is_file() and (folder / params.FILE).is_file()
+
+
 def setting(root: Path, key: str) -> str:
     """Return a setting of DVC, from any of its configuration files.
 
@@ -74,26 +85,45 @@ def ask_dvc(root: Path, *arguments: str) -> str:
 
 
 @contextlib.contextmanager
-def only_one(root: Path) -> Iterator[None]:
+def only_one(root: Path) -> Iterator[IO[str]]:
     """Refuse to run beside another `repro` in the same folder.
 
-    The operating system releases the lock when the process ends, also after a crash. On a disk
-    without locks, only DVC's own lock protects the folder. Raises InputError where another `repro`
+    Yields the file of the lock, which holds the PID of this process. The operating system releases
+    the lock when this process ends, and all processes that inherit the file. On a disk without
+    locks, only DVC's own lock protects the folder. Raises InputError where another `repro`
     is running, and where DVC's own lock does not work either.
     """
     lock = root / DVC / "tmp" / "repro.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
+    with lock.open("a+", encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(
-                "another `repro` is running in this folder; wait for it, "
-                "or stop it with Ctrl-C in its terminal"
-            ) from None
+            file.seek(0)
+            raise InputError(_running(file.read())) from None
         except OSError as error:
             _expect_other_locks(root, error)
-        yield
+        file.truncate(0)
+        note(file, os.getpid())
+        yield file
+
+
+def note(lock: IO[str], pid: int) -> None:
+    """Add the PID of a process to the file of a lock."""
+    lock.write(f"{pid}\n")
+    lock.flush()
+
+
+def _running(pids: str) -> str:
+    """Return what holds the lock: a `repro`, or the DVC that a killed one left behind."""
+    alive = [int(pid) for pid in pids.split() if Path("/proc", pid).exists()]
+    named, stop = "", "Ctrl-C in its terminal"
+    if alive:
+        is_left = alive[0] != int(pids.split()[0])
+        named = f" (PID {alive[0]}{', left behind by a killed one' if is_left else ''})"
+        # DVC leads a group of processes, which ends the stage with it.
+        stop = f"`kill -INT {f'-- -{alive[0]}' if is_left else alive[0]}`"
+    return f"another `repro` is running in this folder{named}; wait for it, or stop it with {stop}"
 
 
 def _expect_other_locks(root: Path, error: OSError) -> None:

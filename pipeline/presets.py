@@ -18,7 +18,7 @@ from ruamel.yaml.scalarfloat import ScalarFloat
 from ruamel.yaml.scalarint import ScalarInt
 from ruamel.yaml.scalarstring import PlainScalarString
 
-from pipeline import document
+from pipeline import document, place
 from pipeline.base import files, params
 from pipeline.base.errors import InputError
 from pipeline.document import Document
@@ -59,9 +59,16 @@ def use(name: str) -> str:
     """Write a preset as `params.yaml`, and return a message about it.
 
     A previous `params.yaml` that is not itself a preset is kept beside it as a backup. Raises
-    InputError for a name that no preset has.
+    InputError for a name that no preset has, and while a `repro` is running.
     """
     _expect(name, f"NAME={name}")
+    if place.DVC.is_dir():  # else nothing can be running
+        with place.only_one(Path()):
+            return _use(name)
+    return _use(name)
+
+
+def _use(name: str) -> str:
     text, kept = complete(name), ""
     if params.FILE.exists() and params.FILE.read_text(encoding="utf-8") not in map(
         complete, names()
@@ -133,12 +140,12 @@ def _merge(target: CommentedMap, changes: CommentedMap, whole: CommentedMap) -> 
 
 def _is_first(whole: CommentedMap, target: CommentedMap, key: str) -> bool:
     """Return whether an anchored value is defined here, and only used in other places."""
-    place, name, _ = next(found for found in _places(whole) if found[2] is target[key])
-    return place is target and name == key
+    above, name, _ = next(found for found in _places(whole) if found[2] is target[key])
+    return above is target and name == key
 
 
 def _replace(whole: CommentedMap, old: Any, new: Any) -> None:
-    for mapping, name in [(place, name) for place, name, value in _places(whole) if value is old]:
+    for mapping, name in [(above, name) for above, name, value in _places(whole) if value is old]:
         mapping[name] = new
 
 

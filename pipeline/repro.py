@@ -10,15 +10,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 from pipeline import document, place
 from pipeline.attacks.params import expect_classes
 from pipeline.audit import lineage
-from pipeline.base import console, files, params
-from pipeline.base.errors import InputError
+from pipeline.base import console, files, params, unfinished
+from pipeline.base.errors import InputError, discarding
 from pipeline.document import Document
+from pipeline.networks.params import Model
 from pipeline.results import METRICS, results
+from pipeline.watch import LOCK, Watch
 
 ADVERSARIAL = Path("data/adversarial")
 SOURCES = ADVERSARIAL / "sources"
@@ -30,43 +34,87 @@ def repro() -> str:
     """Check the params before DVC deletes anything, run `dvc repro`, and print the results."""
     place.check(Path())
     SOURCES.mkdir(parents=True, exist_ok=True)
-    with place.only_one(Path()):
+    with place.only_one(Path()) as lock:
         _write_home()
         check()
         remove_undeclared_sets(document.load(params.FILE))
-        environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }
-        dvc = [sys.executable, "-m", "dvc"]
+        stages = lineage.declared(Path())
         small = {
             path: path.read_bytes()
             for folder in UNCACHED
             for path in folder.rglob("*")
             if path.is_file()
         }
+        watch = Watch()
+        dvc = [sys.executable, "-m", "pipeline.numbered", str(len(stages)), "repro"]
         with console.stopping() as stop:
-            failed = _run_and_pass_on_signals([*dvc, "repro"], environment, stop)
-        if failed:
-            # DVC deletes a stage's earlier outputs before it runs the stage. Cached outputs come
-            # back from DVC's cache, and the others from `small`. (`persist: true` would keep those
-            # too. But DVC would then never take such a stage from its run cache: it would train
-            # again.)
-            subprocess.run(
-                [*dvc, "checkout", "--quiet", "dvc.yaml"],
-                env=environment,
-                check=False,
-                stderr=subprocess.DEVNULL,
+            failed = _run_and_pass_on_signals(dvc, environment(), stop, watch, lock)
+        if watch.is_edited:
+            watch.restore()
+        if failed or watch.is_edited:
+            _restore(small)
+        if stop.asked:
+            raise console.Interrupted("earlier results are as they were")
+        if watch.is_edited:
+            raise InputError(
+                f"{params.FILE}: edited while the pipeline ran, so the run was stopped; finished"
+                " stages are kept. Run it again with the new values, or undo the edit first to"
+                " resume the stage that was stopped"
             )
-            for path in small:
-                if not path.exists():
-                    files.write_bytes(path, small[path])
-            if stop.asked:
-                raise console.Interrupted("earlier results are as they were")
+        if failed:
             if _is_judged():
                 console.say(results())
             raise InputError("a stage failed (see above); previous results were restored")
+        if not watch.is_recorded:  # else the audit ran, which reads everything
+            _expect_whole(set(stages))
     return f"{results()}\n{REPORT}: all of this as a page, with pictures; open it in a browser"
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of the stages.
+
+    Their Python is this one. OpenMP's threads sleep while they wait, unless the user has chosen
+    otherwise: spinning ones take the processor from other work.
+    """
+    return {
+        "OMP_WAIT_POLICY": "passive",
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+def _restore(small: Mapping[Path, bytes]) -> None:
+    """Restore the earlier outputs of a stage that did not end.
+
+    DVC deletes them before it runs the stage. Cached outputs come back from DVC's cache, and the
+    others from `small`. (`persist: true` would keep those too. But DVC would then never take such a
+    stage from its run cache: it would train again.)
+    """
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "checkout", "--quiet", "dvc.yaml"],
+        env=environment(),
+        check=False,
+        stderr=subprocess.DEVNULL,
+    )
+    for path in small:
+        if not path.exists():
+            files.write_bytes(path, small[path])
+
+
+def _expect_whole(stages: set[str]) -> None:
+    """Raise InputError for results that are not what `dvc.lock` records.
+
+    DVC takes a file for unchanged if its size and time are, and trusts its cache.
+    """
+    for name, stage in lineage.recorded(Path()).items():
+        for out, md5 in stage.outs.items() if name in stages else ():
+            if lineage.md5(Path(out)) != md5:
+                remedy = (
+                    discarding(Path(out))
+                    if unfinished.is_cached(out)
+                    else f"run `dvc repro --force --single-item {name}`"
+                )
+                raise InputError(f"{out}: damaged: not what {LOCK} records; {remedy}")
 
 
 def _write_home() -> None:
@@ -106,18 +154,26 @@ def _is_judged() -> bool:
 
 
 def _run_and_pass_on_signals(
-    command: list[str], environment: dict[str, str], stop: console.Stop
+    command: list[str],
+    variables: Mapping[str, str],
+    stop: console.Stop,
+    watch: Watch,
+    lock: IO[str],
 ) -> bool:
     """Run a command in its own process group, and return whether it failed.
 
-    Ctrl-C and SIGTERM are passed on to the whole group, both as Ctrl-C. A second signal kills the
-    group.
+    The first signal, and an edit of the params, are passed on to the whole group as Ctrl-C. A
+    second signal kills the group. The command holds the lock, also if this process is killed.
     """
     passed_on = False
-    with subprocess.Popen(command, env=environment, process_group=0) as process:
+    with subprocess.Popen(
+        command, env=variables, process_group=0, pass_fds=[lock.fileno()]
+    ) as process:
+        place.note(lock, process.pid)
         try:
             while process.poll() is None:
-                if stop.asked and not passed_on:
+                watch.look()
+                if (stop.asked or watch.is_edited) and not passed_on:
                     os.killpg(process.pid, signal.SIGINT)
                     passed_on = True
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -125,6 +181,7 @@ def _run_and_pass_on_signals(
         except KeyboardInterrupt:
             os.killpg(process.pid, signal.SIGKILL)
             raise
+    watch.look()
     return process.returncode != 0
 
 
@@ -148,12 +205,27 @@ def check(*, with_source: bool = False) -> str:
     _check_stages()
     for where, model in settings.starts.items():
         if model.weights is not None:
-            from pipeline import networks
-
-            networks.expect_weights(model, f"{params.FILE}: {where}")
+            _check_weights(model, f"{params.FILE}: {where}", is_needed=with_source)
     if with_source or any(attack.fewest_classes > 2 for attack in settings.all_attacks.values()):
         _check_source(settings)
     return f"{params.FILE} is sound"
+
+
+def _check_weights(model: Model, where: str, *, is_needed: bool) -> None:
+    """Check the weights that a training begins with.
+
+    A run whose training is in DVC's cache does not need them. So it only says that they cannot be
+    downloaded, unless `is_needed`.
+    """
+    from pipeline import networks
+    from pipeline.networks.downloads import NotFoundError
+
+    try:
+        networks.expect_weights(model, where)
+    except NotFoundError as error:
+        if is_needed:
+            raise
+        console.say(f"warning: {error}")
 
 
 def _check_stages() -> None:

@@ -1,3 +1,4 @@
+import re
 import shutil
 import sys
 import tomllib
@@ -9,6 +10,7 @@ import pytest
 from pipeline import __main__ as command
 from pipeline import repro
 from pipeline.base.errors import InputError
+from pipeline.networks import downloads
 from tests.conftest import ROOT
 
 # DVC's own, in this process.
@@ -83,16 +85,21 @@ def test_check_reads_the_starting_weights_that_are_here(folder, monkeypatch, cap
         call(monkeypatch, "check")
     path.write_text(text.replace("weights: null", "weights: IMAGENET1K_V2"))
     monkeypatch.setenv("TORCH_HOME", str(folder))
-    assert call(monkeypatch, "check") == "params.yaml is sound"
-    place = (
-        "resnet50-11ad3fa6.pth (its SHA-256 begins with 11ad3fa6) is not in "
-        f"{folder}/hub/checkpoints"
+    monkeypatch.setattr(downloads, "urlopen", lambda *_, **__: refuse())
+    message = (
+        "params.yaml: model.weights: IMAGENET1K_V2: resnet50-11ad3fa6.pth cannot be downloaded (no "
+        "network) from https://download.pytorch.org/models/resnet50-11ad3fa6.pth; put that file, "
+        f"whose SHA-256 begins with 11ad3fa6, into {folder}/hub/checkpoints, or set weights to a "
+        "file in models/pretrained, or to null to start from scratch"
     )
-    line = (
-        f"params.yaml: model.weights: IMAGENET1K_V2: {place}; the training downloads it, or put "
-        "it there\n"
-    )
-    assert capsys.readouterr().out == line
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        call(monkeypatch, "check")
+    assert repro.check() == "params.yaml is sound", "what is in DVC's cache needs no weights"
+    assert capsys.readouterr().out == f"warning: {message}\n"
+
+
+def refuse():
+    raise OSError("no network")
 
 
 def test_the_home_folder_is_written_out_for_dvc(folder, monkeypatch, capsys):

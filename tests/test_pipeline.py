@@ -43,6 +43,7 @@ def project(tmp_path_factory):
     made.change(smallest)
     done = made.run("pipeline", "repro")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "is empty" not in done.stderr
     made.first_output = done.stdout
     return made
 
@@ -157,6 +158,11 @@ def test_a_fresh_copy_gives_exactly_the_outputs_and_the_table(project):
         ),
         *(f"plots/{name}/{plot}.png" for name in names for plot in ("curves", "grid")),
     }
+    assert "Running stage 'prepare' (1 of 9):" in lines
+    assert "(9 of 9):" in project.first_output
+    assert "data set: digits, 120 images of 16x16 in 10 classes, 30 of them judged" in (
+        project.first_output
+    )
     assert "transfer: accuracy on stored adversarial images" in project.first_output
     assert "report/index.html: all of this as a page" in lines[-1]
     assert b"<h1>Hardening report</h1>" in (project.folder / "report/index.html").read_bytes()
@@ -188,6 +194,7 @@ def test_a_stage_that_fails_leaves_earlier_results_as_they_were(project):
     (project.folder / "params.yaml").write_bytes(params)
     assert done.returncode == 1
     assert "lower its lr in params.yaml" in done.stderr
+    assert "failed to run" not in done.stderr, "the stage itself has said why"
     assert "Traceback" not in done.stdout + done.stderr
     assert project.contents() == before
 
@@ -207,8 +214,9 @@ def test_an_interrupted_and_killed_run_ends_with_the_same_bytes(project, tmp_pat
         disturbed.wait_for_a_saved_epoch(running)
         second = disturbed.run("pipeline", "repro")
         assert second.returncode == 1
-        assert "error: another `repro` is running in this folder" in second.stderr
-        running.send_signal(signal.SIGTERM)
+        holder = f"error: another `repro` is running in this folder (PID {running.pid})"
+        assert holder in second.stderr
+        running.send_signal(signal.SIGHUP)  # as if its terminal were closed
         _, errors = running.communicate(timeout=120)
     assert running.returncode == 130
     assert re.search(

@@ -4,8 +4,10 @@ DVC and the stages run in this process.
 """
 
 import json
+import os
 import sys
 
+import dvc.repo
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,90 @@ def test_what_only_the_evaluation_reads_trains_nothing(folder):
         path, lambda new: new.write_bytes((ROOT / path.relative_to(folder)).read_bytes())
     )
     assert reproduce(folder, "finetune@refreshed", "evaluate@clean") == {"evaluate@clean"}
+
+
+JUDGES = {f"evaluate@{name}" for name in ("clean", "robust", "refreshed")}
+TRAINS = {"finetune@robust", "finetune@refreshed"}
+
+
+@pytest.mark.parametrize(
+    ("edit", "stages"),
+    [
+        (lambda params: params["evaluate"]["curves"].update(n_eval=5), JUDGES),
+        (lambda params: params["evaluate"]["ensemble"].update(n_eval=5), JUDGES),
+        (lambda params: params["evaluate"].update(grid=None, ensemble=None), JUDGES),
+        (lambda params: params["evaluate"]["threats"]["pgd"].update(steps=1), JUDGES),
+        (lambda params: params["evaluate"].update(n_eval=9), JUDGES | TRAINS),
+        (lambda params: params["selection"].update(steps=3), TRAINS),
+        (lambda params: params["export"].update(min_clean=0.9), {"export"}),
+        (lambda params: params["export"].update(model="refreshed"), {"export"}),
+    ],
+    ids=["curves", "ensemble", "grid", "threats", "n_eval", "selection", "min_clean", "model"],
+)
+def test_a_cheap_change_runs_only_what_it_decides(folder, edit, stages):
+    """Selection avoids the images that evaluations attack, so n_eval decides the kept epoch."""
+    change_params(folder, edit)
+    with here(folder), dvc.repo.Repo(str(folder)) as repo:
+        assert repo.status().keys() - {"audit"} == stages
+
+
+def run_without_dvc(folder, act):
+    """Run `repro` with `act` in place of DVC."""
+    with here(folder) as patch:
+        patch.setattr(sys, "argv", ["pipeline", "repro"])
+        patch.setattr(repro, "_run_and_pass_on_signals", act)
+        command.main()
+
+
+def test_params_that_are_edited_meanwhile_end_the_run_with_one_line(folder):
+    before, lock = contents(folder), (folder / "dvc.lock").read_bytes()
+
+    def edit(command, variables, stop, watch, lock):
+        assert variables["OMP_WAIT_POLICY"] == os.environ.get("OMP_WAIT_POLICY", "passive")
+        change_params(folder, lambda params: params["attacks"]["pgd"].update(eps="12/255"))
+        tiny_project.replace(folder / "dvc.lock", lambda path: path.write_text("stages: {}\n"))
+        watch.look()
+        return True
+
+    with pytest.raises(InputError) as caught:
+        run_without_dvc(folder, edit)
+    assert str(caught.value) == (
+        "params.yaml: edited while the pipeline ran, so the run was stopped; finished stages are"
+        " kept. Run it again with the new values, or undo the edit first to resume the stage that"
+        " was stopped"
+    )
+    assert (folder / "dvc.lock").read_bytes() == lock, "what ended after the edit is not recorded"
+    assert contents(folder) == before
+
+
+def test_a_damaged_set_is_not_called_finished_and_the_remedy_works(folder):
+    shard = folder / "data/clean/00001.h5"
+    whole = shard.read_bytes()
+    (cached,) = [
+        path
+        for path in (folder / ".dvc/cache").rglob("*")
+        if path.is_file() and path.read_bytes() == whole
+    ]
+    damaged = whole[:-1] + bytes([whole[-1] ^ 1])
+    for path in (shard, cached):  # as a hard link from the one to the other is
+        tiny_project.replace(path, lambda new: new.write_bytes(damaged))
+    remedy = "python -m pipeline discard data/clean"
+    with pytest.raises(InputError) as caught:
+        run_without_dvc(folder, lambda *_: False)
+    assert str(caught.value) == (
+        f"data/clean: damaged: not what dvc.lock records; run `{remedy}`, then `dvc repro`"
+    )
+    call(folder, *remedy.split()[3:])
+    assert reproduce(folder) == {"prepare"}
+    assert shard.read_bytes() == whole
+    run_without_dvc(folder, lambda *_: False)
+
+
+def test_a_changed_file_of_metrics_is_made_again_by_its_stage(folder):
+    path = folder / "metrics/robust.json"
+    tiny_project.replace(path, lambda new: new.write_text("{}"))
+    with pytest.raises(InputError, match=r"run `dvc repro --force --single-item evaluate@robust`$"):
+        run_without_dvc(folder, lambda *_: False)
 
 
 def takes_a_name(params):

@@ -1,6 +1,8 @@
 """Shows progress, one line per stage, and one line for each mistake of the user."""
 
 import argparse
+import io
+import os
 import signal
 import sys
 import threading
@@ -19,7 +21,7 @@ Bar: TypeAlias = "tqdm[Any]"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, raised once the current work was finished cleanly.
+    """Ctrl-C, SIGTERM or SIGHUP, raised once the current work was finished cleanly.
 
     The text says what was saved.
     """
@@ -33,7 +35,7 @@ class Stop:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Turn Ctrl-C and SIGTERM into a request to stop.
+    """Turn Ctrl-C, SIGTERM and SIGHUP into a request to stop.
 
     Yields the `Stop` that the first signal sets. A second signal stops the run at once.
     """
@@ -45,12 +47,24 @@ def stopping() -> Iterator[Stop]:
         stop.asked = True
 
     if threading.current_thread() is threading.main_thread():
-        earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, *_endings())}
     try:
         yield stop
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def _endings() -> list[signal.Signals]:
+    """Return the signals, apart from Ctrl-C, that ask a run to end.
+
+    SIGHUP tells that the terminal was closed. Under nohup it is ignored, and stays so.
+    """
+    return [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
 
 
 def progress(total: int, text: str, unit: str, done: int = 0) -> Bar:
@@ -94,36 +108,50 @@ def run(command: Callable[[], str]) -> None:
 
     Some errors become one line on standard error and exit code 1: an InputError, what the system
     says of a file, a full disk, and a GPU without memory. An interruption becomes such a line and
-    exit code 130. Earlier results are not touched.
+    exit code 130. Earlier results are not touched. If the reader of its output ends, such as
+    `head`, the command ends silently.
     """
     meter = costs.Meter()
-    # SIGTERM ends the run in the same way as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every letter
+            stream.reconfigure(errors="backslashreplace")
+    # SIGTERM and SIGHUP end the run in the same way as Ctrl-C.
+    for number in _endings():
+        signal.signal(number, signal.default_int_handler)
     try:
         done = command()
         costs.record(meter)
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        if files.is_full_disk(error):
-            found = " ".join(str(error).split())[:150]
-            sys.exit(
-                f"error: the disk is full ({found}); free some space and run it again, "
-                "it resumes from here"
-            )
-        if not error.filename:
+        say(f"{done} ({meter.seconds:.1f} s)")
+    except BrokenPipeError:
+        # Python would write what is left, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except (InputError, OSError, RuntimeError) as error:
+        if not (problem := _in_words(error)):
             raise
-        sys.exit(f"error: {error.filename2 or error.filename}: {error.strerror}")
-    except RuntimeError as error:
-        # This error is torch's. Comparing its name saves the import of torch.
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        sys.exit(
-            "error: the GPU's memory is full; lower this stage's batch_size, "
-            "or see what else uses the GPU, and run it again"
-        )
+        sys.exit(f"error: {problem}")
     except KeyboardInterrupt as interruption:
         where = f" ({interruption})" if str(interruption) else ""
         print(f"interrupted{where}; the same command resumes from here", file=sys.stderr)
         sys.exit(130)
-    say(f"{done} ({meter.seconds:.1f} s)")
+
+
+def _in_words(error: InputError | OSError | RuntimeError) -> str:
+    """Return one line about what the user or the system did, or nothing for a bug."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):
+        if files.is_full_disk(error):
+            found = " ".join(str(error).split())[:150]
+            return (
+                f"the disk is full ({found}); free some space and run it again, "
+                "it resumes from here"
+            )
+        return f"{error.filename2 or error.filename}: {error.strerror}" if error.filename else ""
+    # This error is torch's. Comparing its name saves the import of torch.
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            "the GPU's memory is full; lower this stage's batch_size, "
+            "or see what else uses the GPU, and run it again"
+        )
+    return ""

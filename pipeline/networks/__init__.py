@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.networks.checkpoint import Checkpoint, load
+    from pipeline.networks.downloads import weights_file
     from pipeline.networks.prediction import (
         BATCH_SIZE,
         accuracy,
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
         pretrained_weights,
         read_network,
         read_state_dict,
-        weights_file,
     )
     from pipeline.networks.resnet import SCRATCH, Pretrained, build
 
@@ -37,7 +37,7 @@ HOMES = {
     "pretrained_weights": "pretrained",
     "read_network": "pretrained",
     "read_state_dict": "pretrained",
-    "weights_file": "pretrained",
+    "weights_file": "downloads",
     "SCRATCH": "resnet",
     "Pretrained": "resnet",
     "build": "resnet",

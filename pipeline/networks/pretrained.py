@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
-from torchvision import models
 
 from pipeline.base import console, files
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import limits
 from pipeline.base.untrusted import torch_files as untrusted
-from pipeline.networks import foreign, normalisation, params, resnet, torch_files
+from pipeline.networks import downloads, foreign, normalisation, params, resnet, torch_files
 from pipeline.networks.foreign import Copy, StateDict, shown
 from pipeline.networks.resnet import SCRATCH, Pretrained
 from pipeline.networks.torch_files import reason
@@ -35,11 +33,11 @@ def pretrained_weights(model: params.Model, where: str = "model") -> Pretrained:
     `where` is the dotted key of `model`. Raises InputError for weights that cannot be read whole,
     that belong to another network or that are not finite. Never starts from scratch instead.
     """
-    key, path = f"{where}.weights", weights_file(model)
+    key, path = f"{where}.weights", downloads.weights_file(model)
     if path is None:
         return SCRATCH
     if model.file is None:
-        _download(_url(model), path, key)
+        downloads.fetch(downloads.url(model), path, key)
     tensors = read_network(
         path,
         model.architecture,
@@ -55,17 +53,17 @@ def pretrained_weights(model: params.Model, where: str = "model") -> Pretrained:
 def expect_weights(model: params.Model, where: str) -> None:
     """Check the weights that `pretrained_weights` will read.
 
-    If torchvision's weights are not downloaded yet, say where they are expected.
+    If torchvision's weights are not downloaded yet, say from where they will be. Raises
+    NotFoundError for weights that are neither here nor there.
     """
-    path = weights_file(model)
+    path = downloads.weights_file(model)
     if path is None or model.file is not None or path.exists():
         pretrained_weights(model, where)
     else:
-        place = (
-            f"{path.name} (its SHA-256 begins with {_hash_prefix(path)}) is not in {path.parent}"
-        )
+        size = downloads.expect(downloads.url(model), path, f"{where}.weights: {model.weights}")
         console.say(
-            f"{where}.weights: {model.weights}: {place}; the training downloads it, or put it there"
+            f"{where}.weights: {model.weights}: {path.name} is not in {path.parent} yet; the"
+            f" training downloads it ({size}) from {downloads.url(model)}"
         )
 
 
@@ -246,43 +244,3 @@ def _shown(tensor: Tensor | None) -> str:
 
 def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def weights_file(model: params.Model) -> Path | None:
-    """Return where the weights that `model.weights` names are kept.
-
-    The file may be missing. Return None for a start from scratch.
-    """
-    if model.weights is None:
-        return None
-    return model.file or Path(torch.hub.get_dir()) / "checkpoints" / _url(model).rsplit("/", 1)[1]
-
-
-def _url(model: params.Model) -> str:
-    return str(models.get_model_weights(model.architecture)[model.weights].url)
-
-
-def _hash_prefix(path: Path) -> str:
-    """Return the start of the SHA-256 of a file in torch's hub folder, as its name says."""
-    return path.stem.rsplit("-", 1)[1]
-
-
-def _download(url: str, path: Path, where: str) -> None:
-    """Download a file unless it exists, and compare its hash with the one in its name."""
-    prefix = _hash_prefix(path)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
-        except (OSError, RuntimeError, HTTPException) as error:
-            reason = " ".join(str(error).split())[:150]
-            raise InputError(
-                f"{where}: {path.name} cannot be downloaded ({reason});"
-                f" put that file, whose SHA-256 begins with {prefix}, into {path.parent}"
-            ) from error
-    found = files.sha256(path)
-    if not found.startswith(prefix):
-        raise InputError(
-            f"{where}: {path}: expected a SHA-256 that begins with {prefix},"
-            f" found {found[:8]}; delete the file"
-        )

@@ -1,10 +1,14 @@
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from pipeline.base import console
 from pipeline.base.errors import InputError
+from tests.conftest import ROOT
 
 
 def test_a_command_says_what_it_did_and_how_long_it_took(capsys):
@@ -23,15 +27,16 @@ def test_a_users_mistake_is_one_line_and_exit_code_1(capsys):
     )  # Python prints a string to standard error and exits with 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_says_how_to_go_on(capsys, number):
     def interrupt():
         signal.raise_signal(number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     with pytest.raises(SystemExit) as caught:
         console.run(interrupt)
-    signal.signal(signal.SIGTERM, before)
+    for ending, handler in before.items():
+        signal.signal(ending, handler)
     assert caught.value.code == 130
     assert "the same command resumes from here" in capsys.readouterr().err
 
@@ -51,6 +56,44 @@ def test_the_first_signal_asks_and_the_second_stops():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_closed_terminal_asks_to_stop_except_under_nohup():
+    before = signal.getsignal(signal.SIGHUP)
+    with console.stopping() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.asked
+    assert signal.getsignal(signal.SIGHUP) == before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with console.stopping() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop.asked
+    signal.signal(signal.SIGHUP, before)
+
+
+PRINT = "from pipeline.base import console; console.run(lambda: {})"
+
+
+@pytest.mark.parametrize(
+    ("text", "variables", "reader", "shown"),
+    [
+        ("'x\\n' * 100_000", {}, "head -n 1", "x\n"),
+        ("'±1'", {"PYTHONIOENCODING": "ascii"}, "cut -d' ' -f1", "\\xb11\n"),
+    ],
+    ids=["head", "ascii"],
+)
+def test_a_reader_that_ends_and_a_poor_terminal_are_no_traceback(text, variables, reader, shown):
+    command = f'"{sys.executable}" -c "{PRINT.format(text)}" | {reader}'
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == (shown, "")
 
 
 def test_a_finished_interruption_says_what_was_saved(capsys):

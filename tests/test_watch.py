@@ -1,0 +1,114 @@
+"""The params are edited while a pipeline runs."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from pipeline import place, presets, repro, watch
+from pipeline.base import console
+from pipeline.base.errors import InputError
+from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "presets/quickstart.yaml", tmp_path / "params.yaml")
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "dvc.lock").write_text("stages: {}\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def edit(folder, old, new):
+    path = folder / "params.yaml"
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_comments_may_be_edited_and_values_not(folder):
+    watching = watch.Watch()
+    edit(folder, "# of everything random", "# of all that is random")
+    watching.look()
+    assert not watching.is_edited
+    edit(folder, "seed: 0 ", "seed: 1 ")
+    watching.look()
+    assert watching.is_edited
+
+
+@pytest.mark.parametrize("content", [None, "seed: ["])
+def test_params_that_cannot_be_read_are_edited(folder, content):
+    watching = watch.Watch()
+    (folder / "params.yaml").unlink()
+    if content:
+        (folder / "params.yaml").write_text(content)
+    watching.look()
+    assert watching.is_edited
+
+
+def test_what_was_recorded_after_the_edit_is_undone(folder):
+    watching, lock = watch.Watch(), folder / "dvc.lock"
+    assert not watching.is_recorded
+    lock.write_text("stages: {a: {cmd: x}}\n")
+    watching.look()
+    assert watching.is_recorded
+    edit(folder, "seed: 0 ", "seed: 1 ")
+    lock.write_text("stages: {a: {cmd: x}, b: {cmd: y}}\n")
+    watching.look()
+    watching.restore()
+    assert lock.read_text() == "stages: {a: {cmd: x}}\n"
+
+
+WAIT = "import signal, time; signal.signal(signal.SIGINT, lambda *_: exit(1)); time.sleep(60)"
+
+
+def test_an_edit_stops_the_run(folder):
+    watching = watch.Watch()
+    editing = threading.Timer(0.5, edit, (folder, "seed: 0 ", "seed: 1 "))
+    editing.start()
+    started = time.perf_counter()
+    with place.only_one(folder) as lock, console.stopping() as stop:
+        command = [sys.executable, "-c", WAIT]
+        assert repro._run_and_pass_on_signals(command, os.environ, stop, watching, lock)
+    editing.join()
+    assert watching.is_edited
+    assert time.perf_counter() - started < 50
+
+
+def test_a_preset_is_refused_while_a_repro_runs(folder):
+    before = (folder / "params.yaml").read_bytes()
+    with place.only_one(folder):
+        line = (
+            rf"^another `repro` is running in this folder \(PID {os.getpid()}\); wait for it, or "
+        )
+        with pytest.raises(InputError, match=rf"{line}stop it with `kill -INT {os.getpid()}`$"):
+            presets.use("assignment")
+    assert (folder / "params.yaml").read_bytes() == before
+    presets.use("assignment")
+
+
+def test_what_a_killed_repro_left_behind_is_named(folder):
+    gone = subprocess.run(["true"], check=True)
+    assert gone.returncode == 0
+    with place.only_one(folder) as lock:
+        left = subprocess.Popen(["sleep", "60"], pass_fds=[lock.fileno()])
+        place.note(lock, left.pid)
+    try:
+        with (
+            pytest.raises(InputError, match="another `repro` is running in this folder"),
+            place.only_one(folder),
+        ):
+            pass
+        text = place._running(f"999999999\n{left.pid}\n")
+        assert f"(PID {left.pid}, left behind by a killed one)" in text
+        assert text.endswith(f"`kill -INT -- -{left.pid}`")
+    finally:
+        left.kill()
+        left.wait()
+    with place.only_one(folder):
+        pass
+    assert "Ctrl-C in its terminal" in place._running("")
