@@ -5,6 +5,8 @@ preset NAME | plan [PRESET]`.
 """
 
 import argparse
+import contextlib
+import os
 from pathlib import Path
 
 from pipeline import document, place, presets, repro, results
@@ -16,6 +18,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
         description="Offline adversarial hardening of an image classifier.",
+    )
+    parser.add_argument(
+        "--project",
+        type=Path,
+        help="folder of the project; this folder or the nearest one above, if left out",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
@@ -57,7 +64,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> str:
+    """Run the command that the arguments name, in the folder of the project."""
     args = _parser().parse_args()
+    project = args.project or place.project_above(Path())
+    if not project.is_dir():
+        raise InputError(f"--project: {project}: no such folder")
+    if "path" in args:
+        args.path = Path(os.path.relpath(args.path, project))
+    with contextlib.chdir(project):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> str:
     match args.command:
         case "repro":
             return repro.repro()

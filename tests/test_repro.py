@@ -226,6 +226,18 @@ def test_a_changed_file_of_metrics_is_made_again_by_its_stage(folder):
         run_without_dvc(folder, lambda *_: False)
 
 
+def test_the_script_of_the_docs_runs_as_written(folder, capsys):
+    text = (ROOT / "docs/library.md").read_text().split("```python\n")[1].split("```")[0]
+    assert 15 <= len([line for line in text.splitlines() if line]) <= 22
+    with here(folder):
+        exec(compile(text, "docs/library.md", "exec"), {})
+    metrics = json.loads((folder / "metrics/robust.json").read_text())
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.endswith("% of 30 images withstand PGD")
+    worst, verdict = metrics["robust"]["worst"]["accuracy"], metrics["diagnostics"]["verdict"]
+    assert last == f"worst: {worst:.1%}, evidence: {verdict}"
+
+
 def takes_a_name(params):
     params["finetuned"]["audit"] = params["finetuned"].pop("refreshed")
     params["evaluate"]["models"] = ["clean", "robust", "audit"]

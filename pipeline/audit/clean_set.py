@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pipeline.audit.project import Project, Row, Rows, Verdict, judged
 from pipeline.audit.tally import CHUNK, Tally
 from pipeline.base import store
+from pipeline.base.words import counted
 from pipeline.generate import generation
 from pipeline.prepare import preparation, sources
 
@@ -32,7 +33,7 @@ def clean_set(project: Project, stage: str, path: str) -> Iterator[Row]:
     yield judged(
         stage,
         "ids",
-        f"{repeated} rows repeat an id" if repeated else "",
+        f"{counted(repeated, 'row')} with the id of another" if repeated else "",
         f"{len(rows.ids)} different ids",
         where,
     )
@@ -52,7 +53,8 @@ def clean_set(project: Project, stage: str, path: str) -> Iterator[Row]:
 def _split(stage: str, path: str, rows: Rows, expected: NDArray[np.uint8], words: str) -> Row:
     moved = expected != rows.split
     fault = (
-        f"{moved.sum()} rows, the first is row {moved.argmax()} (id {rows.ids[moved.argmax()]})"
+        f"{counted(moved.sum(), 'row')}, the first is row {moved.argmax()}"
+        f" (id {rows.ids[moved.argmax()]})"
         if moved.any()
         else ""
     )

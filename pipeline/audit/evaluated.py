@@ -17,6 +17,7 @@ from pipeline.audit.margins import TIGHT, guesses_of, margins_of
 from pipeline.audit.project import Project, Row, judged
 from pipeline.base import store
 from pipeline.base.values import CLEAN, MIXED
+from pipeline.base.words import counted
 from pipeline.evaluate import judgement
 from pipeline.networks import scores
 
@@ -145,7 +146,11 @@ def _confusion(project: Project, stage: str, out: str, model: str) -> Row:
     wanted = [
         (names[label], names[guess]) for label, guess in zip(block.labels, guesses, strict=True)
     ]
-    problem = "" if len(lines) == len(wanted) else f"{len(lines)} lines for {len(wanted)} images"
+    problem = (
+        ""
+        if len(lines) == len(wanted)
+        else f"{counted(len(lines), 'line')} for {counted(len(wanted), 'image')}"
+    )
     if not problem:
         wrong = [
             number
@@ -155,5 +160,5 @@ def _confusion(project: Project, stage: str, out: str, model: str) -> Row:
         if wrong:
             found, expected = (" as ".join(pairs[wrong[0]]) for pairs in (lines, wanted))
             line = wrong[0] + 2
-            problem = f"{len(wrong)} lines, the first is line {line}: {found}, is {expected}"
+            problem = f"{counted(len(wrong), 'line')}, the first is {line}: {found}, is {expected}"
     return judged(stage, "confusion", problem, f"{len(wanted)} predictions", f"{out}, {model}")

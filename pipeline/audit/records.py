@@ -16,6 +16,7 @@ from pipeline.audit.project import LAST, Project, Row, judged
 from pipeline.base import params, unfinished
 from pipeline.base.errors import discarding
 from pipeline.base.values import CLEAN, number
+from pipeline.base.words import counted
 
 CODE = "pipeline"  # the folder of the code
 # Dotted key of params.yaml, where else the parameter is recorded, and the value there.
@@ -56,7 +57,7 @@ def command(project: Project, stage: str) -> Iterator[Row]:
             stage,
             kind,
             f"in one file only: {', '.join(differing)}" if differing else "",
-            f"{len(recorded)} paths",
+            counted(len(recorded), "path"),
             where,
         )
 
@@ -73,7 +74,7 @@ def hashes(project: Project, stage: str) -> Iterator[Row]:
         stage,
         "code",
         f"other than it was run: {', '.join(faults)}" if faults else "",
-        f"{len(code)} paths",
+        counted(len(code), "path"),
         "dvc.lock",
     )
     for path, md5 in {**entry.deps, **entry.outs}.items():

@@ -143,7 +143,7 @@ def _wrong_worst(results: Mapping[str, Any], labels: Mapping[str, NDArray[np.int
     found = _rights(results[WORST], of_worst)
     wrong = np.flatnonzero((found < least) | (found > most))
     return (
-        f"class {wrong[0]}: {found[wrong[0]]} images withstand all,"
+        f"class {wrong[0]}: {found[wrong[0]]} withstand all,"
         f" the attacks allow {max(0, least[wrong[0]])} to {most[wrong[0]]}"
         if len(wrong)
         else ""

@@ -11,9 +11,7 @@ NAMES = ("grid.png", "curves.png")
 Row = Mapping[str, Any]
 
 
-def draw(
-    folder: Path, model: str, grid: Sequence[Row], curves: Sequence[Row], threat: str
-) -> None:
+def draw(folder: Path, model: str, grid: Sequence[Row], curves: Sequence[Row], threat: str) -> None:
     """Write the pictures of a model into a folder.
 
     `threat` is the name of the threat that the curves vary. The same rows give the same pixels.

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.base import files, store
 from pipeline.base.errors import InputError
+from pipeline.base.words import counted
 from pipeline.prepare import params, sources
 from pipeline.prepare.sources.common import Labels
 
@@ -139,7 +140,7 @@ def _stratified_choice(labels: Labels, n_chosen: int, seed: int, key: str) -> ND
         label = unsplit[counts[unsplit].argmin()]
         raise InputError(
             f"{key}: expected every class on both sides of the choice, "
-            f"found class {label} with {counts[label]} images, too few for "
+            f"found class {label} with {counted(counts[label], 'image')}, too few for "
             f"{n_chosen} of {len(labels)}; raise {key} or leave the class out"
         )
     return chosen

@@ -276,7 +276,7 @@ def test_any_changed_dataset_is_found_by_its_hash(folder, shard, name, edit):
             "prepare: labels of the raw data",
             "row 57",
         ),
-        (f"{CLEAN}/00001.h5", "ids", copied, "prepare: ids", "1 rows repeat an id"),
+        (f"{CLEAN}/00001.h5", "ids", copied, "prepare: ids", "1 row with the id of another"),
         (f"{CLEAN}/00001.h5", "ids", copied, "prepare: ids of the raw data", "row 58"),
         (f"{CLEAN}/00000.h5", "split", moved, "prepare: split", "2 rows, the first is row 3"),
     ],
@@ -804,7 +804,7 @@ def test_a_joint_accuracy_above_an_attacks_own_is_found(folder):
     forged = scores.summarise(np.ones(6, dtype=bool), labels, 10)
     spoil_metrics(folder, lambda metrics: metrics["robust"]["worst"].update(forged))
     found = failures_of(folder, "evaluate@robust")
-    assert "images withstand all, the attacks allow 0 to " in found["worst against the attacks"]
+    assert "withstand all, the attacks allow 0 to " in found["worst against the attacks"]
     assert "robust accuracy, worst" not in found, "it is consistent in itself"
 
 
@@ -850,7 +850,7 @@ def test_what_another_processor_found_nearly_again_is_not_comparable(folder, mon
 @pytest.mark.parametrize(
     ("name", "edit", "row", "text"),
     [
-        ("confusion.csv", lambda lines: [lines[0], "0,9", *lines[2:]], "confusion", "1 lines, the"),
+        ("confusion.csv", lambda lines: [lines[0], "0,9", *lines[2:]], "confusion", "1 line, the"),
         ("confusion.csv", lambda lines: lines[:-1], "confusion", "29 lines for 30 images"),
         ("grid.csv", lambda lines: lines[:-1], "grid", "other guesses than those of params.yaml"),
         (

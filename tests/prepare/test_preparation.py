@@ -61,7 +61,7 @@ def test_a_subset_keeps_the_order_and_the_shares():
             [30, 30],
             "data.n_images: expected at least 4 images, two for each class, found 3",
         ),
-        ({"n_val": 5}, [59, 1], "class 1 with 1 images, too few"),
+        ({"n_val": 5}, [59, 1], "class 1 with 1 image, too few"),
         ({"n_val": 3}, [57, 3], "class 1 with 3 images, too few for 3 of 60"),
     ],
 )

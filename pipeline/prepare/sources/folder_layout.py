@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import limits
+from pipeline.base.words import counted
 from pipeline.prepare.sources.image_files import ENDINGS
 from pipeline.prepare.sources.labels import in_order
 from pipeline.prepare.sources.parts import PARTS, part_of
@@ -180,7 +181,8 @@ def _instead(files: Sequence[Path]) -> str:
     if not images:
         return "; set data.path"
     table = f" and {tables[0].name}" if tables else ""
-    return f" but {len(images)} images{table}; move each image into a folder named after its class"
+    found = f"{counted(len(images), 'image')}{table}"
+    return f" but {found}; move each image into a folder named after its class"
 
 
 def _refuse_other_layouts(listing: Listing, folder: Path, folders: list[Path]) -> None:

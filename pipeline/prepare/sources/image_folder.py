@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import limits
+from pipeline.base.words import counted
 from pipeline.prepare.params import Data
 from pipeline.prepare.sources import archives, image_files, image_headers, pixels
 from pipeline.prepare.sources.common import Images, Source
@@ -237,7 +238,9 @@ def _white(root: Path, pictures: list[Picture], notes: Counter[str]) -> float:
     white = image_headers.WHITES[depth]
     least = 0 if depth == "floats" else math.ceil(white / 2)
     if not (low >= 0 and least <= high <= white):  # NaN fails both comparisons
-        where = f"{root}: {len(pictures)} images of {depth}, the first is {pictures[0].path}"
+        where = (
+            f"{root}: {counted(len(pictures), 'image')} of {depth}, the first is {pictures[0].path}"
+        )
         above = f", the brightest {least:,} or more" if least else ""
         remedy = "divide by the level of white, multiply by 255, round, and save as 8 bits"
         raise InputError(

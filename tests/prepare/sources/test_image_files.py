@@ -108,7 +108,7 @@ def test_levels_of_more_bits_become_eight(read, name, content, note):
         (
             "a_png",
             array(RAMP * 4095, "u2", "PNG"),
-            "1 images of 16-bit grey, the first is .*a.png: .* 32,768 or more, found 0 to 4,095",
+            "1 image of 16-bit grey, the first is .*a.png: .* 32,768 or more, found 0 to 4,095",
         ),
         (
             "a_tif",
@@ -129,14 +129,14 @@ def test_levels_of_more_bits_become_eight(read, name, content, note):
         (
             "a_tif",
             array(RAMP * 70000, "i4", "TIFF"),
-            "images of integers, .*: expected levels from 0 to 255.*, found 0 to 70,000",
+            "image of integers, .*: expected levels from 0 to 255.*, found 0 to 70,000",
         ),
         ("a_tif", array(RAMP * 100, "i4", "TIFF"), "found 0 to 100"),
         ("a_tif", array(RAMP * 300 - 100, "i4", "TIFF"), "found -100 to 200"),
         (
             "a_tif",
             array(RAMP * 255, "f4", "TIFF"),
-            "images of floats, .*: expected levels from 0 to 1, found 0 to 255; divide",
+            "image of floats, .*: expected levels from 0 to 1, found 0 to 255; divide",
         ),
         ("a_tif", array(RAMP * 2 - 1, "f4", "TIFF"), "found -1 to 1"),
         ("a_tif", array(np.where(RAMP > 0.9, np.nan, RAMP), "f4", "TIFF"), "found nan to nan"),
@@ -303,7 +303,7 @@ def test_tiffs_of_other_programs_are_read(read, content, expected, note):
         ),
         (
             tiff(FLAT[..., :1].astype("<i2"), bits=16, photometric=1, kind=2),
-            "images of integers, .*, found -1 to -1; divide",
+            "image of integers, .*, found -1 to -1; divide",
         ),
         (
             tiff(FLAT[..., :1].astype("f8"), bits=64, photometric=1, kind=3),

@@ -279,7 +279,7 @@ def test_other_layouts_are_refused_with_the_path_to_set(data, folder, names, fou
         ),
         (
             ["train", "test"],
-            r"train: expected a folder .*, found no subfolder but 1 images; move each image into a "
+            r"train: expected a folder .*, found no subfolder but 1 image; move each image into a "
             r"folder named after its class",
         ),
         (
