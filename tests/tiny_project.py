@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from pipeline import place
 from pipeline.base import console
-from pipeline.evaluate import plots
+from pipeline.figures import style
 from tests import narrow
 from tests.conftest import ROOT
 
@@ -116,15 +116,21 @@ def reproduce(folder: Path, *targets: str) -> set[str]:
 def here(folder: Path) -> Iterator[pytest.MonkeyPatch]:
     """Stages that are called run in the project, in this process, and raise what they refuse.
 
-    Pictures are left empty, since drawing them takes longer than all that they show.
+    Pictures are coarse.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PIPELINE_DEVICE", "cpu")
         patch.setattr(console, "run", lambda run: run())
         patch.setattr(place, "ask_dvc", ask_dvc)
-        patch.setattr(plots, "_write", lambda path, _: path.write_bytes(b""))
+        coarse_pictures(patch)
         yield patch
+
+
+def coarse_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Let figures be drawn quickly: otherwise that takes longer than all that they show."""
+    patch.setattr(style, "DPI", 20)
+    patch.setattr(style, "LAYOUT", None)
 
 
 def ask_dvc(root: Path, *arguments: str) -> str:

@@ -1,7 +1,9 @@
 """Say in a sentence what it means that a check failed."""
 
-# By the names of the checks in `diagnostics` and `judgement`.
+# By the names of the checks in `checks` and `diagnostics`.
 FAILED = {
+    "clean_hardly_above_guessing": "The network hardly does better than guessing, so it has "
+    "nothing to lose.",
     "fgsm_stronger_than_pgd": "The gradient at the image misleads PGD, or PGD's alpha or steps are "
     "too small.",
     "fgsm_above_clean": "The network recognises FGSM's pattern (label leaking), so its FGSM "

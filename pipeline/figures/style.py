@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK = COLOURS = (
 )
 MARKERS, LINES = "osD^vP*", ("-", "--", "-.", ":")
 DPI = 120  # of a PNG; text of 10 points is then 17 pixels high
+LAYOUT: Literal["constrained"] | None = "constrained"  # makes room for every label
 
 
 def figure(width: float, height: float) -> "Figure":
@@ -29,7 +30,7 @@ def figure(width: float, height: float) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    made = Figure(figsize=(width, height), dpi=DPI, layout=LAYOUT)
     FigureCanvasAgg(made)
     return made
 

@@ -148,13 +148,15 @@ def _guess(row: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """The checks of one model's measurement, each with number, limit, verdict and meaning."""
+    """The checks of one model's measurement.
+
+    Each has its name, number, limit, number of images, result, and what it means if it fails.
+    """
 
     model: str
     verdict: str
     threat: str
-    n: int
-    checks: list[tuple[str, str, str, str, str]]
+    checks: list[tuple[str, str, str, str, str, str]]
 
 
 def checks(results: Results) -> list[Checked]:
@@ -163,12 +165,12 @@ def checks(results: Results) -> list[Checked]:
             model=model,
             verdict=found["verdict"],
             threat=found["threat"],
-            n=found["n"],
             checks=[
                 (
                     name,
                     table.number(check["value"]),
-                    table.number(check["limit"]),
+                    f"{check['sign']} {table.number(check['limit'])}",
+                    f"{check['n']:,}" if check["n"] else "–",
                     check["verdict"],
                     meanings.FAILED[name],
                 )

@@ -51,6 +51,14 @@ OWN_PGD, R_PGD = (
 )  # of the model `again` starts from, and of another
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _coarse_pictures():
+    """An audit draws the pictures again."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_project.coarse_pictures(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A tiny project with every stage but the audit run once by DVC."""
@@ -926,7 +934,7 @@ def test_a_path_that_is_no_result_is_refused(folder, path):
 def test_a_fresh_clone_says_that_nothing_was_run(folder):
     for name in ("data", "models"):
         shutil.rmtree(folder / name)
-    line = f"^{folder}: nothing was run here yet: dvc.lock records 10 image sets and models, and no"
+    line = f"^{folder}: nothing was run here yet: dvc.lock records 11 image sets and models, and no"
     with pytest.raises(InputError, match=line):
         audit.audit(folder, CPU)
 

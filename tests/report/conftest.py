@@ -1,5 +1,6 @@
 """A tiny run with hostile class names, whose measured numbers are replaced by fixed ones."""
 
+import contextlib
 import csv
 import json
 
@@ -13,7 +14,7 @@ from pipeline.base.untrusted.limits import MAX_NAME
 from pipeline.evaluate import meanings
 from pipeline.report import page
 from tests import narrow, tiny_project
-from tests.tiny_project import here, reproduce
+from tests.tiny_project import reproduce
 
 HOSTILE = (
     "<script>document.title = 'owned'</script>",
@@ -51,7 +52,7 @@ def rendered(project):
 
 
 def render(folder) -> bytes:
-    with here(folder):
+    with contextlib.chdir(folder):
         return page.render(Project(folder, torch.device("cpu")))
 
 
@@ -72,7 +73,7 @@ def _fix_results(folder):
             result.update(accuracy=share, low95=share - 0.04, high95=share + 0.02)
             result["per_class"] = [share] * len(HOSTILE)
         for name, check in found["diagnostics"]["checks"].items():
-            check.update(value=0.01, limit=0.02, verdict="passed")
+            check.update(value=0.01, limit=0.02, n=8, verdict="passed")
             assert name in meanings.FAILED
         found["diagnostics"].update(verdict="strong" if place else "suspect", failed=[])
         lowest = {"guess": "FGSM", "eps": 0.1, "accuracy": 0.2, "low95": 0.1, "high95": 0.3, "n": 4}
