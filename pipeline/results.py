@@ -12,6 +12,7 @@ from pipeline.base.errors import InputError
 from pipeline.evaluate import table
 
 METRICS = Path("metrics")
+NAMED = 3  # keys of params.yaml that a reason names
 
 
 def results() -> str:
@@ -47,10 +48,16 @@ def _reasons(
     if stage not in recorded:
         yield f"not in {lineage.RECORDED}"
         return
-    for other in _upstream(stage, recorded):
-        for key, value in recorded[other].declared.items():
-            if _value(written, key) != value:
-                yield f"made with another {key} in {params.FILE}"
+    upstream = _upstream(stage, recorded)
+    keys = dict.fromkeys(
+        key
+        for other, entry in recorded.items()
+        for key, value in entry.declared.items()
+        if other in upstream and _value(written, key) != value
+    )
+    if keys:
+        more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+        yield f"made with another {', '.join([*keys][:NAMED])}{more} in {params.FILE}"
     if recorded[stage].outs.get(str(path)) != lineage.md5(path):
         yield f"not what {lineage.RECORDED} records"
     model = Path("models", f"{name}.safetensors")

@@ -95,6 +95,13 @@ def test_results_name_the_data_set_the_images_and_the_eps(folder):
     assert results.outdated(MODELS) == {}
 
 
+def change_much(params):
+    params["clean"].update(batch_size=9)
+    params["training"].update(epochs=1)
+    for pgd in (params["attacks"]["pgd"], params["evaluate"]["threats"]["pgd"]):
+        pgd.update(eps="8/255")
+
+
 @pytest.mark.parametrize(
     ("edit", "outdated"),
     [
@@ -116,6 +123,15 @@ def test_results_name_the_data_set_the_images_and_the_eps(folder):
         (
             lambda params: params["clean"].update(batch_size=9),
             dict.fromkeys(MODELS, "made with another clean in params.yaml"),
+        ),
+        (
+            change_much,
+            {
+                "clean": "made with another clean, training, evaluate.threats in params.yaml",
+                "robust": (
+                    "made with another clean, training, attacks.pgd and 1 more in params.yaml"
+                ),
+            },
         ),
     ],
 )
