@@ -20,6 +20,9 @@ from pipeline.prepare.params import Store
 from tests import samples
 from tests.conftest import ROOT
 
+yaml = YAML(typ="safe")  # the one in C
+yaml.sort_base_mapping_type_on_output = False
+
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
 
@@ -360,7 +363,7 @@ def test_bad_values_are_named_with_their_key(raw_params, tmp_path, key, value, m
     else:
         section[last] = value
     path = tmp_path / "params.yaml"
-    YAML().dump(raw_params, path)
+    yaml.dump(raw_params, path)
     with pytest.raises(InputError, match=message) as caught:
         document.load(path)
     assert "\n" not in str(caught.value)
@@ -390,7 +393,7 @@ def test_other_spellings_mean_the_same(raw_params, tmp_path, key, value, meaning
     for name in sections:
         section = section[name]
     section[last] = value
-    YAML().dump(raw_params, tmp_path / "params.yaml")
+    yaml.dump(raw_params, tmp_path / "params.yaml")
     assert read(document.load(tmp_path / "params.yaml")) == meaning
 
 
@@ -442,7 +445,7 @@ def test_a_missing_file_names_where_to_get_one(tmp_path):
 
 
 def loaded(content, folder):
-    YAML().dump(content, folder / "params.yaml")
+    yaml.dump(content, folder / "params.yaml")
     return document.load(folder / "params.yaml")
 
 
@@ -562,14 +565,14 @@ def test_online_training_starts_from_clean_or_from_weights(raw_params, tmp_path,
     raw_params["evaluate"]["models"].append("x")
     for value in ("clean", {"architecture": "resnet18", "weights": None}):
         raw_params["online"] = {"x": {"start": value, **weights}}
-        YAML().dump(raw_params, tmp_path / "params.yaml")
+        yaml.dump(raw_params, tmp_path / "params.yaml")
         settings = document.load(tmp_path / "params.yaml")
         assert settings.models == ["clean", "x", "robust", "refreshed"]
         assert list(settings.starts) == (
             ["model"] if value == "clean" else ["model", "online.x.start"]
         )
     raw_params["online"]["x"]["start"] = start
-    YAML().dump(raw_params, tmp_path / "params.yaml")
+    yaml.dump(raw_params, tmp_path / "params.yaml")
     with pytest.raises(InputError, match=message):
         document.load(tmp_path / "params.yaml")
 
