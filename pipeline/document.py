@@ -11,7 +11,7 @@ from pipeline.attacks.params import Attack, Generate
 from pipeline.base import params
 from pipeline.base.values import CLEAN, MIXED, Name, Section, Share, Spread, greatest
 from pipeline.evaluate.params import Evaluated
-from pipeline.export.params import Export
+from pipeline.export.params import AUTO, Export
 from pipeline.harden.params import Finetune, Online, Selection
 from pipeline.networks.params import Model
 from pipeline.prepare.params import Data, Store
@@ -174,9 +174,24 @@ class Document(Section):
                 f"evaluate.stored: expected an attacked model ({', '.join(self.attacked)}), "
                 f"found {self.evaluate.stored!r}"
             )
-        if self.export.model not in known:
+        if self.export.model not in (*known, AUTO):
             raise ValueError(
-                f"export.model: expected one of {', '.join(known)}, found {self.export.model!r}"
+                f"export.model: expected {AUTO} or one of {', '.join(known)}, "
+                f"found {self.export.model!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_ranking(self) -> Self:
+        if AUTO in self.models:
+            raise ValueError(
+                f"export.model: {AUTO} means the best model; name that model otherwise"
+            )
+        guesses = self.evaluate.grid.eps if self.evaluate.grid is not None else []
+        if self.export.model == AUTO and not any(map(self.export.score.covers, guesses)):
+            raise ValueError(
+                f"export.model: expected a name, found {AUTO}, which needs an eps of evaluate.grid "
+                f"in the range of export.score.eps, found {guesses or 'no grid'}"
             )
         return self
 

@@ -238,11 +238,6 @@ def test_the_script_of_the_docs_runs_as_written(folder, capsys):
     assert last == f"worst: {worst:.1%}, evidence: {verdict}"
 
 
-def takes_a_name(params):
-    params["finetuned"]["audit"] = params["finetuned"].pop("refreshed")
-    params["evaluate"]["models"] = ["clean", "robust", "audit"]
-
-
 APGDT = {"attack": "APGDT", "eps": 0.1, "steps": 2, "n_restarts": 0, "eot_iter": 1, "rho": 0.75}
 
 
@@ -257,7 +252,6 @@ APGDT = {"attack": "APGDT", "eps": 0.1, "steps": 2, "n_restarts": 0, "eot_iter":
             lambda params: params["data"].update(source="npz", path="data/raw/none.npz"),
             "no such file or folder",
         ),
-        (takes_a_name, "dvc.yaml: DVC cannot read the stages: output 'metrics/audit.json' is"),
         (
             lambda params: params["evaluate"]["threats"].update(x={**APGDT, "restarts": 1}),
             "n_restarts: expected a whole number",
@@ -399,7 +393,7 @@ def test_a_model_trained_elsewhere_is_judged_and_attacked(folder):
     assert torch.equal(network.conv1.weight, tensors["conv1.weight"] / 0.25)
     metrics = json.loads((folder / "metrics/mine.json").read_text())
     assert metrics["attack_passes"] is None
-    assert json.loads((folder / "metrics/audit.json").read_text())["failed"] == 0
+    assert json.loads((folder / "report/audit.json").read_text())["failed"] == 0
 
 
 @pytest.mark.parametrize(
@@ -453,5 +447,5 @@ def test_grey_images_of_28_pixels_and_their_own_split(tmp_path):
     clean = store.ImageSet(tmp_path / "data/clean")
     assert (clean.load("val").images[:, 2] == images[40:52]).all()
     assert clean.class_names == ("1", "2", "3")
-    assert json.loads((tmp_path / "metrics/audit.json").read_text())["failed"] == 0
+    assert json.loads((tmp_path / "report/audit.json").read_text())["failed"] == 0
     assert "0,1\n" in (tmp_path / "models/submission.classes.csv").read_text()

@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "generate",
         "harden",
         "evaluate",
+        "export",
         "report",
         "document.py",
     },
@@ -52,7 +53,7 @@ MAY_IMPORT = {
         "export",
         "document.py",
     },
-    "report": {"audit", "base", "evaluate", "figures", "networks", "presets.py"},
+    "report": {"audit", "base", "evaluate", "export", "figures", "networks", "presets.py"},
 }
 
 

@@ -15,6 +15,7 @@ from pipeline.audit.project import Project, Row, judged
 from pipeline.base import files
 from pipeline.base.errors import InputError, discarding
 from pipeline.base.values import CLEAN
+from pipeline.export import ranking
 from pipeline.networks import torch_files
 from pipeline.networks.params import Model
 
@@ -150,9 +151,13 @@ def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Ch
 def submission(project: Project, stage: str, path: str) -> Iterator[Row]:
     """Check that the submission file holds exactly the tensors of the model to export.
 
-    `export.model` names that model.
+    `export.model` names that model, or the ranking does, which is made again.
     """
-    (model,) = project.checkpoints(project.recorded[stage].deps)
+    judged_models = project.settings.evaluate.models
+    metrics = {name: project.metrics(f"metrics/{name}.json") for name in judged_models}
+    grids = ranking.read_grids(project.root / "plots", judged_models)
+    rule = project.settings.export
+    model = f"models/{ranking.chosen(rule, ranking.rank(rule, metrics, grids))}.safetensors"
     wanted = project.checkpoint(model).state_dict
     try:
         found = torch.load(project.root / path, map_location="cpu", weights_only=True)

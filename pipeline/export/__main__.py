@@ -2,39 +2,47 @@
 
 from pipeline import networks
 from pipeline.base import console, files, params, store
-from pipeline.export import card, submission
+from pipeline.export import card, ranking, submission
 from pipeline.export.params import ExportParams
 
-KEYS = ("export",)  # of params.yaml, as dvc.yaml declares them
+KEYS = ("export", "evaluate.models")  # of params.yaml, as dvc.yaml declares them
 
 
 def export_model() -> str:
     parser = console.path_arguments(
         __doc__,
         clean="folder of the clean image set",
-        model="checkpoint to submit",
-        metrics="JSON with the accuracies of that checkpoint",
+        models="folder of the checkpoints",
+        metrics="folder with a JSON of the accuracies of each judged model",
+        plots="folder with the grid of each judged model",
         out="state_dict file",
         classes="CSV with the name of every class",
         card="model card in Markdown",
     )
     args = parser.parse_args()
 
-    settings = params.load(params.FILE, ExportParams, KEYS).export
+    settings = params.load(params.FILE, ExportParams, KEYS)
+    rule, judged = settings.export, settings.evaluate.models
     clean = store.ImageSet(args.clean)
-    checkpoint = networks.load(args.model, class_names=clean.class_names)
-    metrics = submission.judged(args.metrics, files.sha256(args.model))
+    found = {name: submission.read(args.metrics / f"{name}.json") for name in judged}
+    ranked = ranking.rank(rule, found, ranking.read_grids(args.plots, judged))
+    name = ranking.chosen(rule, ranked)
+    path, metrics = args.models / f"{name}.safetensors", found[name]
+    checkpoint = networks.load(path, class_names=clean.class_names)
+    submission.expect_judged(args.metrics / f"{name}.json", metrics, files.sha256(path))
     accuracy = submission.export(checkpoint, clean.load("val"), args.out)
     submission.write_classes(clean.class_names, args.classes)
-    name, source = args.model.stem, str(clean.attributes["source"])
-    written = card.text(name, checkpoint, metrics, source, clean.image_shape[2])
+    source, size = str(clean.attributes["source"]), clean.image_shape[2]
+    written = card.text(name, checkpoint, metrics, source, size)
     files.write_bytes(args.card, written.encode())
     lines = submission.expectation(metrics)
-    console.say("\n".join(["a grader with these attacks is expected to find", *lines]))
-    if accuracy <= settings.min_clean:
+    for line in ranking.table(ranked):
+        console.say(line)
+    console.say("\n".join([f"a grader with these attacks is expected to find of {name}", *lines]))
+    if accuracy <= rule.min_clean:
         console.say(
-            f"warning: {args.model}: clean validation accuracy {accuracy:.4f} "
-            f"is not above export.min_clean ({settings.min_clean}); "
+            f"warning: {path}: clean validation accuracy {accuracy:.4f} "
+            f"is not above export.min_clean ({rule.min_clean}); "
             "a grader with that limit would refuse the file"
         )
     return (

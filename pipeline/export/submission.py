@@ -77,18 +77,19 @@ def graded(file: io.BytesIO, architecture: str, val: Block, n_classes: int) -> f
     return networks.accuracy(network, val.images, val.labels)
 
 
-def judged(metrics: Path, sha256: str) -> dict[str, Any]:
-    """Return the metrics of the model with that SHA-256.
-
-    Raises InputError for metrics that cannot be read, and for those of another model.
-    """
+def read(metrics: Path) -> dict[str, Any]:
+    """Return a model's metrics. Raises InputError for metrics that cannot be read."""
     try:
         content: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return {**content, "sha256": content["sha256"]}
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{metrics}: cannot be read; `dvc repro` makes it") from error
-    if content.get("sha256") != sha256:
-        raise InputError(f"{metrics}: judges another model; `dvc repro` makes it again")
-    return content
+
+
+def expect_judged(path: Path, metrics: Mapping[str, Any], sha256: str) -> None:
+    """Raise InputError, which names `path`, for metrics of another model than that one."""
+    if metrics["sha256"] != sha256:
+        raise InputError(f"{path}: judges another model; `dvc repro` makes it again")
 
 
 def expectation(metrics: Mapping[str, Any]) -> list[str]:

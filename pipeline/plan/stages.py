@@ -10,6 +10,7 @@ from pipeline import attacks
 from pipeline.attacks.params import Attack
 from pipeline.base.values import CLEAN, Spread
 from pipeline.document import Document
+from pipeline.export.params import AUTO
 from pipeline.generate import generation
 from pipeline.harden import refreshed_sets
 from pipeline.harden.params import Finetune, Online
@@ -221,8 +222,14 @@ class Plan:
         text = f"{n_val:,} images, {stage.images('attack'):,} attack passes"
         return Stage(**{**vars(stage), "text": text, "held": self._val_bytes * (1 + n_stored)})
 
+    @property
+    def _submitted(self) -> str:
+        """Return the model to submit; where only a run can tell, the last one that is judged."""
+        name = self._settings.export.model
+        return self._settings.evaluate.models[-1] if name == AUTO else name
+
     def _export(self) -> Stage:
-        architecture = self._settings.architecture_of(self._settings.export.model)
+        architecture = self._settings.architecture_of(self._submitted)
         disk = weight_bytes(architecture, self._images.n_classes)
         return Stage(name="export", text="1 model", disk=disk)
 
@@ -244,7 +251,7 @@ class Plan:
         """Return the report: images to show are searched for in every stored set."""
         settings = self._settings
         n = min(SEARCHED, self._images.n_val) * (1 + len(settings.attacks))
-        work = (self._classified(settings.export.model, n),)
+        work = (self._classified(self._submitted, n),)
         return Stage(name="report", text="1 page", work=work, disk=MOST_BYTES)
 
     def _classified(self, model: str, n_images: int) -> Work:

@@ -9,6 +9,8 @@ import numpy as np
 from pipeline import figures
 from pipeline.base import store
 from pipeline.evaluate import meanings, table
+from pipeline.export import ranking
+from pipeline.export.params import AUTO
 from pipeline.figures import in_pixels
 from pipeline.report.parts import Picture, percent, picture
 from pipeline.report.results import Results
@@ -26,6 +28,9 @@ class Answer:
     rows: list[tuple[str, list[tuple[str, str]], str, str]]
     worth: str
     submitted: str
+    why: str
+    ranked: list[tuple[str, str, str, bool]]
+    alike: list[str]
     expected: list[tuple[str, str]]
 
 
@@ -52,12 +57,28 @@ def answer(results: Results) -> Answer:
         rows=rows,
         worth=table.worth(verdicts),
         submitted=results.submitted,
+        why=_why(results),
+        ranked=[_ranked(one) for one in results.ranked],
+        alike=ranking.alike(results.ranked) if results.ranked else [],
         expected=[
             (_label(kind, name), _interval(result))
             for kind, name, result in found[results.submitted]
             if kind != "transfer"
         ],
     )
+
+
+def _why(results: Results) -> str:
+    if results.project.settings.export.model == AUTO:
+        return "the best one by the rule of export.score"
+    return "named by export.model"
+
+
+def _ranked(one: ranking.Ranked) -> tuple[str, str, str, bool]:
+    """Return a model, its score with the interval, what the score is made of, and the floor."""
+    low, high = (percent(one.score + sign * one.margin) for sign in (-1, 1))
+    parts = ", ".join(f"{name} {percent(part['accuracy'])}" for name, part in one.parts.items())
+    return one.model, f"{percent(one.score)} ({low} to {high})", parts, one.is_high
 
 
 def _column(point: tuple[str, str, Any]) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from pipeline.report.parts import Picture, picture
 from pipeline.report.results import Results
 
 PAGE = "report/index.html"  # which cannot hold its own SHA-256
-AUDITED = "metrics/audit.json"
+AUDITED = "report/audit.json"
 
 
 @dataclass(frozen=True, kw_only=True)

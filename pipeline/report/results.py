@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.audit.project import Project
 from pipeline.base.errors import InputError
 from pipeline.base.values import MIXED
+from pipeline.export import ranking
 
 Row = dict[str, Any]
 TEXT = ("actual", "curve", "guess", "predicted")  # columns of the CSV files
@@ -29,9 +30,15 @@ class Results:
         """Return the judged models, in the order of `evaluate.models`."""
         return list(self.project.settings.evaluate.models)
 
-    @property
+    @cached_property
+    def ranked(self) -> list[ranking.Ranked]:
+        """Return the models by the rule of `export.score`; none without a grid."""
+        grids = ranking.read_grids(self.project.root / "plots", self.models)
+        return ranking.rank(self.project.settings.export, self.metrics, grids)
+
+    @cached_property
     def submitted(self) -> str:
-        return self.project.settings.export.model
+        return ranking.chosen(self.project.settings.export, self.ranked)
 
     @cached_property
     def metrics(self) -> dict[str, Any]:

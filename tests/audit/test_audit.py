@@ -170,7 +170,7 @@ def test_an_untouched_project_passes_with_the_same_measures(made):
     }
     assert {row.stage for row in rows} == {*stages, "export", "threat models", "versions"}
     assert audit.measures(rows) == audit.measures(audit.audit(made, CPU))
-    recorded = json.loads((made / "metrics/audit.json").read_text())
+    recorded = json.loads((made / "report/audit.json").read_text())
     assert recorded["failed"] == 0
     assert recorded["generate@clean-pgd.distance"] == 32
     assert recorded["generate@clean-pgd.rows"] == 120
@@ -183,7 +183,7 @@ def test_the_hashes_of_dvc_are_recomputed(made):
             assert lineage.md5(made / path) == md5 or path in (
                 "models",
                 "plots",
-                "metrics/audit.json",
+                "report/audit.json",
             ), path
 
 

@@ -102,13 +102,19 @@ def test_the_expectation_is_robust_and_never_transfer():
     assert evidence.strip() == "evidence for the robust accuracy: upper bound"
 
 
-def test_metrics_must_be_those_of_the_model(tmp_path):
-    files.write_json(tmp_path / "m.json", METRICS)
-    assert submission.judged(tmp_path / "m.json", METRICS["sha256"]) == METRICS
-    with pytest.raises(InputError, match="judges another model"):
-        submission.judged(tmp_path / "m.json", "other")
-    with pytest.raises(InputError, match="cannot be read; `dvc repro` makes it"):
-        submission.judged(tmp_path / "none.json", METRICS["sha256"])
+def test_metrics_must_be_readable_and_those_of_the_model(tmp_path):
+    path = tmp_path / "m.json"
+    files.write_json(path, METRICS)
+    assert submission.read(path) == METRICS
+    submission.expect_judged(path, METRICS, METRICS["sha256"])
+    with pytest.raises(
+        InputError, match="m.json: judges another model; `dvc repro` makes it again"
+    ):
+        submission.expect_judged(path, METRICS, "other")
+    for text in ("", "[]", "{}"):
+        path.write_text(text)
+        with pytest.raises(InputError, match="cannot be read; `dvc repro` makes it"):
+            submission.read(path)
 
 
 def test_the_card_has_metadata_figures_and_lines_that_load_the_file(

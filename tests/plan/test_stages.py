@@ -108,10 +108,10 @@ def test_disk_counts_sets_models_and_working_copies(stages_of):
     weights = sum(t.nbytes for t in resnet.stock("resnet50", 10).state_dict().values())
     assert found["prepare"].disk == found["generate@clean-pgd"].disk == 1797 * (image + 32)
     assert found["finetune@robust"].disk == weights
-    assert found["finetune@robust"].extra_disk == 12 * weights
+    assert found["finetune@robust"].extra_disk == 14 * weights
     refreshed = found["finetune@refreshed"]
     assert refreshed.disk == weights + 2 * 1797 * (image + 32)
-    assert refreshed.extra_disk == 12 * weights + 3 * 3 * 1500 * image
+    assert refreshed.extra_disk == 14 * weights + 3 * 3 * 1500 * image
 
 
 def test_hardened_models_keep_more_images(stages_of, settings):
