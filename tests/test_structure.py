@@ -71,12 +71,6 @@ def test_set_up_says_its_size_before_it_downloads():
     assert shown.index("about 6 GB on the disk") < shown.index("uv pip sync")
 
 
-def test_dvc_draws_nothing_that_mixes_sweeps():
-    drawn = {name for plot in STAGES["evaluate"]["do"]["plots"] for name in plot}
-    names = {"confusion.csv", "curves.png", "grid.png"}
-    assert drawn == {f"plots/${{item}}/{name}" for name in names}
-
-
 @cache
 def imports(path: Path) -> set[Path]:
     """The project's own modules that a file imports, anywhere in it."""

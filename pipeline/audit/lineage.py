@@ -124,7 +124,6 @@ def output_folders(root: Path) -> list[Path]:
             out
             for entry in read_yaml(path)["stages"].values()
             for out in entry.get("do", entry).get("outs", [])
-            if not isinstance(out, dict)  # those have the option cache: false
         ]
         folders = {folder for out in outs for folder in Path(out).parents}
     except (KeyError, TypeError, AttributeError) as error:
