@@ -120,7 +120,7 @@ def test_the_home_folder_is_written_out_for_dvc(folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("n_val: 297", "n_val: 1790", "data.n_val: expected from 10 to 1787 of 1797 images, found"),
+        ("n_val: 200", "n_val: 1495", "data.n_val: expected from 10 to 1490 of 1500 images, found"),
         ("n_images: null", "n_images: 10", "data.n_images: expected at least 20 images, two for e"),
         ("n_images: null", "n_images: 2000", "data.n_images: expected at most 1797, all that the"),
     ],
@@ -170,7 +170,8 @@ def test_check_counts_the_classes_that_a_loss_compares(folder, monkeypatch):
         path.read_text()
         .replace("source: digits", "source: npz")
         .replace("path: data/raw ", "path: data/raw/two.npz ")
-        .replace("n_val: 297", "n_val: 2")
+        .replace("n_val: 200", "n_val: 2")
+        .replace("n_test: 297", "n_test: 0")
     )
     upgd = (
         "{attack: UPGD, eps: 8/255, alpha: 2/255, steps: 2, random_start: true, loss: LOSS, "

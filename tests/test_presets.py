@@ -55,7 +55,8 @@ def test_a_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     params = yaml.load(presets.complete(name))
     small_source(params["data"], tmp_path, monkeypatch, 10)
-    params["data"].update(n_images=90, n_val=20)
+    n_test = 20 if params["data"]["n_test"] else 0
+    params["data"].update(n_images=90, n_val=20, n_test=n_test)
     params["model"].update(
         architecture="resnet18"
     )  # the smallest: what is tested here are the presets

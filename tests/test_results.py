@@ -20,6 +20,7 @@ DATA = {
     "source_sha256": "a" * 64,
     "sha256": "b" * 64,
     "n": 1797,
+    "judged": "test",
     "classes": 10,
     "image_size": 32,
 }
@@ -88,8 +89,8 @@ def change(folder, edit):
 def test_results_name_the_data_set_the_images_and_the_eps(folder):
     lines = results.results().splitlines()
     assert (
-        "data set: digits, 1,797 images of 32x32 in 10 classes, 297 of them judged;"
-        " SHA-256 bbbbbbbbbbbb"
+        "data set: digits, 1,797 images of 32x32 in 10 classes, 297 of them judged"
+        " (test images); SHA-256 bbbbbbbbbbbb"
     ) in lines
     assert "attacked: pgd on 297 images at eps 32/255" in lines
     assert results.outdated(MODELS) == {}

@@ -47,7 +47,7 @@ def create(folder: Path) -> None:
 
 def tiny(params: dict) -> None:
     """Three shards of small images, and the fewest epochs and steps that every stage takes."""
-    params["data"].update(n_images=120, n_val=30, image_size=16)
+    params["data"].update(n_images=120, n_val=30, n_test=0, image_size=16)
     params["store"].update(shard_rows=50)
     params["model"].update(architecture="resnet18")
     params.update(precision="fp32")

@@ -62,8 +62,8 @@ def _split(stage: str, path: str, rows: Rows, expected: NDArray[np.uint8], words
         stage,
         "split",
         fault,
-        f"{(rows.split == 1).sum()} validation rows, {words}",
-        f"{path}, data.seed, data.n_val",
+        f"{(rows.split == 1).sum()} validation rows, {(rows.split == 2).sum()} test rows, {words}",
+        f"{path}, data.seed, data.n_val, data.n_test",
     )
 
 
@@ -73,14 +73,14 @@ def _wrong_shards(images: store.ImageSet, shard_rows: int) -> str:
 
 
 def _leaks(project: Project, stage: str, path: str) -> Iterator[Row]:
-    """Yield a row that is a warning where an identical image is on both sides of the split."""
+    """Yield a row that is a warning where a held-out image is a training image too."""
     sides: tuple[list[NDArray[np.uint64]], list[NDArray[np.uint64]]] = ([], [])
     for block in project.images(path).blocks():
         digests = b"".join(
             hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in block.images
         )
         for side, found in enumerate(sides):
-            found.append(np.frombuffer(digests, dtype=np.uint64)[block.split == side])
+            found.append(np.frombuffer(digests, dtype=np.uint64)[(block.split > 0) == side])
     shared = len(np.intersect1d(np.concatenate(sides[0]), np.concatenate(sides[1])))
     value = f"{shared} different images"
     verdict: Verdict = "warning" if shared else "ok"

@@ -24,7 +24,7 @@ from pipeline.networks import scores
 
 def judged_images(project: Project, path: str) -> store.Block:
     """Return those images of a set that evaluations judge."""
-    return project.images(path).load("val")
+    return project.images(path).load(project.images(project.clean).judged)
 
 
 def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:

@@ -64,7 +64,7 @@ def diagnose(
             abs(outputs - repeated).max(1) > 1e-3 * (1e-6 + abs(outputs).max(1))
         ),
         "judged_images_not_held_out": none_of(
-            int((block.split != SPLITS["val"]).sum()), len(block)
+            int((block.split == SPLITS["train"]).sum()), len(block)
         ),
     }
 

@@ -75,12 +75,12 @@ def judge(
 ) -> Judgement:
     """Return clean, transfer and robust accuracy of a network, and whether to believe the last.
 
-    All are measured on the validation images. `stored` are adversarial sets of the same clean set,
-    all made against one model. `model_sha256` tells whether that model is the judged network
-    itself. Raises InputError for sets of another clean set. Raises it also for sets of several
-    models, which an attack's name would not tell apart.
+    All are measured on the test images, or on the validation images where there are none. `stored`
+    are adversarial sets of the same clean set, all made against one model. `model_sha256` tells
+    whether that model is the judged network itself. Raises InputError for sets of another clean
+    set. Raises it also for sets of several models, which an attack's name would not tell apart.
     """
-    val, names = clean.load("val"), clean.class_names
+    val, names = clean.load(clean.judged), clean.class_names
     size, seed = val.images.shape[2], settings.seed
     target = Target.of(
         network, len(names), batch_size=whitebox.BATCH_SIZE, seed=seed, image_size=size
@@ -131,6 +131,7 @@ def data_set(clean: ImageSet) -> dict[str, Any]:
         "source_sha256": clean.attributes.get("source.sha256"),
         "sha256": clean.digest,
         "n": len(clean),
+        "judged": clean.judged,
         "classes": len(clean.class_names),
         "image_size": clean.image_shape[1],
     }
@@ -148,7 +149,7 @@ def _confusion(
 def _opened(images: ImageSet, clean: ImageSet) -> Stored:
     images.expect({"clean.digest": clean.digest}, "made from another clean set")
     return Stored(
-        block=images.load("val"),
+        block=images.load(clean.judged),
         eps=float(images.attributes["eps.stored"]),
         model_sha256=str(images.attributes["model.sha256"]),
     )

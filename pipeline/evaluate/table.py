@@ -23,6 +23,7 @@ NOTE = (
     " not how robust the model is (docs/evaluation.md)."
 )
 KEYS = ("attack_passes", "clean", "transfer", "robust", "diagnostics")
+JUDGED = {"test": "test images", "val": "validation images, which also chose the kept epochs"}
 REMEDY = "delete it, and `make repro` makes it again"
 WORTH = {
     STRONG: "worst of {models} was found with APGD-CE and targeted APGD,"
@@ -110,7 +111,8 @@ def _data_set(content: Mapping[str, Any]) -> str:
     size = found["image_size"]
     return (
         f"{found['source']}, {found['n']:,} images of {size}x{size} in {found['classes']} classes,"
-        f" {content['clean']['n']:,} of them judged; SHA-256 {found['sha256'][:12]}"
+        f" {content['clean']['n']:,} of them judged ({JUDGED[found['judged']]});"
+        f" SHA-256 {found['sha256'][:12]}"
     )
 
 

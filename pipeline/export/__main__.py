@@ -30,7 +30,7 @@ def export_model() -> str:
     path, metrics = args.models / f"{name}.safetensors", found[name]
     checkpoint = networks.load(path, class_names=clean.class_names)
     submission.expect_judged(args.metrics / f"{name}.json", metrics, files.sha256(path))
-    accuracy = submission.export(checkpoint, clean.load("val"), args.out)
+    accuracy = submission.export(checkpoint, clean.load(clean.judged), args.out)
     submission.write_classes(clean.class_names, args.classes)
     source, size = str(clean.attributes["source"]), clean.image_shape[2]
     written = card.text(name, checkpoint, metrics, source, size)

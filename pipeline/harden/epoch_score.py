@@ -20,28 +20,33 @@ from pipeline.train.loop import Row
 
 
 def validation(
-    recipe: params.Online | params.Finetune, val: Block, settings: params.Held, device: torch.device
+    recipe: params.Online | params.Finetune,
+    val: Block,
+    settings: params.Held,
+    device: torch.device,
+    *,
+    is_judged: bool,
 ) -> Validate:
     """Return the validation that the recipe's `best_on` names.
 
-    `mixed` and `clean` validate on all of `val`. `robust` needs clean images in `val`.
+    `mixed` and `clean` validate on all of `val`. `robust` needs clean images in `val`. `is_judged`
+    tells whether evaluations judge validation images, and not test images.
     """
     if recipe.best_on == "robust":
-        return robust_accuracy_on(val, settings, precision.dtype_for(recipe.precision, device))
+        chosen = _sample(val, settings, is_judged)
+        return robust_accuracy_on(chosen, settings, precision.dtype_for(recipe.precision, device))
     return accuracy_on(val)
 
 
-def robust_accuracy_on(val: Block, settings: params.Held, dtype: torch.dtype) -> Validate:
+def robust_accuracy_on(chosen: Block, settings: params.Held, dtype: torch.dtype) -> Validate:
     """Return a validation that measures robust accuracy against the current network.
 
     It runs PGD and FGSM against the network at each call, and also classifies the same images
-    without an attack. `val` contains clean validation images. Those that `evaluate` does not
-    attack are taken first. So the evaluation uses other images than the choice of the epoch, as
-    far as there are enough. Attacks follow the gradients of the network in `dtype`. The network
-    itself, not its version in `dtype`, decides whether they succeed.
+    without an attack. `chosen` contains clean validation images. Attacks follow the gradients of
+    the network in `dtype`. The network itself, not its version in `dtype`, decides whether they
+    succeed.
     """
-    chosen, spec = _sample(val, settings), settings.selection
-    image_size = val.images.shape[2]
+    spec, image_size = settings.selection, chosen.images.shape[2]
     pgd = {
         "attack": "PGD",
         "eps": spec.eps,
@@ -101,14 +106,14 @@ def _under(threat: Attack, target: nn.Module, exact: nn.Module, chosen: Block) -
     return float(np.concatenate(right).mean())
 
 
-def _sample(val: Block, settings: params.Held) -> Block:
+def _sample(val: Block, settings: params.Held, is_judged: bool) -> Block:
     """Return `selection.n_images` validation images.
 
-    Images that `evaluate` does not attack are taken first.
+    Where `evaluate` judges validation images, those that it does not attack are taken first. So it
+    uses other images than the choice of the epoch, as far as there are enough.
     """
-    judged = np.isin(
-        np.arange(len(val)), scores.sample(val, settings.evaluate.n_eval, settings.evaluate.seed)
-    )
+    attacked = scores.sample(val, settings.evaluate.n_eval, settings.evaluate.seed)
+    judged = np.isin(np.arange(len(val)), attacked if is_judged else [])
     order = np.random.default_rng(settings.evaluate.seed + 1).permutation(len(val))
     order = order[np.argsort(judged[order], kind="stable")]
     chosen = np.zeros(len(val), dtype=bool)

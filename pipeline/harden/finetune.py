@@ -65,7 +65,7 @@ def finetune() -> str:
     return checkpointed.train(
         network,
         batches,
-        epoch_score.validation(recipe, val, settings, processor),
+        epoch_score.validation(recipe, val, settings, processor, is_judged=clean.judged == "val"),
         recipe,
         text=f"fine-tune {name}",
         out=args.out,

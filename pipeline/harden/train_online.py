@@ -61,7 +61,7 @@ def train_online() -> str:
     return checkpointed.train(
         network,
         batches,
-        epoch_score.validation(recipe, val, settings, processor),
+        epoch_score.validation(recipe, val, settings, processor, is_judged=clean.judged == "val"),
         recipe,
         text=f"train {name} online",
         out=args.out,

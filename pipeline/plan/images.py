@@ -23,13 +23,19 @@ class Images:
 
     n_images: int
     n_val: int
+    n_test: int = 0
     size: int
     n_classes: int
     origin: str
 
     @property
     def n_train(self) -> int:
-        return self.n_images - self.n_val
+        return self.n_images - self.n_val - self.n_test
+
+    @property
+    def n_judged(self) -> int:
+        """The images that evaluations judge."""
+        return self.n_test or self.n_val
 
     @property
     def n_bytes(self) -> int:
@@ -49,8 +55,8 @@ def known(data: Data, n_images: int | None = None) -> Images:
         raise InputError(_missing(data, n_images))
     if found.n_train < 1:
         raise InputError(
-            f"data.n_val: expected fewer than the {found.n_images} images ({found.origin}), "
-            f"found {found.n_val}"
+            f"data.n_val and n_test: expected fewer than the {found.n_images} images "
+            f"({found.origin}) together, found {found.n_val} and {found.n_test}"
         )
     return found
 
@@ -65,15 +71,17 @@ def _prepared(data: Data, n_images: int | None) -> Images | None:
     expected = {
         "source": data.source,
         "split.n_val": data.n_val,
+        "split.n_test": data.n_test or None,
         "rows": n_images or len(clean),
         "image_size": data.image_size or recorded.get("image_size"),
     }
     if any(recorded.get(key) != value for key, value in expected.items()):
         return None
-    is_val = clean.column("split") == store.SPLITS["val"]
+    split = clean.column("split")
     return Images(
         n_images=len(clean),
-        n_val=int(is_val.sum()),
+        n_val=int((split == store.SPLITS["val"]).sum()),
+        n_test=data.n_test,
         size=int(recorded["image_size"]),
         n_classes=len(clean.class_names),
         origin=str(CLEAN_SET),
@@ -87,7 +95,12 @@ def _declared(data: Data, n_images: int | None) -> Images | None:
     n_val = data.n_val if isinstance(data.n_val, int) else int(n_images * VAL_SHARE)
     origin = f"data.n_images of {params.FILE}" if n_images == data.n_images else "--images"
     return Images(
-        n_images=n_images, n_val=n_val, size=data.image_size, n_classes=N_CLASSES, origin=origin
+        n_images=n_images,
+        n_val=n_val,
+        n_test=data.n_test,
+        size=data.image_size,
+        n_classes=N_CLASSES,
+        origin=origin,
     )
 
 
@@ -104,6 +117,7 @@ def _read(data: Data) -> Images | None:
     return Images(
         n_images=n_images,
         n_val=n_val,
+        n_test=data.n_test,
         size=source.image_size,
         n_classes=len(source.class_names),
         origin=f"the source {data.source}",

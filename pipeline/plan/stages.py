@@ -216,11 +216,11 @@ class Plan:
     def _evaluate(self, name: str) -> Stage:
         settings = self._settings
         judging = Judging(settings.evaluate, settings.architecture_of(name), stays(settings, name))
-        n_val, n_stored = self._images.n_val, len(settings.attacks)
-        work = tuple(judging.work(n_val, n_stored, self._images.n_classes))
+        n_judged, n_stored = self._images.n_judged, len(settings.attacks)
+        work = tuple(judging.work(n_judged, n_stored, self._images.n_classes))
         stage = Stage(name=f"evaluate@{name}", text="", work=work)
-        text = f"{n_val:,} images, {stage.images('attack'):,} attack passes"
-        return Stage(**{**vars(stage), "text": text, "held": self._val_bytes * (1 + n_stored)})
+        text = f"{n_judged:,} images, {stage.images('attack'):,} attack passes"
+        return Stage(**{**vars(stage), "text": text, "held": self._judged_bytes * (1 + n_stored)})
 
     @property
     def _submitted(self) -> str:
@@ -243,19 +243,23 @@ class Plan:
                 work += self._once(model, spec, n, self._dtype)
         for model in settings.models:
             n_parts = 1 + n_sets + len(settings.mix_of(model))
-            work.append(self._classified(model, self._images.n_val * n_parts))
+            work.append(self._classified(model, self._images.n_judged * n_parts))
         text = f"{len(settings.models)} models, {n_sets} attacks"
-        return Stage(name="audit", text=text, work=tuple(work), held=self._val_bytes)
+        return Stage(name="audit", text=text, work=tuple(work), held=self._judged_bytes)
 
     def _report(self) -> Stage:
         """Return the report: images to show are searched for in every stored set."""
         settings = self._settings
-        n = min(SEARCHED, self._images.n_val) * (1 + len(settings.attacks))
+        n = min(SEARCHED, self._images.n_judged) * (1 + len(settings.attacks))
         work = (self._classified(self._submitted, n),)
         return Stage(name="report", text="1 page", work=work, disk=MOST_BYTES)
 
     def _classified(self, model: str, n_images: int) -> Work:
         return classified(self._settings.architecture_of(model), n_images, BATCH_SIZE)
+
+    @property
+    def _judged_bytes(self) -> int:
+        return self._images.n_judged * self._images.n_bytes
 
     @property
     def _val_bytes(self) -> int:

@@ -25,11 +25,13 @@ def prepare() -> str:
     for line in told(source):
         console.say(f"{settings.data.path}: {line}")
     clean = preparation.prepare(source, settings.data, settings.store, args.out)
-    is_train = clean.column("split") == store.SPLITS["train"]
-    per_class = np.bincount(clean.column("labels")[is_train])
+    split = clean.column("split")
+    counts = {name: int((split == number).sum()) for name, number in store.SPLITS.items()}
+    per_class = np.bincount(clean.column("labels")[split == store.SPLITS["train"]])
+    test = f", {counts['test']} to test" if counts["test"] else ""
     return (
-        f"{args.out}: {len(clean)} images, {is_train.sum()} to train and "
-        f"{(~is_train).sum()} to validate, "
+        f"{args.out}: {len(clean)} images, {counts['train']} to train and "
+        f"{counts['val']} to validate{test}, "
         f"{len(per_class)} classes with {per_class.min()} to {per_class.max()} training images"
     )
 

@@ -48,6 +48,7 @@ def parse_n_val(value: object) -> object:
 class Data(Section):
     """The images to use.
 
+    `n_test` images neither train nor choose anything; where there are any, evaluations judge them.
     `image_size` None keeps the size that all images have. `follow_links` reads what links in a
     folder of images lead to. `skip_broken` leaves out images that cannot be read.
     """
@@ -58,6 +59,7 @@ class Data(Section):
     image_size: Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE)] | None
     n_images: Count | None
     n_val: Annotated[int | str, BeforeValidator(parse_n_val)]
+    n_test: Annotated[int, Field(ge=0, lt=2**31)] = 0
     seed: Seed
     follow_links: bool = False
     skip_broken: bool = False

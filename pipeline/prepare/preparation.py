@@ -13,6 +13,8 @@ from pipeline.base.words import counted
 from pipeline.prepare import params, sources
 from pipeline.prepare.sources.common import Labels
 
+Split = NDArray[np.uint8]
+
 
 def prepare(
     source: sources.Source, data: params.Data, stored: params.Store, out: Path
@@ -33,6 +35,7 @@ def prepare(
         "source.skipped": json.dumps(source.skipped, ensure_ascii=False),
         "class_names": json.dumps(source.class_names, ensure_ascii=False),
         "split.n_val": data.n_val,
+        **({"split.n_test": data.n_test} if data.n_test else {}),
         "seed": data.seed,
         "image_size": source.image_size,
         "versions.h5py": version("h5py"),
@@ -73,20 +76,36 @@ def choose_rows(labels: Labels, data: params.Data) -> NDArray[np.int64]:
 
 
 def split_rows(labels: Labels, data: params.Data) -> NDArray[np.uint8]:
-    """Return 0 (train) or 1 (val) for each row (uint8), with exactly `n_val` rows of 1.
+    """Return 0 (train), 1 (val) or 2 (test) for each row (uint8).
 
-    Every class has its share, and is present in both parts.
+    There are exactly `n_test` rows of 2, and `n_val` of 1 among the rest. Every class has its
+    share, and is present in all parts.
     """
     assert isinstance(data.n_val, int)
-    return _stratified_choice(labels, data.n_val, data.seed, "data.n_val").astype(np.uint8)
+    split = _with_test(np.zeros(len(labels), dtype=np.uint8), labels, data)
+    rest = np.flatnonzero(split == store.SPLITS["train"])
+    chosen = _stratified_choice(labels[rest], data.n_val, data.seed, "data.n_val")
+    split[rest[chosen]] = store.SPLITS["val"]
+    return split
+
+
+def _with_test(split: Split, labels: Labels, data: params.Data) -> Split:
+    """Return a split of which `n_test` training rows are test rows instead."""
+    changed = split.copy()
+    if data.n_test:
+        rest = np.flatnonzero(split == store.SPLITS["train"])
+        chosen = _stratified_choice(labels[rest], data.n_test, data.seed, "data.n_test")
+        changed[rest[chosen]] = store.SPLITS["test"]
+    return changed
 
 
 def split_of(
     source: sources.Source, rows: NDArray[np.int64], data: params.Data
 ) -> NDArray[np.uint8]:
-    """Return 0 (train) or 1 (val) for some rows of a source (uint8).
+    """Return 0 (train), 1 (val) or 2 (test) for some rows of a source (uint8).
 
-    It is the source's own split for `n_val: from_source`. Raises InputError where the source has
+    It is the source's own split for `n_val: from_source`, with `n_test` of its training images for
+    the test. Raises InputError where the source has
     none, or where a class is in one part only.
     """
     if not data.own_split:
@@ -104,7 +123,7 @@ def split_of(
                 f"data.n_val: expected every class in both parts, found no image {words} of class "
                 f"{source.class_names[missing[0]]}; set data.n_val to a number"
             )
-    return split
+    return _with_test(split, labels, data)
 
 
 def _stratified_choice(labels: Labels, n_chosen: int, seed: int, key: str) -> NDArray[np.bool_]:

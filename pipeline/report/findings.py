@@ -206,9 +206,9 @@ def checks(results: Results) -> list[Checked]:
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """Accuracy by class: images to train and to judge, and each model's clean and worst."""
+    """Accuracy by class: images to train, to validate and to test; each model's clean and worst."""
 
-    rows: list[tuple[str, int, int, list[str]]]
+    rows: list[tuple[str, list[int], list[str]]]
     models: list[str]
     confusions: list[Picture]
 
@@ -217,10 +217,10 @@ def classes(results: Results) -> Classes:
     project = results.project
     images, names = project.images(project.clean), project.class_names
     labels, split = images.column("labels"), images.column("split")
-    n_train, n_val = (
+    counts = [
         np.bincount(labels[split == number], minlength=len(names)).tolist()
         for number in store.SPLITS.values()
-    )
+    ]
     kinds = [
         result
         for metrics in results.metrics.values()
@@ -229,8 +229,7 @@ def classes(results: Results) -> Classes:
     rows = [
         (
             name,
-            n_train[label],
-            n_val[label],
+            [count[label] for count in counts],
             [percent(result["per_class"][label]) for result in kinds],
         )
         for label, name in enumerate(names)

@@ -94,7 +94,7 @@ def gallery(results: Results) -> Gallery:
     stored = project.settings.evaluate.stored
     folder = f"data/adversarial/{stored}"
     sets = {name: f"{folder}/{name}" for name in project.settings.attacks}
-    clean, sources = _open(project, sets, "val")
+    clean, sources = _open(project, sets, project.images(project.clean).judged)
     n_cards, n_pictures = 1 + len(sources), 1 + 2 * len(sources)
     room = BUDGET // (min(SIDE, clean.images.shape[2]) ** 2 * PIXEL)
     n_classes = max(1, min(CLASSES, len(project.class_names), room // (n_cards * n_pictures)))

@@ -305,6 +305,16 @@ def test_optional_datasets_and_joining(tmp_path, block):
     assert len(store.join([read, block])) == 50
 
 
+def test_evaluations_judge_test_images_where_there_are_any(clean, block, tmp_path):
+    assert clean.judged == "val"
+    split = block.split.copy()
+    split[:5] = store.SPLITS["test"]
+    tested = write_set(tmp_path / "tested", store.Block(**{**block.datasets, "split": split}))
+    assert tested.judged == "test"
+    assert (tested.load("test").ids == block.ids[:5]).all()
+    assert len(tested.load("train")) + len(tested.load("val")) == 35
+
+
 def test_a_set_has_a_card_whose_lines_read_it(tmp_path, block):
     folder = tmp_path / "set"
     more = {"eps": np.full(40, 0.1, np.float32), "fooled": np.arange(40) < 10}
@@ -312,7 +322,7 @@ def test_a_set_has_a_card_whose_lines_read_it(tmp_path, block):
     write_set(folder, whole, kind="adversarial", attack="pgd", note="a|b `c`")
     card = (folder / "README.md").read_text()
     assert "# Adversarial images: pgd\n" in card
-    assert "40 images of 16 x 16 pixels in 3 classes: 30 train and 10 val." in card
+    assert "40 images of 16 x 16 pixels in 3 classes: 30 train, 10 val." in card
     assert "25.0% of them fool the model" in card
     assert "| note | `a\\|b 'c'` |\n" in card
     lines = card.split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder))

@@ -50,6 +50,7 @@ def test_a_found_keeps_its_words_apart(tmp_path, network, settings, monkeypatch)
         "source": None,
         "source_sha256": None,
         "sha256": clean.digest,
+        "judged": "val",
         "n": 40,
         "classes": 3,
         "image_size": 16,

@@ -8,7 +8,7 @@ from tests.conftest import ROOT, make_block, write_set
 
 
 def changed(settings, **values):
-    return settings.data.model_copy(update=values)
+    return settings.data.model_copy(update={"n_test": 0, **values})
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def _folder(tmp_path, monkeypatch):
 
 def test_the_digits_are_counted(settings):
     found = images.known(settings.data)
-    assert (found.n_images, found.n_val, found.n_train) == (1797, 297, 1500)
+    assert (found.n_images, found.n_val, found.n_train) == (1797, 200, 1300)
     assert (found.size, found.n_classes, found.origin) == (32, 10, "the source digits")
     assert found.n_bytes == 3 * 32 * 32 + 32
 
@@ -31,7 +31,7 @@ def test_n_images_is_taken_from_the_params(monkeypatch, tmp_path):
     found = images.known(data)
     assert (found.n_images, found.n_val, found.origin) == (
         50000,
-        5000,
+        2500,
         "data.n_images of params.yaml",
     )
 
@@ -60,7 +60,7 @@ def test_a_split_of_the_source_is_assumed(settings):
 
 def test_too_few_images_are_refused(settings):
     data = changed(settings, source="npz", path="data/raw/mine.npz")
-    with pytest.raises(InputError, match=r"n_val: expected fewer than the 200 images \(--images\)"):
+    with pytest.raises(InputError, match=r"n_test: expected fewer than the 200 images \(--"):
         images.known(data, 200)
 
 

@@ -16,7 +16,7 @@ from pipeline.prepare import preparation, sources
 from pipeline.prepare.params import Store
 from tests.conftest import ROOT
 
-DATA = document.load(ROOT / "params.yaml").data
+DATA = document.load(ROOT / "params.yaml").data.model_copy(update={"n_test": 0})
 STORED = Store(shard_rows=64)
 
 
@@ -38,6 +38,36 @@ def test_the_split_is_exact_and_stratified(counts, n_val, seed):
     )
     assert np.abs(share).max() <= 1
     assert (preparation.split_rows(labels, data) == split).all()
+
+
+def test_test_images_are_held_out_first_and_in_every_class_its_share():
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1], [150, 50]))
+    data = DATA.model_copy(update={"n_val": 40, "n_test": 60})
+    split = preparation.split_rows(labels, data)
+    assert np.bincount(split).tolist() == [100, 40, 60]
+    assert np.bincount(labels[split == 2]).tolist() == [45, 15]
+    more = preparation.split_rows(labels, data.model_copy(update={"n_val": 80}))
+    assert ((more == 2) == (split == 2)).all(), "n_val does not move the test images"
+    with pytest.raises(InputError, match="data.n_test: expected from 2 to 198 of 200 images"):
+        preparation.split_rows(labels, data.model_copy(update={"n_test": 199}))
+
+
+def test_a_source_with_its_own_split_gives_the_test_from_its_training_part():
+    labels, own = np.arange(200) % 2, (np.arange(200) >= 150).astype(np.uint8)
+    source = sources.Source(
+        labels=labels,
+        ids=np.arange(200),
+        read=lambda rows: rows,
+        class_names=("a", "b"),
+        sha256="",
+        image_size=8,
+        notes={},
+        split=own,
+    )
+    data = DATA.model_copy(update={"n_val": "from_source", "n_test": 30})
+    split = preparation.split_of(source, np.arange(200), data)
+    assert (split[150:] == 1).all()
+    assert np.bincount(split[:150]).tolist() == [120, 0, 30]
 
 
 def test_a_subset_keeps_the_order_and_the_shares():
@@ -93,7 +123,9 @@ def test_what_was_done_to_images_is_said_and_recorded(tmp_path, monkeypatch, cap
                 tmp_path / "images" / name / f"{number}.png"
             )
     (tmp_path / "images" / "9" / "a.heic").write_bytes(b"x")
-    raw_params["data"].update(source="image_folder", path="images", image_size=16, n_val=2)
+    raw_params["data"].update(
+        source="image_folder", path="images", image_size=16, n_val=2, n_test=0
+    )
     YAML().dump(raw_params, tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["prepare", "--out", "clean"])

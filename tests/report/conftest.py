@@ -57,7 +57,7 @@ def render(folder) -> bytes:
 
 
 def _params(content):
-    content["data"].update(source="npz", path="data/raw/x.npz", n_images=None, n_val=35)
+    content["data"].update(source="npz", path="data/raw/x.npz", n_images=None, n_val=21, n_test=35)
     grid = {"n_eval": 4, "eps": [0.1], "alphas": ["eps/4"], "steps": [2]}
     content["evaluate"].update(grid=grid)
     content["export"].update(model="refreshed")

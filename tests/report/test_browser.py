@@ -7,7 +7,9 @@ import pytest
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no chromium here; .ci/run installs it"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::RuntimeWarning"
+    ),
 ]
 DESKTOP, PHONE = 1280, 390  # pixels
 

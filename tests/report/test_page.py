@@ -10,7 +10,9 @@ from pipeline.base.errors import InputError
 from tests import tiny_project
 from tests.report.conftest import HOSTILE, MODELS, render
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::RuntimeWarning"
+)
 GOLDEN = Path(__file__).with_name("page.txt")
 
 

@@ -6,7 +6,7 @@ on. All datasets have n rows:
     images uint8 (n, 3, H, W)
     labels int64 (n,)
     ids    int64 (n,)
-    split  uint8 (n,; 0 train, 1 val)
+    split  uint8 (n,; 0 train, 1 val, 2 test)
 
 Adversarial sets also have:
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-SPLITS = {"train": 0, "val": 1}
+SPLITS = {"train": 0, "val": 1, "test": 2}
 DTYPES = {
     "images": "uint8",
     "labels": "int64",
@@ -18,7 +18,7 @@ DTYPES = {
 }
 OPTIONAL = ("eps", "fooled")
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,11 @@ def text(found: ImageSet) -> str:
     split = found.column("split")
     title, lead = TITLES[str(about["kind"])]
     attack = str(about.get("attack", ""))
-    counts = [f"{int((split == number).sum()):,} {name}" for name, number in SPLITS.items()]
+    counts = [
+        f"{count:,} {name}"
+        for name, number in SPLITS.items()
+        if (count := int((split == number).sum()))
+    ]
     fooled = ""
     if attack:
         share = found.column("fooled").mean()
@@ -66,7 +70,7 @@ def text(found: ImageSet) -> str:
         width=width,
         height=height,
         classes=len(found.class_names),
-        parts=" and ".join(counts),
+        parts=", ".join(counts),
         fooled=fooled,
         attributes="\n".join(
             f"| {key} | {_cell(value)} |" for key, value in about.items() if key != "class_names"

@@ -54,6 +54,11 @@ class ImageSet:
             )
         return tuple(limits.plain_name(f"{self.path}: class_names", name) for name in names)
 
+    @property
+    def judged(self) -> Split:
+        """The split that evaluations judge: `test` where the set has one, otherwise `val`."""
+        return "test" if (self.column("split") == SPLITS["test"]).any() else "val"
+
     def expect(self, expected: Mapping[str, Value], reason: str) -> None:
         """Raise InputError, naming `reason`, where an attribute differs from its expected value."""
         for key, value in expected.items():
