@@ -70,7 +70,7 @@ def line(row: Entry) -> str:
         row["row"],
         str(row["seed"]),
         *(_share(found) for found in (row["clean"], robust["fgsm"], robust["pgd"], ensembled)),
-        f"{row['attack_gradients'] / 1e6:.2f} million",
+        f"{row['attack_gradients']:,}",
         f"{row['seconds']:,.0f}",
         f"{row['cpu_seconds']:,.0f}",
         row["verdict"],

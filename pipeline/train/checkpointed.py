@@ -15,7 +15,7 @@ from pipeline.networks.device import describe
 from pipeline.networks.precision import precision_for, recorded
 from pipeline.networks.scores import Validate
 from pipeline.train import params
-from pipeline.train.loop import SOFTER, Batches, Watch, fit
+from pipeline.train.loop import SOFTER, Batches, Fit, Watch, fit
 
 # Of the weights on the disk, at most. The unfinished work is there twice, with up to six copies
 # each, and the checkpoint is there twice.
@@ -51,21 +51,11 @@ def train(
     fitted = fit(
         network, batches, validate, settings, text=text, device=device, part=part, watch=watch
     )
-    found = {
-        "best.epoch": fitted.best["epoch"],
-        "best.val_accuracy": fitted.best["val_accuracy"],
-        "attack_passes": attack_passes[0] + attack_passes[1] * len(fitted.history),
-        **(
-            {"collapsed.epoch": fitted.collapsed, "collapsed.alpha_scale": SOFTER}
-            if fitted.collapsed
-            else {}
-        ),
-    }
     checkpoint = networks.Checkpoint(
         architecture=architecture,
         class_names=list(class_names),
         state_dict=fitted.state_dict,
-        provenance={**origin, **found},
+        provenance={**origin, **_outcome(fitted, attack_passes)},
     )
     checkpoint.save(out)
     files.write_csv(history, fitted.history)
@@ -75,6 +65,18 @@ def train(
         f"{out}: epoch {fitted.best['epoch']} of {len(fitted.history)} kept, "
         f"validation accuracy {fitted.best['val_accuracy']:.4f}, on {describe(device)}"
     )
+
+
+def _outcome(fitted: Fit, attack_passes: tuple[int, int]) -> dict[str, str | int | float]:
+    """Return what a checkpoint records of the training itself."""
+    found: dict[str, str | int | float] = {
+        "best.epoch": fitted.best["epoch"],
+        "best.val_accuracy": fitted.best["val_accuracy"],
+        "attack_passes": attack_passes[0] + attack_passes[1] * len(fitted.history),
+    }
+    if fitted.collapsed:
+        found |= {"collapsed.epoch": fitted.collapsed, "collapsed.alpha_scale": SOFTER}
+    return found
 
 
 def _size(network: nn.Module, batches: Batches) -> int:

@@ -93,7 +93,7 @@ def test_a_finished_row_is_kept_and_not_made_again(project, tmp_path):
     page = (tmp_path / "page.md").read_text()
     assert page.startswith(f"before\n{results.MARKERS[0]}\n\n45,000 training images, 10 epochs")
     assert "1,000 by the ensemble (all members, 100 iterations, 9 targets)" in page
-    line = "| refreshed + trades | 0 | 50.0 ±10.0 | 50.0 ±10.0 | 50.0 ±10.0 | 30.0 ±10.0 | 1.47 mil"
+    line = "| refreshed + trades | 0 | 50.0 ±10.0 | 50.0 ±10.0 | 50.0 ±10.0 | 30.0 ±10.0 | 1,47"
     assert page.count(line) == 1
     assert page.endswith(f"{results.MARKERS[1]}\nafter\n")
 

@@ -383,7 +383,7 @@ def regularised_epoch(refreshed, number=0, **changes):
 
 
 @pytest.mark.parametrize("warm", [True, False])
-def test_refreshed_images_are_compared_with_the_start_of_their_attack(refreshed, warm):
+def test_refreshed_images_are_compared_with_their_starts(refreshed, warm):
     _, plain = regularised_epoch(refreshed, warm_start=warm)
     _, epoch = regularised_epoch(refreshed, warm_start=warm, regularise=5.0)
     for (images, labels, shares), paired in zip(plain, epoch, strict=True):
