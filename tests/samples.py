@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import sys
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -110,7 +109,6 @@ def without_counts(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-@cache
 def state_dict_bytes(architecture: str) -> bytes:
     """A file of such tensors."""
     buffer = io.BytesIO()

@@ -48,13 +48,19 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(scope="module")
+def official():
+    """A file of weights for the stock ResNet-18."""
+    return samples.state_dict_bytes("resnet18")
+
+
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(official, tmp_path, monkeypatch):
     """torchvision's ResNet-18 weights, replaced by a stand-in of the right shape.
 
     A server on this machine serves it.
     """
-    served = type("Served", (Handler,), {"content": samples.state_dict_bytes("resnet18")})
+    served = type("Served", (Handler,), {"content": official})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), served)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
