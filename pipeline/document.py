@@ -218,4 +218,4 @@ def load(path: Path) -> Document:
 
     Raises InputError as `base.params.load` does, also for unknown sections.
     """
-    return params.load(path, Document, params.read(path))
+    return params.checked(path, Document, params.read(path))

@@ -43,7 +43,11 @@ def load(path: Path, kind: type[Kind], keys: Iterable[str]) -> Kind:
     `keys` are dotted, as under `params` of a stage in `dvc.yaml`. What they do not name is left
     out. Raises InputError with the dotted key, what was expected and what was found.
     """
-    content = chosen(read(path), keys)
+    return checked(path, kind, chosen(read(path), keys))
+
+
+def checked(path: Path, kind: type[Kind], content: Mapping[str, Any]) -> Kind:
+    """Return the sections of a params file from their plain values, as `load` does."""
     try:
         sections = inherited(content)
     except InputError as error:
