@@ -88,6 +88,16 @@ def narrow_resnet18():
         yield
 
 
+@pytest.fixture(scope="module")
+def read_once():
+    """Files of the same content are parsed once."""
+    from tests import tiny_project
+
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_project.read_once(patch)
+        yield
+
+
 @pytest.fixture(scope="session")
 def settings() -> document.Document:
     return document.load(ROOT / "params.yaml")

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from tests.tiny_project import change_params, here, reproduce, run_here
 
 pytestmark = [
-    pytest.mark.usefixtures("narrow_resnet18"),
+    pytest.mark.usefixtures("narrow_resnet18", "read_once"),
     pytest.mark.filterwarnings(
         "ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"
     ),

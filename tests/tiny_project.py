@@ -10,6 +10,8 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ import dvc.stage.run
 import pytest
 from dvc import cli
 from ruamel.yaml import YAML
+from sklearn import datasets
 
 from pipeline import place
-from pipeline.base import console
+from pipeline.audit import lineage
+from pipeline.base import console, params
 from pipeline.figures import style
 from tests import narrow
 from tests.conftest import ROOT
@@ -131,6 +135,36 @@ def coarse_pictures(patch: pytest.MonkeyPatch) -> None:
     """Let figures be drawn quickly: otherwise that takes longer than all that they show."""
     patch.setattr(style, "DPI", 20)
     patch.setattr(style, "LAYOUT", None)
+
+
+def read_once(patch: pytest.MonkeyPatch) -> None:
+    """Parse files of the same content once, and scikit-learn's digits too.
+
+    An audit parses the same few files that the audit before it did, most of them in Python.
+    """
+    for owner, name, files in (
+        (params, "read", ()),
+        (lineage, "read_yaml", ()),
+        (lineage, "declared", ("dvc.yaml", "params.yaml")),
+    ):
+        patch.setattr(owner, name, _by_content(getattr(owner, name), files))
+    patch.setattr(datasets, "load_digits", cache(datasets.load_digits))
+
+
+def _by_content(read: Callable[[Path], Any], names: tuple[str, ...]) -> Callable[[Path], Any]:
+    """Return a reader of a file, or of a folder with files of these names, that remembers."""
+    known: dict[tuple[bytes, ...], Any] = {}
+
+    def remembered(path: Path) -> Any:
+        files = [path / name for name in names] or [path]
+        if not all(file.is_file() for file in files):
+            return read(path)
+        content = tuple(file.read_bytes() for file in files)
+        if content not in known:
+            known[content] = read(path)
+        return deepcopy(known[content])
+
+    return remembered
 
 
 def ask_dvc(root: Path, *arguments: str) -> str:

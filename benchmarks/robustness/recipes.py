@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 
 from pipeline import presets
 
-SELECTED = 500  # images that choose the epochs, beside those that are judged
+SELECTED = 500  # images that choose the epochs
 EMA, LONG_EMA = 0.093, 0.19  # the time constant of an average, as a share of all steps
 
 
@@ -45,8 +45,8 @@ def content(setting: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
     """Return the params of a project with one model for every row and seed."""
     found: dict[str, Any] = YAML(typ="safe").load(presets.complete("cifar10-cpu"))
     own = {**found["finetuned"], **found["online"]}
-    n_val = setting["judged"] + SELECTED
-    found["data"].update(n_images=setting["images"] + n_val, n_val=n_val)
+    n_images = setting["images"] + SELECTED + setting["judged"]
+    found["data"].update(n_images=n_images, n_val=SELECTED, n_test=setting["judged"])
     found["clean"]["epochs"] = setting["clean_epochs"]
     found["selection"]["n_images"] = SELECTED
     found.update(finetuned={}, online={})

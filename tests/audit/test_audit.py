@@ -38,7 +38,7 @@ from tests.conftest import renew_manifest
 from tests.tiny_project import change_params, here, replace, reproduce, run_here
 
 pytestmark = [
-    pytest.mark.usefixtures("narrow_resnet18"),
+    pytest.mark.usefixtures("narrow_resnet18", "read_once"),
     pytest.mark.filterwarnings(
         "ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"
     ),
