@@ -58,7 +58,7 @@ def test_every_row_is_a_sound_model_of_the_preset(tmp_path):
     assert (plain.seed, plain.refresh.regularise, regularised.refresh.regularise) == (1, None, 10)
     assert plain.ema == pytest.approx(0.999, abs=1e-4), "at the preset's own size, as the preset"
     assert regularised.model_dump(exclude={"refresh"}) == plain.model_dump(exclude={"refresh"})
-    assert settings.data.n_val == 1_500
+    assert settings.data.n_val + settings.data.n_test == 1_500
     assert settings.online["online_nfgsm_0"].adversary.noise == 2
 
 
