@@ -1,7 +1,8 @@
 """Trains a network, and writes its best epoch as a checkpoint that says where it comes from."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,13 +10,13 @@ import torch
 from torch import nn
 
 from pipeline import networks
-from pipeline.base import files, unfinished
+from pipeline.base import console, files, unfinished
 from pipeline.base.values import Section
 from pipeline.networks.device import describe
 from pipeline.networks.precision import precision_for, recorded
 from pipeline.networks.scores import Validate
 from pipeline.train import params
-from pipeline.train.loop import SOFTER, Batches, Fit, Watch, fit
+from pipeline.train.loop import SOFTER, Batches, Fit, Row, Watch, fit
 
 # Of the weights on the disk, at most. The unfinished work is there twice, with up to six copies
 # each, and the checkpoint is there twice.
@@ -43,14 +44,17 @@ def train(
 
     `attack_passes` counts the gradients of single images that attacks computed. The first number is
     for those before the training, the second for those in every epoch. `also_write` writes what
-    else the training makes. `watch` is passed to `loop.fit`. The unfinished work is deleted last.
+    else the training makes. `watch` is that of `loop.fit`. Every epoch prints a line and writes the
+    history. The unfinished work is deleted last.
     """
     origin = _origin(provenance, settings, device)
     part = unfinished.path_for(out, {**origin, "architecture": architecture})
     files.require_space(out.parent, _size(network, batches), text)
-    fitted = fit(
-        network, batches, validate, settings, text=text, device=device, part=part, watch=watch
-    )
+    told = _telling(text, settings.epochs, history, watch)
+    with _missing_if_stopped(history):
+        fitted = fit(
+            network, batches, validate, settings, text=text, device=device, part=part, watch=told
+        )
     checkpoint = networks.Checkpoint(
         architecture=architecture,
         class_names=list(class_names),
@@ -65,6 +69,31 @@ def train(
         f"{out}: epoch {fitted.best['epoch']} of {len(fitted.history)} kept, "
         f"validation accuracy {fitted.best['val_accuracy']:.4f}, on {describe(device)}"
     )
+
+
+def _telling(text: str, epochs: int, history: Path, watch: Watch) -> Watch:
+    """Return a watch that also prints a line for every epoch, and writes the history so far."""
+
+    def after_epoch(rows: Sequence[Row]) -> str:
+        last = rows[-1]
+        console.say(
+            f"{text}: epoch {last['epoch']} of {epochs}: loss {last['train_loss']:.3f}, "
+            f"validation accuracy {last['val_accuracy']:.4f}"
+        )
+        files.write_csv(history, rows)
+        return watch(rows)
+
+    return after_epoch
+
+
+@contextmanager
+def _missing_if_stopped(history: Path) -> Iterator[None]:
+    """Delete the history of a training that does not end: `make repro` restores what is missing."""
+    try:
+        yield
+    except BaseException:
+        history.unlink(missing_ok=True)
+        raise
 
 
 def _outcome(fitted: Fit, attack_passes: tuple[int, int]) -> dict[str, str | int | float]:

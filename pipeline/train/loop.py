@@ -107,10 +107,7 @@ def fit(
             )
             if warning := watch(run.history):
                 console.say(f"{text}: {warning}{run.go_back()}")
-            if run.is_finished:
-                saved.now()
-            else:
-                saved.when_worth_it()
+            saved.after_epoch()
     state = {name: tensor.cpu() for name, tensor in run.best_state.items()}
     return Fit(state_dict=state, best=run.best, history=run.rows, collapsed=run.collapsed)
 
@@ -280,6 +277,6 @@ class _Saver:
             self._since = time.perf_counter()
             self._took = self._since - started
 
-    def when_worth_it(self) -> None:
-        if time.perf_counter() - self._since >= self._took / SAVING:
+    def after_epoch(self) -> None:
+        if self._run.is_finished or time.perf_counter() - self._since >= self._took / SAVING:
             self.now()

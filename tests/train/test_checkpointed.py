@@ -41,6 +41,38 @@ def test_train_writes_the_best_epoch_and_its_history(train, tmp_path):
     assert checkpoint.provenance["attack_passes"] == 100 + 4 * 7
 
 
+def test_every_epoch_prints_a_line_and_writes_the_history(train, tmp_path, capsys):
+    validate, _ = scores(0.1, 0.5, 0.3, 0.2)
+    seen = []
+
+    def counting(network):
+        path = tmp_path / "h.csv"
+        seen.append(len(path.read_text().splitlines()) if path.exists() else 0)
+        return validate(network)
+
+    train(counting, lambda _: None)
+    assert seen == [0, 2, 3, 4], "the head and the epochs so far"
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("t: epoch")]
+    assert len(lines) == 4
+    assert lines[1].startswith("t: epoch 2 of 4: loss ")
+    assert lines[1].endswith(", validation accuracy 0.5000")
+
+
+def test_a_training_that_fails_leaves_no_history(train, tmp_path):
+    validate, _ = scores(0.1, 0.5)
+    calls = []
+
+    def failing(network):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError("no space left")
+        return validate(network)
+
+    with pytest.raises(OSError, match="no space left"):
+        train(failing, lambda _: None)
+    assert not (tmp_path / "h.csv").exists(), "`make repro` restores what is missing"
+
+
 def test_a_training_stopped_while_it_writes_repeats_no_epoch(train, tmp_path, capsys):
     def full_disk(_: networks.Checkpoint) -> None:
         raise OSError("no space left")
