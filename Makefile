@@ -57,7 +57,7 @@ fuzz: $(READY)  ## 10,000 damaged files for every reader, most of an hour
 	@$(BIN)/python -m tests.fuzz
 
 search-table: $(READY)  ## print the experiments of docs/search.md: parameters, transfer and robust accuracy
-	@$(BIN)/dvc exp show --md --drop '.*' --keep 'Experiment|attacks\.(fgsm|pgd)\.(eps|alpha|steps)|.*/robust.json:(clean|transfer\.(fgsm|pgd)|robust\.(fgsm|pgd))\.accuracy'
+	@$(BIN)/dvc exp show --md --drop '.*' --keep 'Experiment|attacks\.(fgsm|pgd)\.(eps|alpha|steps)|metrics/.*json:(clean|transfer\.(fgsm|pgd)|robust\.(fgsm|pgd))\.accuracy'
 
 lock: setup  ## resolve the requirements again
 	@PATH="$$PATH:$(BIN)" uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
