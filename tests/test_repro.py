@@ -386,6 +386,7 @@ def test_a_model_trained_elsewhere_is_judged_and_attacked(folder):
         "generate@mine-fgsm",
         "generate@mine-pgd",
         "evaluate@mine",
+        "export",
         "audit",
     }
     assert reproduce(folder) == set()

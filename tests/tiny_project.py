@@ -86,8 +86,16 @@ def made_once(shared: Path) -> Path:
 
 
 def copy(folder: Path, to: Path) -> Path:
-    """Return a copy whose files are links to the same bytes until they are replaced."""
-    return shutil.copytree(folder, to, copy_function=os.link, symlinks=True)
+    """Return a copy whose files are links to the same bytes until they are replaced.
+
+    What DVC writes in place is copied.
+    """
+
+    def link(source: str, target: str) -> None:
+        in_place = source.endswith("dvc.lock") or "/.dvc/tmp/" in source
+        (shutil.copy2 if in_place else os.link)(source, target)
+
+    return shutil.copytree(folder, to, copy_function=link, symlinks=True)
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:

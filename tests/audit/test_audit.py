@@ -1045,7 +1045,7 @@ def test_the_command_prints_the_table_and_names_what_failed(folder, monkeypatch,
     assert "prepare" not in shown
     own(folder / "plots/robust/confusion.csv").write_text("x")
     with pytest.raises(
-        InputError, match="2 FAILED: evaluate@robust: output plots/robust/confusion.csv"
+        InputError, match="3 FAILED: evaluate@robust: output plots/robust/confusion.csv"
     ):
         call(monkeypatch, "audit", str(folder))
     assert "FAILED" in capsys.readouterr().out.splitlines()[-2]
@@ -1055,7 +1055,7 @@ def test_the_measures_of_a_failed_audit_name_it(folder, tmp_path):
     own(folder / "plots/robust/confusion.csv").write_text("x")
     audit.write(tmp_path / "audit.json", audit.audit(folder, CPU))
     found = json.loads((tmp_path / "audit.json").read_text())
-    assert found["failed"] == 2
+    assert found["failed"] == 3, "the export reads it too"
     assert "failed.evaluate@robust.output_plots/robust/confusion.csv" in found
 
 
@@ -1070,9 +1070,13 @@ def test_what_cannot_be_read_is_a_failure_that_says_why(folder):
         in found["evaluate@robust: parameters"]
     )
     assert found["export: output models/submission.pt"] == "no such file or folder"
-    assert found["export: models/submission.pt"].startswith(
-        "models/submission.pt: not a state_dict"
-    )
+    assert "metrics/robust.json: cannot be read" in found["export: models/submission.pt"]
+
+
+def test_a_submission_that_is_no_state_dict_is_a_failure(folder):
+    replace(folder / "models/submission.pt", lambda path: path.write_text("x"))
+    found = failures_of(folder, "export")
+    assert found["models/submission.pt"].startswith("models/submission.pt: not a state_dict")
 
 
 def test_pretrained_weights_are_held_to_their_file(folder):

@@ -349,7 +349,7 @@ def soak(folder: Path, n_kills: int, seed: int) -> Tally:
 
 def tiny(content: dict) -> None:
     """Params for a run of seconds that has every kind of stage."""
-    content["data"].update(n_images=96, n_val=32)
+    content["data"].update(n_images=96, n_val=32, n_test=0)
     content["store"].update(shard_rows=40)
     content["model"].update(architecture="resnet18")
     content.update(precision="fp32", attacked=["clean"])

@@ -90,3 +90,5 @@ def _fix_plots(folder):
         with (folder / f"{name}.csv").open(newline="") as file:
             rows = [{**row, **fixed} for row in csv.DictReader(file)]
         files.write_csv(folder / f"{name}.csv", rows)
+    confusion = [{"actual": name, "predicted": name} for name in HOSTILE]
+    files.write_csv(folder / "confusion.csv", confusion)

@@ -205,7 +205,7 @@ def test_the_training_part_alone_is_read(data, folder, names):
 @pytest.mark.parametrize("names", SPLITS)
 def test_the_folder_s_own_split_is_used_on_request(data, folder, names):
     made(folder, *names)
-    own = data.model_copy(update={"n_val": "from_source"})
+    own = data.model_copy(update={"n_val": "from_source", "n_test": 0})
     source = sources.open_source(own)
     assert source.labels.tolist() == [0, 1, 0, 1]
     assert source.split.tolist() == [0, 0, 1, 1]
