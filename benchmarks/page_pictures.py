@@ -1,19 +1,21 @@
 """`python -m benchmarks.page_pictures`: photograph report/index.html in headless Chromium.
 
-It writes docs/results/report.png (the first screen) and docs/results/gallery.png (the gallery's
-first cards). It needs Chromium, and the development requirements.
+It writes into docs/results: the first screen as report.png, report-dark.png and report-phone.png,
+and the first cards of the gallery as gallery.png. It needs Chromium, and the development
+requirements.
 """
 
 import io
 import shutil
 import sys
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 PAGE, OUT = Path("report/index.html"), Path("docs/results")
-WIDTH, HEIGHT = 1200, 1500
+DESKTOP, PHONE, HEIGHT = 1200, 390, 1500  # pixels
 COLOURS = 256  # of a picture, which keeps it small
 
 
@@ -23,11 +25,18 @@ def main() -> None:
         sys.exit(f"error: needs Chromium, and {PAGE} from `make repro`")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        tab = started.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-        tab.goto(PAGE.absolute().as_uri())
-        _write(OUT / "report.png", tab.screenshot())
-        _write(OUT / "gallery.png", _first_cards(tab))
+        light = _opened(started, DESKTOP, "light")
+        _write(OUT / "report.png", light.screenshot())
+        _write(OUT / "gallery.png", _first_cards(light))
+        _write(OUT / "report-dark.png", _opened(started, DESKTOP, "dark").screenshot())
+        _write(OUT / "report-phone.png", _opened(started, PHONE, "light").screenshot())
         started.close()
+
+
+def _opened(browser: Browser, width: int, scheme: Literal["light", "dark"]) -> Page:
+    tab = browser.new_page(viewport={"width": width, "height": HEIGHT}, color_scheme=scheme)
+    tab.goto(PAGE.absolute().as_uri())
+    return tab
 
 
 def _first_cards(tab: Page) -> bytes:
