@@ -156,6 +156,8 @@ def _repro(project: Path, arguments: Sequence[str], stop_at: float) -> None:
     started, cpu = time.monotonic(), _cpu_seconds()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path}
+    # Otherwise, the stages of a command that a shell runs in the background ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, cwd=project, env=environment, process_group=0) as process:
         try:
             process.wait(stop_at - time.monotonic())
