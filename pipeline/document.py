@@ -191,7 +191,7 @@ class Document(Section):
         if self.export.model == AUTO and not any(map(self.export.score.covers, guesses)):
             raise ValueError(
                 f"export.model: expected a name, found {AUTO}, which needs an eps of evaluate.grid "
-                f"in the range of export.score.eps, found {guesses or 'no grid'}"
+                f"up to export.score.max_eps, found {guesses or 'no grid'}"
             )
         return self
 

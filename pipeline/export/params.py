@@ -14,29 +14,26 @@ class Score(Section):
     """The rule by which models are ranked.
 
     A score is the weighted mean of clean accuracy and of the accuracies under the worst FGSM and
-    the worst PGD of `evaluate.grid`, among those whose eps is from the first to the last of `eps`;
-    None takes all.
+    the worst PGD of `evaluate.grid`, among those whose eps is at most `max_eps`; None takes all.
     """
 
     clean: Weight = 1.0
     fgsm: Weight = 1.0
     pgd: Weight = 1.0
-    eps: Annotated[list[Level], Field(min_length=2, max_length=2)] | None = None
+    max_eps: Level | None = None
 
     @property
     def weights(self) -> dict[str, float]:
         return {"clean": self.clean, "fgsm": self.fgsm, "pgd": self.pgd}
 
     def covers(self, eps: float) -> bool:
-        """Return whether an eps in [0, 1] is in the range."""
-        return self.eps is None or self.eps[0] - 1e-6 <= eps <= self.eps[1] + 1e-6
+        """Return whether a guess at an eps in [0, 1] counts."""
+        return self.max_eps is None or eps <= self.max_eps + 1e-6
 
     @model_validator(mode="after")
-    def _check_rule(self) -> Self:
+    def _check_weights(self) -> Self:
         if not any(self.weights.values()):
             raise ValueError("expected a weight above 0, found none")
-        if self.eps is not None and self.eps[0] > self.eps[1]:
-            raise ValueError(f"eps: expected the smaller one first, found {self.eps}")
         return self
 
 

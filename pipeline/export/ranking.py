@@ -36,7 +36,7 @@ class Ranked:
 def rank(
     rule: Export, metrics: Mapping[str, Result], grids: Mapping[str, Sequence[Result]]
 ) -> list[Ranked]:
-    """Return the models, the best first; none where a grid has no attack in the rule's eps range.
+    """Return the models, the best first; none where a grid has no attack that the rule counts.
 
     Models whose clean accuracy does not exceed the floor come last.
     """
@@ -71,7 +71,7 @@ def chosen(rule: Export, ranked: Sequence[Ranked]) -> str:
     if not ranked:
         raise InputError(
             f"export.model: expected a name, found {AUTO}, which needs attacks of "
-            "evaluate.grid in the range of export.score.eps"
+            "evaluate.grid up to export.score.max_eps"
         )
     return ranked[0].model
 
@@ -131,7 +131,7 @@ def _read(path: Path) -> list[Result]:
 
 
 def _worst(rule: Export, grid: Sequence[Result]) -> dict[str, Result]:
-    """Return the lowest result of FGSM and of PGD in the range, where there is one."""
+    """Return the lowest result of FGSM and of PGD that counts, where there is one."""
     inside = [row for row in grid if rule.score.covers(row["eps"])]
     kinds = {
         "fgsm": [row for row in inside if row["guess"] == FGSM],

@@ -41,12 +41,12 @@ def test_the_best_mean_wins_and_a_low_clean_accuracy_loses():
     assert ranking.chosen(rule(), ranking.rank(rule(), only, GRIDS)) == "poor"
 
 
-def test_weights_and_the_range_of_eps_decide():
+def test_weights_and_the_greatest_eps_decide():
     clean = rule(score={"clean": 1, "fgsm": 0, "pgd": 0})
     assert ranking.rank(clean, METRICS, GRIDS)[0].model == "plain"
-    small = rule(score={"eps": ["8/255", "8/255"]})
+    small = rule(score={"max_eps": "8/255"})
     assert ranking.rank(small, METRICS, GRIDS)[0].parts["pgd"]["accuracy"] == pytest.approx(0.6)
-    nowhere = rule(score={"eps": [0.5, 1]})
+    nowhere = rule(score={"max_eps": "1/255"})
     assert ranking.rank(nowhere, METRICS, GRIDS) == []
     with pytest.raises(InputError, match="export.model: expected a name, found auto, which needs"):
         ranking.chosen(nowhere, [])
