@@ -18,8 +18,8 @@ CARD = """\
 
 ## How it was judged
 
-Accuracy in %, on validation images, which no training step used. Robust accuracy is measured under
-white-box attacks that ran freshly against this model itself.
+Accuracy in %, on {judged}. No training step used them. Robust
+accuracy is measured under white-box attacks that ran freshly against this model itself.
 
 | | accuracy | 95 % interval | images |
 |---|---|---|---|
@@ -54,6 +54,12 @@ model.eval()  # takes images (B, 3, {size}, {size}) in [0, 1], not normalised
 """
 
 
+JUDGED = {
+    "test": "test images, which chose nothing",
+    "val": "validation images, which also chose the kept epoch",
+}
+
+
 def text(
     name: str, checkpoint: Checkpoint, metrics: Mapping[str, Any], source: str, size: int
 ) -> str:
@@ -69,6 +75,7 @@ def text(
         architecture=checkpoint.architecture,
         n_classes=len(checkpoint.class_names),
         lead=_lead(name, checkpoint.provenance),
+        judged=JUDGED[metrics["data_set"]["judged"]],
         results="\n".join(_result(*result) for result in results.items()),
         evidence=metrics["diagnostics"]["verdict"],
         training="\n".join(

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline import figures
 from pipeline.base import store
 from pipeline.evaluate import meanings, table
-from pipeline.export import ranking
+from pipeline.export import ranking, submission
 from pipeline.export.params import AUTO
 from pipeline.figures import in_pixels
 from pipeline.report.parts import Picture, percent, picture
@@ -61,9 +61,8 @@ def answer(results: Results) -> Answer:
         ranked=[_ranked(one) for one in results.ranked],
         alike=ranking.alike(results.ranked) if results.ranked else [],
         expected=[
-            (_label(kind, name), _interval(result))
-            for kind, name, result in found[results.submitted]
-            if kind != "transfer"
+            (name, _interval(result))
+            for name, result in submission.named(results.metrics[results.submitted]).items()
         ],
     )
 
@@ -91,10 +90,6 @@ def _cell(point: tuple[str, str, Mapping[str, Any]]) -> tuple[str, str]:
     _, name, result = point
     star = "*" if name.endswith("*") else ""
     return f"{percent(result['accuracy'])}{star}", _range(result)
-
-
-def _label(kind: str, name: str) -> str:
-    return name if kind == name else f"{kind}, {name}"
 
 
 def _interval(result: Mapping[str, Any]) -> str:

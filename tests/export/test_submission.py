@@ -87,6 +87,7 @@ def result(accuracy, **about):
 
 METRICS = {
     "sha256": hashlib.sha256(b"model").hexdigest(),
+    "data_set": {"judged": "test"},
     "clean": result(0.9),
     "transfer": {"pgd": result(0.7)},
     "robust": {"pgd": result(0.05, eps=8 / 255, steps=20), "worst": result(0.04)},
@@ -131,6 +132,7 @@ def test_the_card_has_metadata_figures_and_lines_that_load_the_file(
     assert [metric["value"] for metric in judged["metrics"]] == [0.9, 0.05, 0.04]
     assert "| robust, pgd, eps 8/255, 20 steps | 5.0 | 4.0 to 6.0 | 500 |" in body
     assert "fine-tuned from `clean`" in body
+    assert "on test images, which chose nothing." in body
     assert "12,345 gradients" in body
     assert "70.0" not in body, "transfer accuracy"
     lines = body.split("```python\n")[1].split("```")[0]
