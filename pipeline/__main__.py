@@ -117,7 +117,7 @@ def plan(preset: str | None, n_images: int | None) -> str:
     settings = document.load(params.FILE) if preset is None else presets.settings(preset)
     from pipeline.plan import planning
 
-    return planning.plan(settings, n_images)
+    return planning.plan(settings, n_images, keep=preset is None and n_images is None)
 
 
 def audit_project(path: Path, *, robust: bool) -> str:

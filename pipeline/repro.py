@@ -17,7 +17,7 @@ from typing import IO
 from pipeline import document, place
 from pipeline.attacks.params import expect_classes
 from pipeline.audit import lineage
-from pipeline.base import console, files, params, unfinished
+from pipeline.base import console, files, params, remaining, unfinished
 from pipeline.base.errors import InputError, discarding
 from pipeline.document import Document
 from pipeline.networks.params import Model
@@ -45,6 +45,7 @@ def repro() -> str:
             for path in folder.rglob("*")
             if path.is_file()
         }
+        _plan()
         watch = Watch()
         dvc = [sys.executable, "-m", "pipeline.numbered", str(len(stages)), "repro"]
         with console.stopping() as stop:
@@ -68,6 +69,19 @@ def repro() -> str:
         if not watch.is_recorded:  # else the audit ran, which reads everything
             _expect_whole(set(stages))
     return f"{results()}\n{REPORT}: all of this as a page, with pictures; open it in a browser"
+
+
+def _plan() -> None:
+    """Measure how long a run will take, if somebody watches and something will run.
+
+    The table of `make plan` is then printed first.
+    """
+    if not sys.stdout.isatty() or remaining.kept():
+        return
+    status = [sys.executable, "-m", "dvc", "status", "--quiet"]
+    if subprocess.run(status, env=environment(), stderr=subprocess.DEVNULL, check=False).returncode:
+        console.say("measuring this machine to tell how long the run takes:")
+        subprocess.run([sys.executable, "-m", "pipeline", "plan"], env=environment(), check=False)
 
 
 def environment() -> dict[str, str]:

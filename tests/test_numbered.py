@@ -1,8 +1,10 @@
 import logging
+import os
 
 import pytest
 
 from pipeline import numbered
+from pipeline.base import remaining
 
 
 @pytest.mark.parametrize(
@@ -17,7 +19,7 @@ from pipeline import numbered
     ],
 )
 def test_each_stage_has_its_number(message, shown):
-    counting = numbered.Numbered(11)
+    counting = numbered.Numbered(11, remaining.Expected({}))
     for name, number in (("prepare", 1), ("generate@clean-pgd", 2), ("prepare", 1)):
         record = logging.LogRecord("dvc", logging.INFO, "", 0, message, (name,), None)
         assert counting.filter(record)
@@ -33,7 +35,7 @@ def test_the_reason_of_a_failed_stage_is_not_said_twice(cause, is_shown):
     error.__cause__ = RuntimeError(cause)
     info = (RuntimeError, error, None)
     record = logging.LogRecord("dvc", logging.ERROR, "", 0, "", (), info)
-    assert numbered.Numbered(11).filter(record) is is_shown
+    assert numbered.Numbered(11, remaining.Expected({})).filter(record) is is_shown
 
 
 @pytest.mark.parametrize(
@@ -46,5 +48,24 @@ def test_the_reason_of_a_failed_stage_is_not_said_twice(cause, is_shown):
 )
 def test_only_the_warning_about_no_refreshed_sets_is_left_out(message, is_shown):
     record = logging.LogRecord("dvc", logging.WARNING, "", 0, message, (), None)
-    assert numbered.Numbered(11).filter(record) is is_shown
+    assert numbered.Numbered(11, remaining.Expected({})).filter(record) is is_shown
     assert record.getMessage() == message
+
+
+def test_a_stage_that_runs_tells_how_long_the_whole_run_takes(monkeypatch):
+    monkeypatch.setenv(remaining.VARIABLE, "")
+    expected = remaining.Expected({"prepare": 5.0, "train_clean": 70.0, "export": 20.0})
+    counting = numbered.Numbered(3, expected)
+    shown = []
+    for message, name in (
+        ("Stage '%s' didn't change, skipping", "prepare"),
+        ("Running stage '%s':", "train_clean"),
+    ):
+        record = logging.LogRecord("dvc", logging.INFO, "", 0, message, (name,), None)
+        counting.filter(record)
+        shown.append(record.getMessage())
+    assert shown == [
+        "Stage 'prepare' (1 of 3) didn't change, skipping",
+        "Running stage 'train_clean' (2 of 3; whole run: 1 min 30 s left):",
+    ]
+    assert os.environ[remaining.VARIABLE].endswith(" 20.0")

@@ -5,6 +5,7 @@ DVC and the stages run in this process.
 
 import json
 import os
+import subprocess
 import sys
 
 import dvc.repo
@@ -14,7 +15,7 @@ import torch
 
 from pipeline import __main__ as command
 from pipeline import networks, repro
-from pipeline.base import store
+from pipeline.base import remaining, store
 from pipeline.base.errors import InputError
 from tests import narrow, samples, tiny_project
 from tests.conftest import ROOT
@@ -194,6 +195,31 @@ def test_params_that_are_edited_meanwhile_end_the_run_with_one_line(folder):
     )
     assert (folder / "dvc.lock").read_bytes() == lock, "what ended after the edit is not recorded"
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("in_terminal", "is_changed", "is_planned"),
+    [(True, True, True), (True, False, False), (False, True, False)],
+)
+def test_a_run_is_planned_first_where_somebody_watches(
+    tmp_path, monkeypatch, in_terminal, is_changed, is_planned
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("seed: 0")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: in_terminal)
+    commands = []
+
+    def run(command, **_):
+        commands.append(command[1:])
+        return subprocess.CompletedProcess(command, int(is_changed))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    repro._plan()
+    assert (["-m", "pipeline", "plan"] in commands) is is_planned
+    commands.clear()
+    remaining.keep({"prepare": 1.0})
+    repro._plan()  # a kept plan is used
+    assert not commands
 
 
 def test_a_damaged_set_is_not_called_finished_and_the_remedy_works(folder):

@@ -14,10 +14,11 @@ from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
-from pipeline.base import costs, files
+from pipeline.base import costs, files, remaining, words
 from pipeline.base.errors import InputError
 
 Bar: TypeAlias = "tqdm[Any]"
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]{whole_run}"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -67,13 +68,27 @@ def _endings() -> list[signal.Signals]:
     ]
 
 
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """A bar that also tells how long the rest of the run takes, if that was planned."""
+
+    @property
+    def format_dict(self) -> Any:
+        found = super().format_dict
+        rate = found["rate"] or (found["n"] - found["initial"]) / max(found["elapsed"], 1e-9)
+        bar = (found["total"] - found["n"]) / rate if rate else 0.0
+        left = remaining.of_run(bar)
+        found["whole_run"] = "" if left is None else f", whole run: {words.duration(left)} left"
+        return found
+
+
 def progress(total: int, text: str, unit: str, done: int = 0) -> Bar:
     """Return a progress bar that stays silent where there is no terminal."""
-    return tqdm(
+    return _Bar(
         total=total,
         initial=done,
         desc=text,
         unit=f" {unit}",
+        bar_format=BAR,
         disable=None,
         dynamic_ncols=True,
         leave=False,

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
-from pipeline.base import console
+from pipeline.base import console, remaining
 from pipeline.document import Document
 from pipeline.networks import device as devices
 from pipeline.plan import images as image_counts
@@ -14,14 +14,17 @@ from pipeline.plan.stages import Plan
 from pipeline.plan.work import Stage
 
 
-def plan(settings: Document, n_images: int | None = None) -> str:
+def plan(settings: Document, n_images: int | None = None, *, keep: bool = False) -> str:
     """Print what a run of these params costs on this machine, and return what it took to know.
 
-    `n_images` is the number of images, where it is not known otherwise.
+    `n_images` is the number of images, where it is not known otherwise. `keep` keeps what each
+    stage costs for the next run of `params.yaml`.
     """
     started, device = time.perf_counter(), devices.choose()
     images = image_counts.known(settings.data, n_images)
     costs = measured(Plan(settings, images, device).stages(), Rates(images, device))
+    if keep:
+        remaining.keep({cost.stage.name: cost.seconds for cost in costs})
     console.say(table.table(costs, device, datetime.now()))
     for line in table.advice(costs, settings, device):
         console.say(line)

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 import torch
 
+from pipeline.base import words
 from pipeline.document import Document
 from pipeline.plan.work import Stage
 
@@ -66,19 +67,6 @@ def advice(costs: Sequence[Cost], settings: Document, device: torch.device) -> I
             yield f"  {words} ({share:.0%} of the time is such work)"
 
 
-def duration(seconds: float) -> str:
-    """Return a time in words, such as "2 h 05 min"."""
-    if round(seconds) < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 600:
-        return f"{round(seconds) // 60} min {round(seconds) % 60:02} s"
-    minutes = round(seconds / 60)
-    hours, days = minutes // 60, minutes // (60 * 24)
-    if not hours:
-        return f"{minutes} min"
-    return f"{days} d {hours % 24} h" if days else f"{hours} h {minutes % 60:02} min"
-
-
 def size(n_bytes: int) -> str:
     """Return a number of bytes in words, such as "94 MB"."""
     if n_bytes < 1e6:
@@ -92,7 +80,7 @@ def _row(cost: Cost, device: torch.device) -> tuple[str, ...]:
     return (
         stage.name,
         stage.text,
-        duration(cost.seconds),
+        words.duration(cost.seconds),
         size(stage.disk),
         size(cost.memory),
         gpu,
@@ -104,7 +92,7 @@ def _total(costs: Sequence[Cost], device: torch.device) -> tuple[str, ...]:
     return (
         "total",
         "",
-        duration(sum(cost.seconds for cost in costs)),
+        words.duration(sum(cost.seconds for cost in costs)),
         size(sum(cost.stage.disk for cost in costs)),
         size(max(cost.memory for cost in costs)),
         size(gpu) if device.type == "cuda" else "-",

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from pipeline.base import console
+from pipeline.base import console, remaining
 from pipeline.base.errors import InputError
 from tests.conftest import ROOT
 
@@ -47,6 +47,18 @@ def test_progress_is_quiet_without_a_terminal(capsys):
     with console.progress(3, "work", "items") as bar:
         bar.update(3)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("is_planned", [True, False])
+def test_progress_tells_how_long_a_planned_run_takes(capsys, monkeypatch, is_planned):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv(remaining.VARIABLE, "")
+    if is_planned:
+        remaining.pass_on(0.0, 7200.0)
+    with console.progress(3, "work", "items") as bar:
+        bar.update(2)
+        bar.refresh()
+    assert ("], whole run: 2 h 00 min left" in capsys.readouterr().err) is is_planned
 
 
 def test_the_first_signal_asks_and_the_second_stops():

@@ -7,6 +7,7 @@ from ruamel.yaml import YAML
 
 from pipeline import __main__ as command
 from pipeline import document
+from pipeline.base import remaining
 from pipeline.base.errors import InputError
 from pipeline.plan import planning, rates, training_steps
 from pipeline.plan.images import Images
@@ -49,7 +50,8 @@ def test_a_plan_measures_every_stage(tiny, monkeypatch, capsys):
     ]  # fmt: skip
     assert all(row.endswith("-") for row in rows[1:14])
     assert not (tiny / "models").exists()
-    assert {path.name for path in tiny.iterdir()} == {"params.yaml"}
+    assert {path.name for path in tiny.iterdir()} == {"params.yaml", "report"}
+    assert set(remaining.kept()) == {row.split()[0] for row in rows[1:13]}
 
 
 def test_every_kind_is_measured_once(tiny, monkeypatch):
@@ -66,7 +68,7 @@ def test_every_kind_is_measured_once(tiny, monkeypatch):
 def test_a_preset_is_planned_without_params(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     seen = []
-    monkeypatch.setattr(planning, "plan", lambda *given: seen.append(given) or "planned")
+    monkeypatch.setattr(planning, "plan", lambda *given, **_: seen.append(given) or "planned")
     before = (ROOT / "params.yaml").read_bytes()
     assert call(monkeypatch, "plan", "cifar10-cpu", "--images", "900") == "planned"
     ((settings, n_images),) = seen

@@ -1,6 +1,5 @@
 from datetime import datetime
 
-import pytest
 import torch
 
 from pipeline.plan import table
@@ -36,22 +35,6 @@ def test_the_table_has_a_row_for_each_stage_and_a_total():
 def test_a_gpu_has_its_own_column():
     lines = table.table(COSTS, torch.device("cuda"), NOW).splitlines()
     assert [line.endswith("2,000 MB") for line in lines[:4]] == [False, True, True, True]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.2, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 00 s"),
-        (599, "9 min 59 s"),
-        (1500, "25 min"),
-        (3725, "1 h 02 min"),
-        (86400 * 3 + 7300, "3 d 2 h"),
-    ],
-)
-def test_durations_are_words(seconds, text):
-    assert table.duration(seconds) == text
 
 
 def test_sizes_are_words():
