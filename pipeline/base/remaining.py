@@ -13,7 +13,7 @@ from pipeline.base import costs, files, params
 
 FILE = costs.FOLDER / "plan.json"
 VARIABLE = "PIPELINE_REMAINING"
-LEAST, MOST = 0.2, 5.0  # of what a plan is corrected by
+TRUST = 60.0  # seconds of a run that count as much as the plan: short stages say little
 
 
 def keep(seconds: Mapping[str, float]) -> None:
@@ -54,9 +54,7 @@ class Expected:
         if stage not in self._left:
             return None
         self._running, self._since = self._left.pop(stage), self._clock()
-        factor = 1.0
-        if self._expected:
-            factor = min(MOST, max(LEAST, self._took / self._expected))
+        factor = (TRUST + self._took) / (TRUST + self._expected)
         return factor * self._running, factor * sum(self._left.values())
 
     def end(self, skipped: str = "") -> None:

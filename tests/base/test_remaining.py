@@ -30,14 +30,22 @@ def test_a_plan_that_cannot_be_read_is_none(project, text):
 
 def test_what_is_left_follows_what_the_stages_took():
     now = [0.0]
-    left = Expected({"a": 10.0, "b": 20.0, "c": 30.0, "d": 40.0}, clock=lambda: now[0])
-    assert left.begin("a") == (10.0, 90.0)
-    now[0] = 20.0  # twice as long as expected
+    left = Expected({"a": 60.0, "b": 20.0, "c": 30.0, "d": 40.0}, clock=lambda: now[0])
+    assert left.begin("a") == (60.0, 90.0)
+    now[0] = 180.0  # three times as long as expected
     assert left.begin("b") == (40.0, 140.0)
-    now[0] = 40.0  # as expected: 40 s in place of 30 s so far
+    now[0] = 200.0  # as expected: 200 s in place of 80 s so far
     left.end(skipped="c")
-    now[0] = 100.0  # time in which no stage ran does not count
-    assert left.begin("d") == pytest.approx((40.0 * 4 / 3, 0.0))
+    now[0] = 300.0  # time in which no stage ran does not count
+    assert left.begin("d") == pytest.approx((40.0 * 260 / 140, 0.0))
+
+
+def test_a_short_stage_says_little():
+    now = [0.0]
+    left = Expected({"a": 1.0, "b": 600.0}, clock=lambda: now[0])
+    left.begin("a")
+    now[0] = 4.0
+    assert left.begin("b") == pytest.approx((600.0 * 64 / 61, 0.0))
 
 
 def test_a_stage_that_nobody_planned_tells_nothing():
