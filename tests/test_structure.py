@@ -131,6 +131,15 @@ def test_no_module_imports_itself_or_a_command():
         assert path not in {again for other in found for again in reached(other)}, path
 
 
+def test_functions_and_modules_stay_short():
+    for path in CODE.rglob("*.py"):
+        text = path.read_text()
+        assert text.count("\n") <= 300, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 50, (path, node.name)
+
+
 def test_only_the_audit_and_the_run_import_dvc():
     for path in CODE.rglob("*.py"):
         assert path in (CODE / "audit/lineage.py", CODE / "numbered.py") or not re.search(

@@ -86,12 +86,7 @@ def judge(
         network, len(names), batch_size=whitebox.BATCH_SIZE, seed=seed, image_size=size
     )
     predicted = networks.predict(network, val.images)
-    for images in stored:
-        images.expect(
-            {"model.sha256": stored[0].attributes["model.sha256"]},
-            f"made from another model than {stored[0].path}",
-        )
-    sets = {str(images.attributes["attack"]): _opened(images, clean) for images in stored}
+    sets = _all_opened(stored, clean)
     transfer = _transfer(target, val, predicted == val.labels, sets, model_sha256)
     robust, tried = _robust(target, val, settings)
     grid_rows, grid = _grid(target, val, settings)
@@ -144,6 +139,16 @@ def _confusion(
         {"actual": names[label], "predicted": names[guess]}
         for label, guess in zip(val.labels, predicted, strict=True)
     ]
+
+
+def _all_opened(stored: Sequence[ImageSet], clean: ImageSet) -> dict[str, Stored]:
+    """Return stored sets by the names of their attacks."""
+    for images in stored:
+        images.expect(
+            {"model.sha256": stored[0].attributes["model.sha256"]},
+            f"made from another model than {stored[0].path}",
+        )
+    return {str(images.attributes["attack"]): _opened(images, clean) for images in stored}
 
 
 def _opened(images: ImageSet, clean: ImageSet) -> Stored:
