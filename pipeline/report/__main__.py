@@ -12,7 +12,14 @@ def report() -> str:
 
     content = page.render(Project(args.project, device.choose()))
     files.write_bytes(args.out, content)
-    return f"{args.out}: open it in a browser ({len(content) / 2**20:.1f} MiB in one file)"
+    size = f"{len(content) / 2**20:.1f} MiB"
+    if len(content) > page.MOST_BYTES:
+        console.say(
+            f"warning: {args.out}: too large to send around (expected at most "
+            f"{page.MOST_BYTES / 2**20:.0f} MiB, found {size}); name fewer models in "
+            "evaluate.models, since each brings its own pictures"
+        )
+    return f"{args.out}: open it in a browser ({size} in one file)"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ Images = NDArray[np.uint8]
 SIDE = 64  # pixels; of larger images, the middle is shown
 BUDGET = 1_200_000  # bytes of pictures on the page, at most
 CLASSES = 10  # that are shown, at most
+REFRESHED = 3  # classes of which a refreshed training image is shown, at most
 SEARCHED = 1000  # images of a split among which the shown ones are chosen, at most
 PIXEL = 4  # bytes that a pixel takes on the page at most: three colours in base64
 
@@ -95,9 +96,9 @@ def gallery(results: Results) -> Gallery:
     folder = f"data/adversarial/{stored}"
     sets = {name: f"{folder}/{name}" for name in project.settings.attacks}
     clean, sources = _open(project, sets, project.images(project.clean).judged)
-    n_cards, n_pictures = 1 + len(sources), 1 + 2 * len(sources)
+    refreshed = _refreshed_sets(project)
     room = BUDGET // (min(SIDE, clean.images.shape[2]) ** 2 * PIXEL)
-    n_classes = max(1, min(CLASSES, len(project.class_names), room // (n_cards * n_pictures)))
+    n_classes, n_refreshed = _shared_out(room, len(project.class_names), len(sets), len(refreshed))
     asked = {model: project.network(path_of(model)) for model in results.models}
     chosen = _chosen(asked[results.submitted], clean, sources, n_classes)
     show = partial(_card, project, asked)
@@ -109,8 +110,31 @@ def gallery(results: Results) -> Gallery:
         n_classes=n_classes,
         side=min(SIDE, clean.images.shape[2]),
         validation=[show(clean, sources, row, rule) for row, rule in chosen],
-        refreshed=list(_refreshed(results, sets, asked, n_classes)),
+        refreshed=list(_refreshed(project, {**sets, **refreshed}, asked, n_refreshed)),
     )
+
+
+def _shared_out(room: int, n_classes: int, n_sets: int, n_refreshed: int) -> tuple[int, int]:
+    """Return of how many classes to show validation images, and refreshed training images.
+
+    All together are at most `room` pictures, unless one class of each kind has more already.
+    """
+    n_classes = min(CLASSES, n_classes)
+    of_class = (1 + n_sets) * (1 + 2 * n_sets)
+    of_refreshed = 1 + 2 * (n_sets + n_refreshed)
+    shown = max(1, min(REFRESHED, n_classes, room // (of_class + of_refreshed)))
+    if not n_refreshed:
+        shown = 0
+    return max(1, min(n_classes, (room - shown * of_refreshed) // of_class)), shown
+
+
+def _refreshed_sets(project: Project) -> dict[str, str]:
+    """Return the paths of the sets that trainings refreshed, by their names on the page."""
+    return {
+        f"{name}, refreshed by {model}": path
+        for model in project.settings.finetuned
+        for name, path in project.refreshed(f"data/refreshed/{model}").items()
+    }
 
 
 def _open(
@@ -149,19 +173,13 @@ def _chosen(
 
 
 def _refreshed(
-    results: Results, sets: Mapping[str, str], asked: Mapping[str, nn.Module], n_classes: int
+    project: Project, sets: Mapping[str, str], asked: Mapping[str, nn.Module], n_classes: int
 ) -> Iterator[Card]:
     """Yield the first training image of every class, with its stored and refreshed versions."""
-    project = results.project
-    found = {
-        f"{name}, refreshed by {model}": path
-        for model in project.settings.finetuned
-        for name, path in project.refreshed(f"data/refreshed/{model}").items()
-    }
-    if not found:
+    if not n_classes:
         return
-    clean, sources = _open(project, {**sets, **found}, "train")
-    for label in range(min(n_classes, 3)):
+    clean, sources = _open(project, sets, "train")
+    for label in range(n_classes):
         for row in islice(np.flatnonzero(clean.labels == label), 1):
             yield _card(project, asked, clean, sources, int(row), "training image")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.errors import InputError
+from pipeline.report import page
 from tests import tiny_project
 from tests.report.conftest import HOSTILE, MODELS, render
 
@@ -19,11 +20,11 @@ GOLDEN = Path(__file__).with_name("page.txt")
 class Text(HTMLParser):
     """The text of a page, a line per element that has some, and its tags with attributes."""
 
-    def __init__(self, page: bytes) -> None:
+    def __init__(self, content: bytes) -> None:
         super().__init__()
         self.lines, self.tags = [], []
         self._inside = []
-        self.feed(page.decode())
+        self.feed(content.decode())
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -59,7 +60,23 @@ def test_the_page_says_what_it_said(rendered, request):
 
 def test_the_same_files_give_the_same_page(project, rendered):
     assert render(project) == rendered
-    assert len(rendered) < 3 * 2**20
+    assert len(rendered) < page.MOST_BYTES
+
+
+def test_a_page_that_grows_too_large_is_one_line(project, rendered, tmp_path, capsys):
+    command = f"python -m pipeline.report --project . --out {tmp_path}/index.html"
+    with tiny_project.here(project) as patch:
+        patch.setattr(page, "MOST_BYTES", len(rendered))
+        tiny_project.run_here(command)
+        assert "warning" not in capsys.readouterr().out
+        patch.setattr(page, "MOST_BYTES", 2**17)
+        tiny_project.run_here(command)
+    line = capsys.readouterr().out.splitlines()[0]
+    assert re.fullmatch(
+        r"warning: \S+/index.html: too large to send around \(expected at most 0 MiB, found "
+        r"\d\.\d MiB\); name fewer models in evaluate.models, since each brings its own pictures",
+        line,
+    )
 
 
 def test_names_from_data_stay_text(rendered):
