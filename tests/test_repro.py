@@ -462,7 +462,7 @@ def test_grey_images_of_28_pixels_and_their_own_split(tmp_path):
 
     def own(params):
         params["data"].update(source="npz", path="data/raw/own.npz", image_size=None)
-        params["data"].update(n_images=None, n_val="from_source")
+        params["data"].update(n_images=None, n_val="from_source", n_test="from_source")
         del params["finetuned"]["refreshed"], params["attacks"]["fgsm"]
         params.update(mix={"clean": 0.5, "pgd": 0.5})
         params["evaluate"]["models"].remove("refreshed")
@@ -473,6 +473,7 @@ def test_grey_images_of_28_pixels_and_their_own_split(tmp_path):
     reproduce(tmp_path)
     clean = store.ImageSet(tmp_path / "data/clean")
     assert (clean.load("val").images[:, 2] == images[40:52]).all()
+    assert (clean.load("test").images[:, 2] == images[52:]).all()
     assert clean.class_names == ("1", "2", "3")
     assert json.loads((tmp_path / "report/audit.json").read_text())["failed"] == 0
     assert "0,1\n" in (tmp_path / "models/submission.classes.csv").read_text()

@@ -37,7 +37,7 @@ def clean_set(project: Project, stage: str, path: str) -> Iterator[Row]:
         f"{len(rows.ids)} different ids",
         where,
     )
-    if not data.own_split:
+    if not data.own_parts:
         yield _split(stage, path, rows, preparation.split_rows(rows.labels, data), "stratified")
     yield judged(
         stage,
@@ -116,7 +116,7 @@ def _against_source(project: Project, stage: str, path: str) -> Iterator[Row]:
     yield judged(stage, "rows", missing, f"{len(images)}", where, len(images))
     if missing:
         return
-    if data.own_split:
+    if data.own_parts:
         split = preparation.split_of(source, chosen, data)
         yield _split(stage, path, project.rows(path), split, "as in the raw data")
     for number, ((start, stop), block) in enumerate(

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.base import params, store
 from pipeline.base.errors import InputError
 from pipeline.prepare import sources
@@ -10,7 +13,7 @@ from pipeline.prepare.params import Data
 
 CLEAN_SET = Path("data/clean")
 CHEAP = 2**28  # bytes; a larger source takes too long to read for a plan
-VAL_SHARE = 1 / 6  # assumed where the source's own split is not read; that of CIFAR-10
+PART_SHARE = 1 / 6  # assumed where a part of the source's own split is not read; that of CIFAR-10
 N_CLASSES = 10  # assumed where they are not known; they hardly change the cost
 
 
@@ -80,8 +83,8 @@ def _prepared(data: Data, n_images: int | None) -> Images | None:
     split = clean.column("split")
     return Images(
         n_images=len(clean),
-        n_val=int((split == store.SPLITS["val"]).sum()),
-        n_test=data.n_test,
+        n_val=_count(split, "val"),
+        n_test=_count(split, "test"),
         size=int(recorded["image_size"]),
         n_classes=len(clean.class_names),
         origin=str(CLEAN_SET),
@@ -92,12 +95,11 @@ def _declared(data: Data, n_images: int | None) -> Images | None:
     """Return the images that the params alone describe."""
     if n_images is None or data.image_size is None:
         return None
-    n_val = data.n_val if isinstance(data.n_val, int) else int(n_images * VAL_SHARE)
     origin = f"data.n_images of {params.FILE}" if n_images == data.n_images else "--images"
     return Images(
         n_images=n_images,
-        n_val=n_val,
-        n_test=data.n_test,
+        n_val=_part(data.n_val, n_images),
+        n_test=_part(data.n_test, n_images),
         size=data.image_size,
         n_classes=N_CLASSES,
         origin=origin,
@@ -111,17 +113,25 @@ def _read(data: Data) -> Images | None:
         return None
     source = sources.open_source(data)
     n_images = data.n_images or len(source.labels)
-    n_val = data.n_val
-    if not isinstance(n_val, int):
-        n_val = int(n_images * VAL_SHARE) if source.split is None else int(source.split.sum())
+    counts = {"val": data.n_val, "test": data.n_test}
+    if source.split is not None:
+        counts |= {part: _count(source.split, part) for part in data.own_parts}
     return Images(
         n_images=n_images,
-        n_val=n_val,
-        n_test=data.n_test,
+        n_val=_part(counts["val"], n_images),
+        n_test=_part(counts["test"], n_images),
         size=source.image_size,
         n_classes=len(source.class_names),
         origin=f"the source {data.source}",
     )
+
+
+def _part(count: int | str, n_images: int) -> int:
+    return count if isinstance(count, int) else int(n_images * PART_SHARE)
+
+
+def _count(split: NDArray[np.uint8], part: str) -> int:
+    return int((split == store.SPLITS[part]).sum())
 
 
 def _bytes_of(path: Path) -> int:

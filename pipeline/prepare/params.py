@@ -8,6 +8,8 @@ from pipeline.base.values import Count, Section, Seed
 
 MIN_SIZE, MAX_SIZE = 8, 1024  # pixels a side
 FROM_SOURCE = "from_source"
+Part = Literal["val", "test"]  # of a data set, besides its training part
+HELD_OUT: tuple[Part, ...] = ("val", "test")
 ARRAYS = ("npz", "npy", "hdf5")
 SPLIT = (*ARRAYS, "image_folder")  # sources that may have their own split
 ONLY_FOR = {
@@ -23,26 +25,35 @@ Source = Literal[
 class Arrays(Section):
     """The names of the arrays in a user's own file, where they are not the usual ones.
 
-    `val_images` and `val_labels` are those of the source's own validation part.
+    `val_images` and `val_labels` are those of the source's own validation part, `test_images` and
+    `test_labels` those of its test part.
     """
 
     images: str
     labels: str
     val_images: str | None = None
     val_labels: str | None = None
+    test_images: str | None = None
+    test_labels: str | None = None
 
     @model_validator(mode="after")
-    def _check_pair(self) -> Self:
-        if (self.val_images is None) != (self.val_labels is None):
-            raise ValueError("expected val_images and val_labels together, found one of them")
+    def _check_pairs(self) -> Self:
+        for part in HELD_OUT:
+            names = [f"{part}_images", f"{part}_labels"]
+            if sum(getattr(self, name) is None for name in names) == 1:
+                raise ValueError(f"expected {' and '.join(names)} together, found one of them")
         return self
 
 
-def parse_n_val(value: object) -> object:
-    """Return the number of validation images, or "from_source" for the source's own split."""
-    if value != FROM_SOURCE and (type(value) is not int or not 1 <= value < 2**31):
-        raise ValueError(f"expected 1 or more, or {FROM_SOURCE}, found {value!r}")
-    return value
+def _number_or_part(least: int) -> BeforeValidator:
+    """Return a check of a number of images, or "from_source" for a part of the source itself."""
+
+    def parse(value: object) -> object:
+        if value != FROM_SOURCE and (type(value) is not int or not least <= value < 2**31):
+            raise ValueError(f"expected {least} or more, or {FROM_SOURCE}, found {value!r}")
+        return value
+
+    return BeforeValidator(parse)
 
 
 class Data(Section):
@@ -58,16 +69,16 @@ class Data(Section):
     arrays: Arrays | None = None
     image_size: Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE)] | None
     n_images: Count | None
-    n_val: Annotated[int | str, BeforeValidator(parse_n_val)]
-    n_test: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    n_val: Annotated[int | str, _number_or_part(1)]
+    n_test: Annotated[int | str, _number_or_part(0)] = 0
     seed: Seed
     follow_links: bool = False
     skip_broken: bool = False
 
     @property
-    def own_split(self) -> bool:
-        """Whether the source's own split is used."""
-        return self.n_val == FROM_SOURCE
+    def own_parts(self) -> tuple[Part, ...]:
+        """The parts of the source's own split that are used, besides its training part."""
+        return tuple(part for part in HELD_OUT if getattr(self, f"n_{part}") == FROM_SOURCE)
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
@@ -77,12 +88,15 @@ class Data(Section):
                     f"{key}: expected no such key for source {self.source} "
                     f"(only for {', '.join(sources)}), found one"
                 )
-        if self.own_split and (self.source not in SPLIT or self.n_images is not None):
-            raise ValueError(
-                f"n_val: expected a number for source {self.source}, found {FROM_SOURCE}"
-                if self.source not in SPLIT
-                else f"n_images: expected null with n_val: {FROM_SOURCE}, found {self.n_images}"
-            )
+        for part in self.own_parts:
+            if self.source not in SPLIT:
+                raise ValueError(
+                    f"n_{part}: expected a number for source {self.source}, found {FROM_SOURCE}"
+                )
+            if self.n_images is not None:
+                raise ValueError(
+                    f"n_images: expected null with n_{part}: {FROM_SOURCE}, found {self.n_images}"
+                )
         return self
 
 

@@ -12,6 +12,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.words import counted
 from pipeline.prepare import params, sources
 from pipeline.prepare.sources.common import Labels
+from pipeline.prepare.sources.parts import IN_WORDS
 
 Split = NDArray[np.uint8]
 
@@ -75,28 +76,21 @@ def choose_rows(labels: Labels, data: params.Data) -> NDArray[np.int64]:
     return np.flatnonzero(_stratified_choice(labels, n_images, data.seed, "data.n_images"))
 
 
-def split_rows(labels: Labels, data: params.Data) -> NDArray[np.uint8]:
+def split_rows(labels: Labels, data: params.Data, own: Split | None = None) -> Split:
     """Return 0 (train), 1 (val) or 2 (test) for each row (uint8).
 
-    There are exactly `n_test` rows of 2, and `n_val` of 1 among the rest. Every class has its
-    share, and is present in all parts.
+    Of the rows to train on, which are all or those of the source's `own` split, exactly `n_test`
+    become 2 and then `n_val` become 1, where these are numbers. Every class has its share, and is
+    present in all parts.
     """
-    assert isinstance(data.n_val, int)
-    split = _with_test(np.zeros(len(labels), dtype=np.uint8), labels, data)
-    rest = np.flatnonzero(split == store.SPLITS["train"])
-    chosen = _stratified_choice(labels[rest], data.n_val, data.seed, "data.n_val")
-    split[rest[chosen]] = store.SPLITS["val"]
+    split = np.zeros(len(labels), dtype=np.uint8) if own is None else own.copy()
+    for part in ("test", "val"):
+        key = f"n_{part}"
+        if isinstance(count := getattr(data, key), int) and count:
+            rest = np.flatnonzero(split == store.SPLITS["train"])
+            chosen = _stratified_choice(labels[rest], count, data.seed, f"data.{key}")
+            split[rest[chosen]] = store.SPLITS[part]
     return split
-
-
-def _with_test(split: Split, labels: Labels, data: params.Data) -> Split:
-    """Return a split of which `n_test` training rows are test rows instead."""
-    changed = split.copy()
-    if data.n_test:
-        rest = np.flatnonzero(split == store.SPLITS["train"])
-        chosen = _stratified_choice(labels[rest], data.n_test, data.seed, "data.n_test")
-        changed[rest[chosen]] = store.SPLITS["test"]
-    return changed
 
 
 def split_of(
@@ -104,26 +98,22 @@ def split_of(
 ) -> NDArray[np.uint8]:
     """Return 0 (train), 1 (val) or 2 (test) for some rows of a source (uint8).
 
-    It is the source's own split for `n_val: from_source`, with `n_test` of its training images for
-    the test. Raises InputError where the source has
-    none, or where a class is in one part only.
+    A part that is `from_source` is the source's own. Raises InputError where a class is missing in
+    one of these parts, or in what they leave to train on.
     """
-    if not data.own_split:
-        return split_rows(source.labels[rows], data)
-    if source.split is None:
-        raise InputError(
-            f"data.n_val: expected a source with a validation or test part for {data.n_val}, "
-            "found one part; set data.n_val to a number"
-        )
-    labels, split = source.labels[rows], source.split[rows]
-    for part, words in enumerate(("to train", "to validate")):
-        missing = np.setdiff1d(labels, labels[split == part])
-        if len(missing):
-            raise InputError(
-                f"data.n_val: expected every class in both parts, found no image {words} of class "
-                f"{source.class_names[missing[0]]}; set data.n_val to a number"
-            )
-    return _with_test(split, labels, data)
+    labels = source.labels[rows]
+    own = None if source.split is None else source.split[rows]
+    for part in data.own_parts:
+        assert own is not None  # readers refuse a source without the part
+        for name in ("train", part):
+            missing = np.setdiff1d(labels, labels[own == store.SPLITS[name]])
+            if len(missing):
+                raise InputError(
+                    f"data.n_{part}: expected every class in each part, found no image to "
+                    f"{IN_WORDS[name]} of class {source.class_names[missing[0]]}; "
+                    f"set data.n_{part} to a number"
+                )
+    return split_rows(labels, data, own)
 
 
 def _stratified_choice(labels: Labels, n_chosen: int, seed: int, key: str) -> NDArray[np.bool_]:

@@ -56,6 +56,20 @@ def test_an_unknown_size_is_asked_for(settings):
 def test_a_split_of_the_source_is_assumed(settings):
     data = changed(settings, source="npz", path="data/raw/mine.npz", n_val="from_source")
     assert images.known(data, 6000).n_val == 1000
+    both = data.model_copy(update={"n_test": "from_source"})
+    assert images.known(both, 6000).n_judged == 1000
+    assert images.known(both, 6000).n_train == 4000
+
+
+def test_a_split_of_the_source_is_counted(settings, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 3, 16, 16), dtype=np.uint8)
+    parts = {"train": slice(0, 24), "val": slice(24, 34), "test": slice(34, 40)}
+    arrays = {f"{part}_images": pixels[rows] for part, rows in parts.items()}
+    arrays |= {f"{part}_labels": np.arange(40)[rows] % 2 for part, rows in parts.items()}
+    np.savez(tmp_path / "data/mine.npz", **arrays)
+    own = {"n_val": "from_source", "n_test": "from_source"}
+    found = images.known(changed(settings, source="npz", path="data/mine.npz", **own))
+    assert (found.n_train, found.n_val, found.n_test) == (24, 10, 6)
 
 
 def test_too_few_images_are_refused(settings):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 
@@ -68,6 +69,13 @@ def test_a_source_with_its_own_split_gives_the_test_from_its_training_part():
     split = preparation.split_of(source, np.arange(200), data)
     assert (split[150:] == 1).all()
     assert np.bincount(split[:150]).tolist() == [120, 0, 30]
+    source = dataclasses.replace(source, split=2 * own)
+    data = DATA.model_copy(update={"n_val": 30, "n_test": "from_source"})
+    split = preparation.split_of(source, np.arange(200), data)
+    assert (split[150:] == 2).all()
+    assert np.bincount(split[:150]).tolist() == [120, 30]
+    with pytest.raises(InputError, match="data.n_test: expected every class in each part, foun"):
+        preparation.split_of(dataclasses.replace(source, split=labels * 2), np.arange(200), data)
 
 
 def test_a_subset_keeps_the_order_and_the_shares():

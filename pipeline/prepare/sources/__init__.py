@@ -40,15 +40,15 @@ def _found(data: Data, path: Path) -> Found:
         case "npz":
             from pipeline.prepare.sources import arrays
 
-            return arrays.found_npz(path, data.arrays, data.own_split)
+            return arrays.found_npz(path, data.arrays, data.own_parts)
         case "npy":
             from pipeline.prepare.sources import arrays
 
-            return arrays.found_npy(path, data.arrays, data.own_split)
+            return arrays.found_npy(path, data.arrays, data.own_parts)
         case "hdf5":
             from pipeline.prepare.sources import hdf5_arrays
 
-            return hdf5_arrays.found(path, data.arrays, data.own_split)
+            return hdf5_arrays.found(path, data.arrays, data.own_parts)
         case "task_dataset":
             from pipeline.prepare.sources import task_dataset
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.base.errors import InputError
-from pipeline.prepare.params import Arrays
-from pipeline.prepare.sources.parts import part_of
+from pipeline.prepare.params import HELD_OUT, Arrays, Part
+from pipeline.prepare.sources.parts import held_out_parts, part_of, wanted
 
 # The names of images and labels, in the order in which they are looked for, without regard to case.
 # A part of a data set may precede or follow them, as in train_images and x_train.
@@ -36,25 +36,26 @@ class Pair:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The arrays to read: those to train on, and those of the source's own other part.
+    """The arrays to read: those to train on, and those of the source's own other parts.
 
     `left_out` are parts that are there and are not read.
     """
 
     train: Pair
-    held_out: Pair | None
+    held_out: Mapping[Part, Pair]
     left_out: tuple[str, ...] = ()
 
 
-def choose(where: str, there: Mapping[str, str], named: Arrays | None, own_split: bool) -> Chosen:
+def choose(
+    where: str, there: Mapping[str, str], named: Arrays | None, asked: Sequence[Part]
+) -> Chosen:
     """Return the arrays to read of those that are `there`, names with a description of each.
 
-    `named` are the names in `params.yaml`, if any. With `own_split`, the validation part of the
-    source is read too; it is its test part where it has no other. Raises InputError, with a list of
-    what is there, where the arrays are missing.
+    `named` are the names in `params.yaml`, if any. The parts that are `asked` for are read too.
+    Raises InputError, with a list of what is there, where the arrays are missing.
     """
     if named is not None:
-        return _named(where, there, named, own_split)
+        return _named(where, there, named, asked)
     pairs = _pairs(where, there)
     train = pairs.get("") or pairs.get("train")
     if train is None:
@@ -62,17 +63,18 @@ def choose(where: str, there: Mapping[str, str], named: Arrays | None, own_split
             f"{where}: expected arrays named images and labels, or like one of the pairs in "
             f"docs/data.md, found {listed(there)}; set data.arrays: {{images: …, labels: …}}"
         )
-    held_out = next((part for part in ("val", "test") if part in pairs), None)
-    others = tuple(part for part in ("val", "test") if part in pairs)
-    if not own_split:
-        return Chosen(train, None, others)
-    if held_out is None or "train" not in pairs:
-        raise InputError(
-            f"{where}: data.n_val: expected the arrays of a validation or test part for "
-            f"from_source, found {listed(there)}; set data.n_val to a number"
-        )
+    held_out = held_out_parts(pairs, asked)
+    for part in asked:
+        if part not in held_out or "train" not in pairs:
+            raise InputError(
+                f"{where}: data.n_{part}: expected the arrays of a {wanted(part, asked)} part for "
+                f"from_source, found {listed(there)}; set data.n_{part} to a number"
+            )
+    read = {"train", *held_out.values()}
     return Chosen(
-        pairs["train"], pairs[held_out], tuple(part for part in others if part != held_out)
+        train,
+        {part: pairs[name] for part, name in held_out.items()},
+        tuple(part for part in HELD_OUT if part in pairs and part not in read),
     )
 
 
@@ -95,21 +97,22 @@ def listed(there: Mapping[str, str]) -> str:
     return ", ".join(shown) + more if shown else "none"
 
 
-def _named(where: str, there: Mapping[str, str], named: Arrays, own_split: bool) -> Chosen:
+def _named(where: str, there: Mapping[str, str], named: Arrays, asked: Sequence[Part]) -> Chosen:
     for name in named.model_dump().values():
         if name is not None and name not in there:
             raise InputError(
                 f"{where}: expected an array named {name!r}, found {listed(there)}; set data.arrays"
             )
-    held_out = None
-    if named.val_images is not None and named.val_labels is not None:
-        held_out = Pair(named.val_images, named.val_labels)
-    if own_split and held_out is None:
-        raise InputError(
-            f"{where}: data.arrays: expected val_images and val_labels for "
-            "n_val: from_source, found none"
-        )
-    return Chosen(Pair(named.images, named.labels), held_out if own_split else None)
+    held_out: dict[Part, Pair] = {}
+    for part in asked:
+        images, labels = f"{part}_images", f"{part}_labels"
+        if getattr(named, images) is None:
+            raise InputError(
+                f"{where}: data.arrays: expected {images} and {labels} for "
+                f"n_{part}: from_source, found none"
+            )
+        held_out[part] = Pair(getattr(named, images), getattr(named, labels))
+    return Chosen(Pair(named.images, named.labels), held_out)
 
 
 def _pairs(where: str, there: Iterable[str]) -> dict[str, Pair]:

@@ -4,7 +4,7 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import limits
-from pipeline.prepare.params import Arrays
+from pipeline.prepare.params import Arrays, Part
 from pipeline.prepare.sources import array_names, labels, normaliser
 from pipeline.prepare.sources.common import Found, Stack
 
@@ -56,7 +56,7 @@ class _Header:
         return described(self.shape, str(self.dtype))
 
 
-def found_npz(path: Path, names: Arrays | None, own_split: bool) -> Found:
+def found_npz(path: Path, names: Arrays | None, asked: Sequence[Part]) -> Found:
     """Return the images and labels of a NumPy archive, without pickles.
 
     The arrays are kept in memory. Raises InputError for a file that is missing or unreadable, or
@@ -75,10 +75,10 @@ def found_npz(path: Path, names: Arrays | None, own_split: bool) -> Found:
         def load(name: str) -> NDArray[Any]:
             return _array(name, archive, there[name])
 
-        return from_arrays(path, words, names, own_split, load, files.sha256(path))
+        return from_arrays(path, words, names, asked, load, files.sha256(path))
 
 
-def found_npy(folder: Path, names: Arrays | None, own_split: bool) -> Found:
+def found_npy(folder: Path, names: Arrays | None, asked: Sequence[Part]) -> Found:
     """Return the images and labels of a folder of `.npy` files, without pickles.
 
     Images are read only when they are requested. Raises InputError for a folder that is missing, or
@@ -96,7 +96,7 @@ def found_npy(folder: Path, names: Arrays | None, own_split: bool) -> Found:
         read.append(there[name])
         return _mapped(there[name])
 
-    found = from_arrays(folder, words, names, own_split, load, "")
+    found = from_arrays(folder, words, names, asked, load, "")
     lines = "".join(f"{files.sha256(path)}  {path.name}\n" for path in sorted(read))
     return replace(found, sha256=hashlib.sha256(lines.encode()).hexdigest())
 
@@ -105,7 +105,7 @@ def from_arrays(
     path: Path,
     there: Mapping[str, str],
     names: Arrays | None,
-    own_split: bool,
+    asked: Sequence[Part],
     load: Callable[[str], NDArray[Any]],
     sha256: str,
 ) -> Found:
@@ -113,7 +113,7 @@ def from_arrays(
 
     `there` are the names of all arrays with a description of each. `load` reads one.
     """
-    chosen = array_names.choose(str(path), there, names, own_split)
+    chosen = array_names.choose(str(path), there, names, asked)
     named = array_names.class_names_in(there)
     classes = None if named is None else class_names_of(path, named, load(named))
 
@@ -127,10 +127,8 @@ def from_arrays(
             notes=array_names.left_out(chosen),
         )
 
-    train = part(chosen.train)
-    if chosen.held_out is None:
-        return train
-    return normaliser.joined(path, train, part(chosen.held_out))
+    held_out = {name: part(pair) for name, pair in chosen.held_out.items()}
+    return normaliser.joined(path, part(chosen.train), held_out)
 
 
 def described(shape: tuple[int, ...], dtype: str) -> str:

@@ -25,8 +25,9 @@ class Source:
     source's own identifiers of the images, each of which occurs once. `read(rows)` returns the
     images of those rows as uint8 (n, 3, image_size, image_size). `class_names` has one name per
     class. `sha256` is that of the raw data. `notes` counts what was converted or left out. Each key
-    is a text that follows its count. `split` is 0 (train) or 1 (val) for each image, or None where
-    the source has no split of its own. `skipped` are the names of images that cannot be read.
+    is a text that follows its count. `split` is 0 (train), 1 (val) or 2 (test) for each image, or
+    None where the source's own split is not used. `skipped` are the names of images that cannot be
+    read.
     """
 
     labels: Labels
@@ -58,9 +59,9 @@ class Found:
 
     `labels` are one for each image in any form that the normaliser knows: numbers, text, one-hot.
     `ids` are whole numbers, or None where the source has none. `class_names` are in the order of
-    the labels, or None. `split` is 0 (train) or 1 (val) for each image where the source has its own
-    split, else None. `sha256` is that of the raw data. `notes` counts what was left out, as in
-    `Source`.
+    the labels, or None. `split` is 0 (train), 1 (val) or 2 (test) for each image where the source's
+    own split is used, else None. `sha256` is that of the raw data. `notes` counts what was left
+    out, as in `Source`.
     """
 
     images: Stack

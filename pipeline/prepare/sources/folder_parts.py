@@ -1,9 +1,11 @@
-"""Find the images to train on in a folder of images, and those of the folder's own other part."""
+"""Find the images to train on in a folder of images, and those of the folder's own other parts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import limits
+from pipeline.prepare.params import Part
 from pipeline.prepare.sources.folder_layout import (
     MAX_DEPTH,
     Classes,
@@ -12,42 +14,44 @@ from pipeline.prepare.sources.folder_layout import (
     listed,
     parts_in,
 )
-from pipeline.prepare.sources.parts import part_of
+from pipeline.prepare.sources.parts import held_out_parts, part_of, wanted
 
 # Tiny-ImageNet's validation part has this table: image, class, and a box.
 TABLE, TABLE_IMAGES = "val_annotations.txt", "images"
 MAX_TABLE = 2**26  # bytes
 
 
-def parts_of(listing: Listing, own_split: bool) -> tuple[Classes, Classes]:
-    """Return the images to train on, by class, and those of the validation part.
+def parts_of(listing: Listing, asked: Sequence[Part]) -> tuple[Classes, dict[Part, Classes]]:
+    """Return the images to train on, by class, and those of the parts that are `asked` for.
 
     The folder `root` of the listing holds the folders of the classes, or `train` with `val` or
-    `test`. With `own_split` the second result is that validation part, or the test part where there
-    is no other. Without it, the second result is empty. Raises InputError for other layouts, and
-    where the part is missing.
+    `test`. Raises InputError for other layouts, and where a part is missing.
     """
     folders = [path for path in listing.visible(listing.root) if path.is_dir()]
     parts = {part_of(path.name): path for path in reversed(parts_in(folders))}
-    if "train" not in parts:
-        if own_split:
+    held_out = held_out_parts(parts, asked)
+    for part in asked:
+        if part not in held_out or "train" not in parts:
             raise InputError(
-                f"{listing.root}: data.n_val: expected folders train and val or test for "
-                f"from_source, found {listed(folders) or 'none'}; set data.n_val to a number"
+                f"{listing.root}: data.n_{part}: expected folders train and "
+                f"{wanted(part, asked)} for from_source, found {listed(folders) or 'none'}; "
+                f"set data.n_{part} to a number"
             )
+    if "train" not in parts:
         listing.notes.clear()  # `classes_in` counts the same entries
         return classes_in(listing, listing.root), {}
     train = classes_in(listing, parts["train"])
-    held_out = next(parts[part] for part in ("val", "test") if part in parts)
-    read = {parts["train"], held_out} if own_split else {parts["train"]}
+    read = {parts["train"], *(parts[name] for name in held_out.values())}
     if others := [path for path in folders if path not in read]:
         words = f"folders beside {parts['train'].name} left out ({listed(others)})"
         listing.notes[words] += len(others)
-    return train, _validation(listing, held_out, train) if own_split else {}
+    return train, {
+        part: _held_out(listing, part, parts[name], train) for part, name in held_out.items()
+    }
 
 
-def _validation(listing: Listing, folder: Path, train: Classes) -> Classes:
-    """Return the images of the validation part, by class.
+def _held_out(listing: Listing, part: Part, folder: Path, train: Classes) -> Classes:
+    """Return the images of a part that is held out, by class.
 
     Raises InputError for a class that the training part does not have.
     """
@@ -59,7 +63,7 @@ def _validation(listing: Listing, folder: Path, train: Classes) -> Classes:
         if name not in train:
             raise InputError(
                 f"{folder}: expected the classes of the training part, found {name[:50]!a} too; "
-                "set data.n_val to a number"
+                f"set data.n_{part} to a number"
             )
     return found
 

@@ -1,5 +1,6 @@
 """Read the source `hdf5`: arrays in an HDF5 file of the user."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.base import files
 from pipeline.base.untrusted import hdf5, limits
-from pipeline.prepare.params import Arrays
+from pipeline.prepare.params import Arrays, Part
 from pipeline.prepare.sources import array_names, normaliser
 from pipeline.prepare.sources.arrays import class_names_of, described
 from pipeline.prepare.sources.common import Found, Stack
@@ -19,7 +20,7 @@ REMEDY = "save it again with h5py, as plain arrays"
 DAMAGED = "not a readable HDF5 file; is it whole?"
 
 
-def found(path: Path, names: Arrays | None, own_split: bool) -> Found:
+def found(path: Path, names: Arrays | None, asked: Sequence[Part]) -> Found:
     """Return the images and labels of an HDF5 file.
 
     Images are read only when they are requested. Raises InputError for a file that is missing or
@@ -27,15 +28,15 @@ def found(path: Path, names: Arrays | None, own_split: bool) -> Found:
     """
     limits.regular(path, "set data.path to the HDF5 file of your images")
     there = _listed(path, names)
-    chosen = array_names.choose(str(path), there, names, own_split)
+    chosen = array_names.choose(str(path), there, names, asked)
     named = array_names.class_names_in(there)
-    pairs = [pair for pair in (chosen.train, chosen.held_out) if pair is not None]
+    pairs = [chosen.train, *chosen.held_out.values()]
     texts = [pair.labels for pair in pairs] + [name for name in [named] if name]
     hdf5.check_source(path, [*(pair.images for pair in pairs), *texts], REMEDY, texts)
     sha256 = files.sha256(path)
     with hdf5.reading(path, DAMAGED) as file:
         classes = None if named is None else class_names_of(path, named, file[named][...])
-        parts = [
+        train, *others = [
             Found(
                 images=_stack(path, file, pair.images),
                 labels=np.asarray(file[pair.labels][...]),
@@ -45,7 +46,7 @@ def found(path: Path, names: Arrays | None, own_split: bool) -> Found:
             )
             for pair in pairs
         ]
-    return parts[0] if len(parts) == 1 else normaliser.joined(path, *parts)
+    return normaliser.joined(path, train, dict(zip(chosen.held_out, others, strict=True)))
 
 
 def _listed(path: Path, names: Arrays | None) -> dict[str, str]:

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError
+from pipeline.base.store import SPLITS
 from pipeline.base.untrusted import limits
 from pipeline.base.words import counted
-from pipeline.prepare.params import Data
+from pipeline.prepare.params import Data, Part
 from pipeline.prepare.sources import archives, image_files, image_headers, pixels
 from pipeline.prepare.sources.common import Images, Source
 from pipeline.prepare.sources.folder_layout import NEEDED, Classes, Listing
@@ -44,14 +45,14 @@ def read(root: Path, data: Data) -> Source:
     folder = archives.unpacked(root) if archives.is_archive(root) else root
     listing = Listing(root=folder, follow_links=data.follow_links)
     try:
-        train, validation = parts_of(listing, data.own_split)
+        train, held_out = parts_of(listing, data.own_parts)
     except OSError as error:
         raise InputError(f"{root}: expected {NEEDED} ({error.strerror})") from error
     for name, inside in train.items():
         limits.plain_name(f"{root}: classes", name)
         if not inside:
             raise InputError(_no_images(root, name, listing.summary()))
-    listed = _Images.of(train, validation)
+    listed = _Images.of(train, held_out)
     pictures, skipped = _examined(folder, listed.paths, data)
     labels, split = listed.labels[~skipped], listed.split[~skipped]
     shapes = ((picture.height, picture.width) for picture in pictures)
@@ -68,7 +69,7 @@ def read(root: Path, data: Data) -> Source:
         sha256=_folder_sha256(folder, pictures),
         image_size=size,
         notes=listing.summary(),
-        split=split if data.own_split else None,
+        split=split if held_out else None,
         skipped=tuple(
             str(path.relative_to(folder))
             for path, is_skipped in zip(listed.paths, skipped, strict=True)
@@ -105,12 +106,12 @@ class _Images:
     split: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, train: Classes, validation: Classes) -> Self:
+    def of(cls, train: Classes, held_out: Mapping[Part, Classes]) -> Self:
         """Order the images by part and class."""
         numbers = {name: number for number, name in enumerate(train)}
         found = [
-            (path, numbers[name], part)
-            for part, classes in enumerate((train, validation))
+            (path, numbers[name], SPLITS[part])
+            for part, classes in (("train", train), *held_out.items())
             for name, inside in classes.items()
             for path in inside
         ]

@@ -1,6 +1,7 @@
 """Convert what a reader found to the one form of a source, and explain every conversion once."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError
+from pipeline.base.store import SPLITS
+from pipeline.prepare.params import Part
 from pipeline.prepare.sources import labels, pixels
 from pipeline.prepare.sources.common import Found, Notes, Source, Stack
+from pipeline.prepare.sources.parts import IN_WORDS
 
 
 def normalised(path: Path, found: Found, image_size: int | None) -> Source:
@@ -39,32 +43,39 @@ def normalised(path: Path, found: Found, image_size: int | None) -> Source:
     )
 
 
-def joined(path: Path, train: Found, held_out: Found) -> Found:
-    """Return two parts of a data set as one, with their split.
+def joined(path: Path, train: Found, held_out: Mapping[Part, Found]) -> Found:
+    """Return the parts of a data set as one, with their split.
 
     Raises InputError for parts whose images have different shapes or types.
     """
-    first, second = train.images, held_out.images
-    if (first.shape[1:], first.dtype) != (second.shape[1:], second.dtype):
-        raise InputError(
-            f"{path}: expected the same images in both parts, found {first.dtype} "
-            f"{first.shape[1:]} to train and {second.dtype} {second.shape[1:]} to validate"
-        )
-    n_train = first.shape[0]
+    if not held_out:
+        return train
+    first, parts = train.images, [train, *held_out.values()]
+    for part, found in held_out.items():
+        other = found.images
+        if (first.shape[1:], first.dtype) != (other.shape[1:], other.dtype):
+            raise InputError(
+                f"{path}: expected the same images in all parts, found {first.dtype} "
+                f"{first.shape[1:]} to train and {other.dtype} {other.shape[1:]} to "
+                f"{IN_WORDS[part]}"
+            )
+    counts = [found.images.shape[0] for found in parts]
+    starts = np.cumsum([0, *counts])
 
     def read(rows: NDArray[np.int64]) -> NDArray[Any]:
         images = np.empty((len(rows), *first.shape[1:]), dtype=first.dtype)
-        for part, stack, shift in ((rows < n_train, first, 0), (rows >= n_train, second, n_train)):
-            if part.any():
-                images[part] = stack.read(rows[part] - shift)
+        for found, start, stop in zip(parts, starts, starts[1:], strict=False):
+            inside = (rows >= start) & (rows < stop)
+            if inside.any():
+                images[inside] = found.images.read(rows[inside] - start)
         return images
 
-    n_images = n_train + second.shape[0]
+    numbers = [SPLITS[name] for name in ("train", *held_out)]
     return replace(
         train,
-        images=Stack(shape=(n_images, *first.shape[1:]), dtype=first.dtype, read=read),
-        labels=np.concatenate([_column(train), _column(held_out)]),
-        split=(np.arange(n_images) >= n_train).astype(np.uint8),
+        images=Stack(shape=(int(starts[-1]), *first.shape[1:]), dtype=first.dtype, read=read),
+        labels=np.concatenate([_column(found) for found in parts]),
+        split=np.repeat(np.array(numbers, np.uint8), counts),
     )
 
 

@@ -1,7 +1,11 @@
 """Know the usual names of the parts of a data set, such as train and test."""
 
 import re
+from collections.abc import Container, Sequence
 
+from pipeline.prepare.params import Part
+
+IN_WORDS = {"train": "train", "val": "validate", "test": "test"}  # after "images to"
 PARTS = {
     "train": {"train", "training", "trn", "trainval"},
     "val": {"val", "valid", "validate", "validation", "dev", "devel", "development", "holdout"},
@@ -40,3 +44,21 @@ def part_of(name: str) -> str | None:
         ),
         None,
     )
+
+
+def held_out_parts(there: Container[object], asked: Sequence[Part]) -> dict[Part, Part]:
+    """Return which part of a source is used as each part that is asked for, if it is there.
+
+    The test part stands in for a missing validation part, unless it is asked for itself.
+    """
+    found: dict[Part, Part] = {part: part for part in asked if part in there}
+    if "val" not in found and tuple(asked) == ("val",) and "test" in there:
+        found["val"] = "test"
+    return found
+
+
+def wanted(part: Part, asked: Sequence[Part]) -> str:
+    """Return the parts that serve as a part that is asked for, in words."""
+    if part == "test":
+        return "test"
+    return "validation" if "test" in asked else "validation or test"

@@ -235,9 +235,25 @@ def test_the_file_s_own_split_is_used_on_request(brought, arrays, left_out):
     assert noted == ([f"parts of the data set left out ({left_out})"] if left_out else [])
 
 
+def test_the_file_s_own_test_part_is_used_on_request(brought):
+    source = brought(MEDMNIST, n_val="from_source", n_test="from_source")
+    assert source.split.tolist() == [0] * 6 + [1] * 6 + [2] * 3
+    assert (source.read(np.array([14, 0, 6]))[:, 0] == IMAGES[[2, 0, 5], 0]).all()
+    assert not [words for words in source.notes if "left out" in words]
+    source = brought(MEDMNIST, n_test="from_source")
+    assert source.split.tolist() == [0] * 6 + [2] * 3
+    assert source.notes["parts of the data set left out (val)"] == 1
+    names = Arrays(images="x_train", labels="y_train", test_images="x_test", test_labels="y_test")
+    assert brought(KERAS, n_test="from_source", arrays=names).split.tolist() == [0] * 6 + [2] * 6
+    with pytest.raises(InputError, match="expected val_images and val_labels for n_val: from_sour"):
+        brought(KERAS, n_val="from_source", n_test="from_source", arrays=names)
+
+
 def test_a_named_split_is_used(brought):
     names = Arrays(images="x_train", labels="y_train", val_images="x_test", val_labels="y_test")
     assert brought(KERAS, n_val="from_source", arrays=names).split.sum() == 6
+    with pytest.raises(InputError, match="n_val: expected the arrays of a validation part for fro"):
+        brought(KERAS, n_val="from_source", n_test="from_source")
     assert brought(KERAS, arrays=names).split is None
     with pytest.raises(InputError, match="data.arrays: expected val_images and val_labels for n_v"):
         brought(KERAS, n_val="from_source", arrays=Arrays(images="x_train", labels="y_train"))
@@ -247,7 +263,7 @@ def test_a_split_that_is_not_there_is_refused(brought):
     with pytest.raises(InputError, match="expected the arrays of a validation or test part for fr"):
         brought({"images": IMAGES, "labels": LABELS}, n_val="from_source")
     other = {**KERAS, "x_test": KERAS["x_test"][:, :5]}
-    with pytest.raises(InputError, match=r"expected the same images in both parts, found uint8 \("):
+    with pytest.raises(InputError, match=r"expected the same images in all parts, found uint8 \("):
         brought(other, n_val="from_source")
 
 

@@ -213,6 +213,23 @@ def test_the_folder_s_own_split_is_used_on_request(data, folder, names):
     assert preparation.split_of(source, np.arange(4), own).tolist() == [0, 0, 1, 1]
 
 
+def test_the_folder_s_own_test_part_is_used_on_request(data, folder):
+    made(folder, "train/cat", "train/dog", "val/cat", "val/dog", "test/cat", "test/dog")
+    both = data.model_copy(update={"n_val": "from_source", "n_test": "from_source"})
+    source = sources.open_source(both)
+    assert source.labels.tolist() == [0, 1] * 3
+    assert source.split.tolist() == [0, 0, 1, 1, 2, 2]
+    assert source.read(np.arange(6))[:, 1, 0, 0].tolist() == list(range(6))
+    assert preparation.split_of(source, np.arange(6), both).tolist() == [0, 0, 1, 1, 2, 2]
+    assert not source.notes.keys() & {"folders beside train left out (test)"}
+    test = sources.open_source(data.model_copy(update={"n_test": "from_source"}))
+    assert test.split.tolist() == [0, 0, 2, 2]
+    assert test.notes["folders beside train left out (val)"] == 1
+    shutil.rmtree(folder / "val")
+    with pytest.raises(InputError, match="data.n_val: expected folders train and validation for"):
+        sources.open_source(both)
+
+
 def test_tiny_imagenet_is_read_with_its_own_split(data, folder):
     made(folder, "train/n1/images", "train/n2/images", "val/images", "test/images")
     Image.new("RGB", (8, 8), (250, 9, 0)).save(folder / "val" / "images" / "b.png")
@@ -231,7 +248,10 @@ def test_tiny_imagenet_is_read_with_its_own_split(data, folder):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["cat", "dog"], "expected folders train and val or test for from_source, found cat and d"),
+        (
+            ["cat", "dog"],
+            "n_val: expected folders train and validation or test for from_source, found cat and d",
+        ),
         (
             ["train/a", "train/b", "val/a", "val/c"],
             "expected the classes of the training part, fou",
