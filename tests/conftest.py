@@ -32,6 +32,7 @@ SLOW = (
     "audit/",
     "test_repro.py",
     "faults/",
+    "report/",
     "evaluate/test_diagnostics.py",
     "evaluate/test_ensemble.py",
     "test_presets.py",
@@ -120,9 +121,8 @@ def made(tmp_path_factory) -> Path:
     """A tiny project with every stage run once by DVC, a copy for this worker."""
     from tests import tiny_project  # it imports DVC, which most tests do not need
 
-    own = tmp_path_factory.getbasetemp()
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    return shutil.copytree(tiny_project.made_once(shared), own / "made")
+    project = tiny_project.made_once(tmp_path_factory, "tiny_project")
+    return shutil.copytree(project, tmp_path_factory.getbasetemp() / "made")
 
 
 @pytest.fixture

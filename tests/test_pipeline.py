@@ -53,7 +53,7 @@ def smallest(params):
     del params["finetuned"]["refreshed"], params["attacks"]["fgsm"]
     params.update(mix={"clean": 0.5, "pgd": 0.5})
     params["evaluate"]["models"].remove("refreshed")
-    params["evaluate"].update(n_eval=4, ensemble=None)
+    params["evaluate"].update(n_eval=4, ensemble=None, grid=None)
     params["evaluate"]["curves"].update(eps=[1], steps=[1, 3])
 
 

@@ -19,7 +19,7 @@ from pipeline.audit.project import LAST
 from pipeline.base import console
 from pipeline.base import params as pipeline_params
 from pipeline.evaluate import ensemble
-from tests import samples
+from tests import samples, tiny_project
 from tests.conftest import ROOT
 
 yaml = YAML(typ="safe")
@@ -70,6 +70,7 @@ def test_a_preset_runs_on_small_files_of_its_kind(name, tmp_path, monkeypatch):
     if params["evaluate"]["ensemble"]:
         params["evaluate"]["ensemble"].update(n_eval=2, iterations=2, targets=3)
     monkeypatch.setattr(ensemble, "QUERIES", 2)
+    tiny_project.coarse_pictures(monkeypatch)
     for entry in [*params["attacks"].values(), *params["evaluate"]["threats"].values()]:
         entry.update({"steps": 2} if "steps" in entry else {})
     content = samples.state_dict_bytes(params["model"]["architecture"])

@@ -52,16 +52,16 @@ def folder(made, tmp_path):
     return tiny_project.copy(made, tmp_path / "project")
 
 
-def call(folder, *arguments):
-    """Run a command of `python -m pipeline`; gives the stages that ran."""
+def call(folder, command_line, *targets):
+    """Run a command of `python -m pipeline`; gives the stages that ran, for these targets only."""
     ran = set()
 
     def run(*_: object) -> bool:
-        ran.update(reproduce(folder))
+        ran.update(reproduce(folder, *targets))
         return False
 
     with here(folder) as patch:
-        patch.setattr(sys, "argv", ["pipeline", *arguments])
+        patch.setattr(sys, "argv", ["pipeline", *command_line.split()])
         patch.setattr(repro, "_run_and_pass_on_signals", run)
         command.main()
     return ran
@@ -92,8 +92,11 @@ def test_a_new_attack_is_one_entry_and_its_share(folder, capsys):
         params["mix"] = {"clean": 0.5, "bim": 0.5}
 
     change_params(folder, add_attack)
-    assert call(folder, "repro") == READS_SETS | {"generate@clean-bim"}
-    assert "bim" in json.loads((folder / "metrics/robust.json").read_text())["transfer"]
+    ran = {"generate@clean-bim", "evaluate@clean"}
+    assert call(folder, "repro", "evaluate@clean") == ran
+    assert "bim" in json.loads((folder / "metrics/clean.json").read_text())["transfer"]
+    with here(folder), dvc.repo.Repo(str(folder)) as repo:
+        assert repo.status().keys() == READS_SETS - {"evaluate@clean"}
     shares = {"clean": 0.5, "fgsm": 0.25, "bim": 0.25}
     change_params(folder, lambda params: params.update(mix=shares))
     assert reproduce(folder, "finetune@robust") == {"finetune@robust"}
@@ -239,7 +242,7 @@ def test_a_damaged_set_is_not_called_finished_and_the_remedy_works(folder):
     assert str(caught.value) == (
         f"data/clean: damaged: not what dvc.lock records; run `{remedy}`, then `dvc repro`"
     )
-    call(folder, *remedy.split()[3:])
+    call(folder, remedy.removeprefix("python -m pipeline "))
     assert reproduce(folder) == {"prepare"}
     assert shard.read_bytes() == whole
     run_without_dvc(folder, lambda *_: False)

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import io
+import json
 import os
 import runpy
 import shlex
@@ -15,16 +16,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import dvc.dvcfile
 import dvc.repo
 import dvc.stage.run
 import pytest
 from dvc import cli
+from dvc.utils.serialize import _common, parse_yaml
 from ruamel.yaml import YAML
 from sklearn import datasets
 
 from pipeline import place
 from pipeline.audit import lineage
-from pipeline.base import console, params
+from pipeline.base import console, files, params
+from pipeline.evaluate import pictures
 from pipeline.figures import style
 from tests import narrow
 from tests.conftest import ROOT
@@ -61,28 +65,38 @@ def tiny(params: dict) -> None:
     params["export"].update(model="robust")
     params["generate"].update(batch_size=16)
     params["attacks"]["pgd"].update(steps=2)
-    params["evaluate"].update(n_eval=8, grid=None)
+    params["evaluate"].update(n_eval=8)
+    params["evaluate"]["grid"].update(n_eval=4, eps=[0.1, 0.2], steps=[1, 2])
     params["evaluate"]["ensemble"].update(n_eval=6, iterations=2, targets=3)
     params["evaluate"]["threats"]["pgd"].update(steps=2)
     params["evaluate"]["curves"].update(n_eval=4, eps=[0.1, 1], steps=[1, 4], restarts=2, queries=4)
 
 
-def made_once(shared: Path) -> Path:
-    """Return a tiny project with every stage run once by DVC, which all workers share.
+def run_once(folder: Path) -> None:
+    """Write a tiny project, and let DVC run every stage."""
+    create(folder)
+    reproduce(folder)
+
+
+def made_once(
+    factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None] = run_once
+) -> Path:
+    """Return a folder of that name that `make` fills once, with a narrow network, for all workers.
 
     Its files must stay as they are.
     """
-    project = shared / "tiny_project"
-    with (shared / "tiny_project.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+    own = factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    made = shared / name
+    with (shared / f"{name}.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not project.exists():
+        if not made.exists():
             narrow.replace_resnet18(patch)
-            unfinished = shared / "unfinished_project"
+            unfinished = shared / f"unfinished_{name}"
             unfinished.mkdir()
-            create(unfinished)
-            reproduce(unfinished)
-            unfinished.rename(project)
-    return project
+            make(unfinished)
+            unfinished.rename(made)
+    return made
 
 
 def copy(folder: Path, to: Path) -> Path:
@@ -120,8 +134,22 @@ def reproduce(folder: Path, *targets: str) -> set[str]:
 
     with here(folder) as patch, dvc.repo.Repo(str(folder)) as repo:
         patch.setattr(dvc.stage.run, "cmd_run", run)
+        patch.setattr(dvc.dvcfile, "modify_yaml", _modify_yaml)
         repo.reproduce(list(targets) or None)
     return ran
+
+
+@contextmanager
+def _modify_yaml(path: str, fs: Any = None) -> Iterator[dict]:
+    """Do what DVC does to `dvc.lock`, which takes it a second to keep comments."""
+    with _common._modify_data(path, parse_yaml, _dump_yaml, fs=fs) as content:
+        yield content
+
+
+def _dump_yaml(content: dict, stream: Any) -> None:
+    plain = YAML(typ="safe")
+    plain.default_flow_style, plain.sort_base_mapping_type_on_output = False, False
+    plain.dump(json.loads(json.dumps(content)), stream)
 
 
 @contextmanager
@@ -140,9 +168,24 @@ def here(folder: Path) -> Iterator[pytest.MonkeyPatch]:
 
 
 def coarse_pictures(patch: pytest.MonkeyPatch) -> None:
-    """Let figures be drawn quickly: otherwise that takes longer than all that they show."""
+    """Let figures be drawn quickly: otherwise that takes longer than all that they show.
+
+    Pictures of the same rows are drawn once.
+    """
     patch.setattr(style, "DPI", 20)
     patch.setattr(style, "LAYOUT", None)
+    patch.setattr(pictures, "draw", _draw_once)
+
+
+def _draw_once(folder: Path, *rows: Any, draw: Callable[..., None] = pictures.draw) -> None:
+    if (key := repr(rows)) not in _drawn:
+        draw(folder, *rows)
+        _drawn[key] = {name: (folder / name).read_bytes() for name in pictures.NAMES}
+    for name, content in _drawn[key].items():
+        files.write_bytes(folder / name, content)
+
+
+_drawn: dict[str, dict[str, bytes]] = {}
 
 
 def read_once(patch: pytest.MonkeyPatch) -> None:
@@ -150,12 +193,12 @@ def read_once(patch: pytest.MonkeyPatch) -> None:
 
     An audit parses the same few files that the audit before it did, most of them in Python.
     """
-    for owner, name, files in (
+    for owner, name, held in (
         (params, "read", ()),
         (lineage, "read_yaml", ()),
         (lineage, "declared", ("dvc.yaml", "params.yaml")),
     ):
-        patch.setattr(owner, name, _by_content(getattr(owner, name), files))
+        patch.setattr(owner, name, _by_content(getattr(owner, name), held))
     patch.setattr(datasets, "load_digits", cache(datasets.load_digits))
 
 

@@ -60,17 +60,6 @@ def _coarse_pictures():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A tiny project with every stage but the audit run once by DVC."""
-    folder = tmp_path_factory.mktemp("made")
-    tiny_project.create(folder)
-    grid = {"n_eval": 4, "eps": [0.1, 0.2], "alphas": ["eps/4"], "steps": [1, 2]}
-    change_params(folder, lambda params: params["evaluate"].update(grid=grid))
-    reproduce(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def joined(made, tmp_path_factory):
     """The project with one more model, `again`.
 

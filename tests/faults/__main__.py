@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import narrow
+from tests import narrow, tiny_project
 from tests.faults import harness
 
 
@@ -20,10 +20,13 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the kinds and moments of all faults"
     )
-    parser.add_argument("--narrow", action="store_true", help="with a network of fewer values")
+    parser.add_argument(
+        "--narrow", action="store_true", help="with a narrow network and coarse pictures"
+    )
     args = parser.parse_args()
     if args.narrow:
         narrow.replace_resnet18(pytest.MonkeyPatch())
+        tiny_project.coarse_pictures(pytest.MonkeyPatch())
     with tempfile.TemporaryDirectory() as folder:
         tally = harness.soak(Path(folder), args.kills, args.seed)
     print(tally)

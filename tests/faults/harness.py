@@ -375,7 +375,7 @@ def tiny(content: dict) -> None:
         "loss": "cross_entropy",
     }
     weights = {"start": "clean", "clean_weight": 0.5, "adv_weight": 0.5, "best_on": "robust"}
-    content["finetuned"]["refreshed"] = {"of": "clean", "refresh": refresh, "best_on": "robust"}
+    content["finetuned"] = {"refreshed": {"of": "clean", "refresh": refresh, "best_on": "robust"}}
     content["online"] = {
         "online": {
             "epochs": 3,
@@ -383,7 +383,7 @@ def tiny(content: dict) -> None:
             "adversary": {**adversary, "target": "none", "against": "self"},
         }
     }
-    content["evaluate"]["models"].append("online")
+    content["evaluate"]["models"] = ["clean", "refreshed", "online"]
 
 
 def _wait(child: int) -> int:

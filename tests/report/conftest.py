@@ -31,24 +31,30 @@ MODELS = ("clean", "robust", "refreshed")
 @pytest.fixture(scope="package")
 def project(tmp_path_factory):
     """The folder of a tiny project after a run by the real DVC, with fixed results."""
-    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        narrow.replace_resnet18(patch)
+        patch.setenv("MPLBACKEND", "agg")
+        yield tiny_project.made_once(tmp_path_factory, "report", _make) / "project"
+
+
+def _make(shared):
+    """Make the project, and its page beside it."""
+    folder = shared / "project"
+    folder.mkdir()
     tiny_project.create(folder)
     labels = np.arange(140) % len(HOSTILE)
     images = np.random.default_rng(0).integers(0, 256, (140, 3, 16, 16), dtype=np.uint8)
     np.savez(folder / "data/raw/x.npz", images=images, labels=np.array(HOSTILE)[labels])
     tiny_project.change_params(folder, _params)
-    with pytest.MonkeyPatch.context() as patch:
-        narrow.replace_resnet18(patch)
-        patch.setenv("MPLBACKEND", "agg")
-        reproduce(folder)
-        _fix_results(folder)
-        yield folder
+    reproduce(folder)
+    _fix_results(folder)
+    (shared / "index.html").write_bytes(render(folder))
 
 
 @pytest.fixture(scope="package")
 def rendered(project):
     """The page of the tiny project."""
-    return render(project)
+    return (project.parent / "index.html").read_bytes()
 
 
 def render(folder) -> bytes:
@@ -58,8 +64,7 @@ def render(folder) -> bytes:
 
 def _params(content):
     content["data"].update(source="npz", path="data/raw/x.npz", n_images=None, n_val=21, n_test=35)
-    grid = {"n_eval": 4, "eps": [0.1], "alphas": ["eps/4"], "steps": [2]}
-    content["evaluate"].update(grid=grid)
+    content["evaluate"]["grid"].update(eps=[0.1], steps=[2])
     content["export"].update(model="refreshed")
 
 
