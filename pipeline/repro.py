@@ -93,7 +93,7 @@ def environment() -> dict[str, str]:
     return {
         "OMP_WAIT_POLICY": "passive",
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PIPELINE_PYTHON": sys.executable,
     }
 
 

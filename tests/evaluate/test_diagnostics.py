@@ -86,7 +86,7 @@ def bench(tmp_path_factory):
         eps=[EPS / 4, EPS, 1.0],
         steps=[1, 5, 10, 50],
         restarts=3,
-        queries=100,
+        queries=200,
     )
     made.settings = made.settings.model_copy(
         update={"threats": threats(EPS), "grid": None, "curves": curves}
