@@ -5,8 +5,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Where `make cluster` was run, a renewed environment keeps Ray.
+WITH_RAY := .venv/.cluster
+LOCKED = requirements/locked.txt $(if $(wildcard $(WITH_RAY)),requirements/cluster.txt)
 
-.PHONY: help repro plan results audit discard preset clean-partial soak test test-fast check bench growth fuzz search-table lock setup
+.PHONY: help repro plan results audit discard preset clean-partial soak test test-fast check bench growth fuzz search-table lock setup cluster bench-cluster
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -53,6 +56,9 @@ bench: $(READY)  ## measure this machine: the pipeline against the recipe as usu
 growth: $(READY)  ## measure time and peak memory against the number and the size of images (8 GB of disk for a while)
 	@$(BIN)/python -m benchmarks.growth
 
+bench-cluster: cluster  ## what Ray costs per image and task, on 1 to 3 nodes of this machine, one of them killed
+	@$(BIN)/python -m benchmarks.cluster $(if $(IMAGES),--images $(IMAGES))
+
 fuzz: $(READY)  ## 10,000 damaged files for every reader, most of an hour
 	@$(BIN)/python -m tests.fuzz
 
@@ -62,15 +68,21 @@ search-table: $(READY)  ## print the experiments of docs/search.md: parameters, 
 lock: setup  ## resolve the requirements again
 	@PATH="$$PATH:$(BIN)" uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
 	  --python-version 3.11 --override requirements/overrides.txt pyproject.toml --group dev -o requirements/locked.txt
+	@PATH="$$PATH:$(BIN)" uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
+	  --python-version 3.11 --override requirements/overrides.txt --constraint requirements/locked.txt --group cluster -o requirements/cluster.txt
+
+cluster: $(READY)  ## add Ray (about 600 MB), for PIPELINE_CLUSTER: docs/cluster.md
+	@PATH="$$PATH:$(BIN)" uv pip install --quiet --compile-bytecode --python $(BIN)/python --requirement requirements/cluster.txt
+	@touch $(WITH_RAY)
 
 setup: $(READY)  ## make the environment current; the other commands do it by themselves
 
-$(READY): requirements/locked.txt pyproject.toml
+$(READY): requirements/locked.txt requirements/cluster.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; name it with make PYTHON=…")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@PATH="$$PATH:$(BIN)"; command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
 	@echo "installing what requirements/locked.txt names: about 6 GB on the disk, most of it PyTorch with CUDA's libraries"
-	@PATH="$$PATH:$(BIN)" uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements/locked.txt
+	@PATH="$$PATH:$(BIN)" uv pip sync --quiet --compile-bytecode --python $(BIN)/python $(LOCKED)
 	@# setuptools is in the lock: without build isolation nothing else is downloaded
 	@PATH="$$PATH:$(BIN)" uv pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
 	@touch $(READY)

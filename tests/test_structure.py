@@ -18,13 +18,14 @@ CODE = ROOT / "pipeline"
 MAY_IMPORT = {
     "base": set(),
     "networks": {"base"},
+    "cluster": {"base", "networks"},
     "attacks": {"base", "networks"},
     "prepare": {"base"},
     "train": {"base", "networks"},
-    "generate": {"base", "networks", "attacks"},
+    "generate": {"base", "networks", "attacks", "cluster"},
     "harden": {"base", "networks", "attacks", "train"},
     "figures": set(),
-    "evaluate": {"base", "networks", "attacks", "figures"},
+    "evaluate": {"base", "networks", "attacks", "cluster", "figures"},
     "export": {"base", "networks"},
     "adopt": {"base", "networks"},
     "plan": {
