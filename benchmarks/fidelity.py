@@ -69,7 +69,7 @@ def adversarially_trained(
     batches = mixing.MixedBatches(held, {"clean": train.labels}, {"clean": BATCH}, 0, processor)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
     for epoch in range(EPOCHS):
-        for number, (images, labels) in enumerate(batches.epoch(epoch)):
+        for number, (images, labels, _) in enumerate(batches.epoch(epoch)):
             attack = attacks.build(spec, networks.frozen_copy(network), network.fc.out_features)
             adv_images = attacks.perturb(attack, images, labels, seeds.batch_seed(epoch, number))
             optimizer.zero_grad()

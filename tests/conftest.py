@@ -41,6 +41,7 @@ SLOW = (
     "test_discard.py",
     "generate/",
     "benchmarks/",
+    "train/test_group.py",
     "train/test_loop.py",
     "networks/",
     "fuzz/",

@@ -16,6 +16,7 @@ from pipeline.harden import moving_target, params
 from pipeline.networks import precision, scores
 from pipeline.networks.prediction import BATCH_SIZE
 from pipeline.networks.scores import Validate, accuracy_on
+from pipeline.train import group
 from pipeline.train.loop import Row
 
 
@@ -34,8 +35,11 @@ def validation(
     """
     if recipe.best_on == "robust":
         chosen = _sample(val, settings, is_judged)
-        return robust_accuracy_on(chosen, settings, precision.dtype_for(recipe.precision, device))
-    return accuracy_on(val)
+        dtype = precision.dtype_for(recipe.precision, device)
+        return group.current().validation(
+            chosen, lambda part: robust_accuracy_on(part, settings, dtype)
+        )
+    return group.current().validation(val, accuracy_on)
 
 
 def robust_accuracy_on(chosen: Block, settings: params.Held, dtype: torch.dtype) -> Validate:

@@ -15,9 +15,10 @@ from pipeline.base.values import Spread
 from pipeline.harden import pairing, params
 from pipeline.harden.moving_target import Target
 from pipeline.harden.pairing import Batch
-from pipeline.harden.starts import random_start, step_sizes
+from pipeline.harden.starts import noise, random_start, step_sizes
 from pipeline.train import augmentation, mixing
 from pipeline.train.loop import ALPHA_SCALE
+from pipeline.train.part import Part
 
 
 class OnlineBatches:
@@ -49,16 +50,19 @@ class OnlineBatches:
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch `first` on.
 
-        A batch has images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the
+        A batch has images (P, 3, H, W) in [0, 1], labels (P,), and each image's share (P,) of the
         loss. Where images have partners, what `pairing` adds follows.
         """
         recipe = self._recipe
-        for index, (images, labels) in enumerate(self._batches.epoch(number, first), first):
-            generator = augmentation.generator_for(images.device, recipe.seed, number, index)
-            images = augmentation.draw(recipe.augment, len(labels), generator).apply(images)
-            eps = self._eps(number, len(labels), generator).to(images.dtype)
-            adv_images = self._attacked(images, labels, eps, generator)
-            share = torch.full_like(eps.flatten(), 1 / len(labels))
+        for index, (images, labels, part) in enumerate(self._batches.epoch(number, first), first):
+            generator, n = (
+                augmentation.generator_for(images.device, recipe.seed, number, index),
+                len(part.batch),
+            )
+            images = augmentation.draw(recipe.augment, n, generator).of(part).apply(images)
+            eps = part.select(self._eps(number, n, generator).to(images.dtype))
+            adv_images = self._attacked(images, labels, eps, generator, part)
+            labels, share = part.counted(labels), part.shares(images)
             if recipe.beta is not None:
                 batch = adv_images, labels, share * recipe.adv_weight
                 all_of_them = torch.ones_like(labels, dtype=torch.bool)
@@ -70,9 +74,9 @@ class OnlineBatches:
                 yield torch.cat([images, adv_images]), torch.cat([labels, labels]), shares
 
     def _attacked(
-        self, images: Tensor, labels: Tensor, eps: Tensor, generator: torch.Generator
+        self, images: Tensor, labels: Tensor, eps: Tensor, generator: torch.Generator, part: Part
     ) -> Tensor:
-        """Return adversarial images within `eps` (B, 1, 1, 1) of `images`."""
+        """Return adversarial images within `eps` (P, 1, 1, 1) of `images`."""
         adversary = self._recipe.adversary
         network = self._fixed or self._target.now()
         aim = labels
@@ -84,7 +88,10 @@ class OnlineBatches:
         if adversary.noise is not None:
             reach = eps * adversary.noise
             bound = reach + alpha * adversary.steps  # which no step leaves
-        start = random_start(images, reach, generator) if adversary.random_start else images
+        start = images
+        if adversary.random_start:
+            drawn = noise(len(part.batch), images, generator)
+            start = random_start(images, reach, part.select(drawn))
         return self._ascent(
             network, images, start, aim, eps=bound, alpha=alpha, steps=adversary.steps
         )

@@ -21,10 +21,11 @@ from pipeline.base.values import CLEAN
 from pipeline.harden import pairing, params
 from pipeline.harden.moving_target import Target
 from pipeline.harden.pairing import Batch
-from pipeline.harden.starts import random_start, step_sizes
+from pipeline.harden.starts import noise, random_start, step_sizes
 from pipeline.train import augmentation, mixing
 from pipeline.train.images import COPIED, working_copy
 from pipeline.train.loop import ALPHA_SCALE
+from pipeline.train.part import Part
 
 
 class RefreshedBatches:
@@ -35,6 +36,9 @@ class RefreshedBatches:
     not fit on a GPU. `sets` are named as in the recipe's mix. Training row i of an adversarial set
     belongs to training row i of `clean`. `passes` counts the images whose gradient an attack
     computes in one epoch. Raises InputError for sets whose rows do not belong together.
+
+    Where several workers train together, every row belongs to one of them, which refreshes it in
+    its own working copy. No worker needs the rows of another.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class RefreshedBatches:
                     "`dvc repro` makes it again"
                 )
         self._images = working_copy([sets[name] for name in names], device, folder)
-        self._batches = mixing.mixed(self._images, sets, recipe, device)
+        self._batches = mixing.mixed(self._images, sets, recipe, device, owned=True)
         self._recipe, self.refresh, self._target = recipe, recipe.refresh, target
         n = len(ids)
         eps = [
@@ -76,15 +80,16 @@ class RefreshedBatches:
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch `first` on.
 
-        A batch has images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the
+        A batch has images (P, 3, H, W) in [0, 1], labels (P,), and each image's share (P,) of the
         loss. Where images have partners, what `pairing` adds follows.
         """
         reset = self.refresh.reset
         if reset is not None and first == 0 and number > 0 and number % reset == 0:
             self._forget(number)
-        for index, (rows, stored, labels) in enumerate(self._batches.stored(number, first), first):
+        for index, found in enumerate(self._batches.stored(number, first), first):
+            rows, stored, labels, part = found
             generator = augmentation.generator_for(rows.device, self._recipe.seed, number, index)
-            move = augmentation.draw(self._recipe.augment, len(rows), generator)
+            move = augmentation.draw(self._recipe.augment, len(part.batch), generator).of(part)
             images = move.apply(stored / 255)
             chosen = self._eps[rows].flatten() > 0
             own, own_move, start = rows[chosen], move.select(chosen), images[chosen]
@@ -92,9 +97,11 @@ class RefreshedBatches:
             if is_refreshed:
                 if not self.refresh.warm_start:
                     original = own_move.apply(self._originals(own) / 255)
-                    start = random_start(original, self._eps[own], generator)
-                images[chosen] = self._refreshed(start, labels[chosen], own, own_move)
-            batch = images, labels, torch.full_like(images[:, 0, 0, 0], 1 / len(rows))
+                    drawn = self._noise(original, part, chosen, generator)
+                    start = random_start(original, self._eps[own], drawn)
+                if len(own):  # a small part may have no adversarial image
+                    images[chosen] = self._refreshed(start, labels[chosen], own, own_move)
+            batch = images, part.counted(labels), part.shares(images)
             if self._recipe.beta is not None:
                 original = own_move.apply(self._originals(own) / 255)
                 yield pairing.trades(batch, chosen, original, self._recipe.beta)
@@ -102,6 +109,14 @@ class RefreshedBatches:
                 yield pairing.regularised(batch, chosen, start, self.refresh.regularise)
             else:
                 yield batch
+
+    def _noise(
+        self, images: Tensor, part: Part, chosen: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Return noise for the adversarial images of a part, which `chosen` (P,) marks."""
+        of_batch = self._eps[torch.from_numpy(part.batch).to(self._eps.device)].flatten() > 0
+        drawn = noise(int(of_batch.sum()), images, generator)
+        return drawn[part.select(of_batch.cumsum(0) - 1)[chosen]]
 
     def _refreshed(
         self, start: Tensor, labels: Tensor, rows: Tensor, move: augmentation.Move
@@ -132,7 +147,7 @@ class RefreshedBatches:
         generator = augmentation.generator_for(self._eps.device, self._recipe.seed, epoch)
         for rows in torch.split(torch.nonzero(self._eps.flatten() > 0).flatten(), COPIED):
             originals, eps = self._originals(rows), self._eps[rows]
-            noisy = random_start(originals / 255, eps, generator)
+            noisy = random_start(originals / 255, eps, noise(len(rows), originals, generator))
             self._images.put(rows, attacks.quantise(noisy, originals, eps))
 
     def working_copy(self, name: str) -> Tensor:

@@ -6,10 +6,15 @@ from torch import Tensor
 from pipeline.base.values import step_size
 
 
-def random_start(images: Tensor, eps: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images in [0, 1], moved by uniform noise within their `eps` (B, 1, 1, 1)."""
-    noise = torch.rand(images.shape, generator=generator, device=images.device) * 2 - 1
-    return (images + noise * eps).clamp(0, 1)
+def noise(n_images: int, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return uniform noise (n_images, 3, H, W) in [-1, 1] for images of the size of `images`."""
+    shape = (n_images, *images.shape[1:])
+    return torch.rand(shape, generator=generator, device=images.device) * 2 - 1
+
+
+def random_start(images: Tensor, eps: Tensor, drawn: Tensor) -> Tensor:
+    """Return images in [0, 1], moved by noise in [-1, 1] times their `eps` (B, 1, 1, 1)."""
+    return (images + drawn * eps).clamp(0, 1)
 
 
 def step_sizes(alpha: float | str, eps: Tensor, steps: int) -> Tensor:

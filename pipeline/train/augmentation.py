@@ -3,7 +3,7 @@
 A move is drawn once, can be applied to several batches of images, and can be undone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pipeline.base import seeds
 from pipeline.train.mixing import MixedBatches
+from pipeline.train.part import Part
 
 # Pixels per side, as for CIFAR-10 in "Deep Residual Learning for Image Recognition"
 # (He et al., 2016).
@@ -31,8 +32,15 @@ class Move:
 
     def select(self, chosen: Tensor) -> "Move":
         """Return the moves of the images where a mask (B,) is true."""
+        return self._each(lambda drawn: drawn[chosen])
+
+    def of(self, part: Part) -> "Move":
+        """Return the moves of a worker's part of the batch."""
+        return self._each(part.select)
+
+    def _each(self, choose: Callable[[Tensor], Tensor]) -> "Move":
         return Move(
-            **{name: None if part is None else part[chosen] for name, part in vars(self).items()}
+            **{name: None if drawn is None else choose(drawn) for name, drawn in vars(self).items()}
         )
 
     def apply(self, images: Tensor) -> Tensor:
@@ -113,14 +121,9 @@ class AugmentedBatches:
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield the batches of an epoch, from batch `first` on.
 
-        Each is images (B, 3, H, W) in [0, 1], labels (B,), and each image's share (B,) of the loss.
+        Each is images (P, 3, H, W) in [0, 1], labels (P,), and each image's share (P,) of the loss.
         """
-        for index, (images, labels) in enumerate(self._batches.epoch(number, first), first):
-            move = draw(
-                self._kind, len(labels), generator_for(images.device, self._seed, number, index)
-            )
-            yield (
-                move.apply(images),
-                labels,
-                torch.full_like(labels, 1 / len(labels), dtype=images.dtype),
-            )
+        for index, (images, labels, part) in enumerate(self._batches.epoch(number, first), first):
+            generator = generator_for(images.device, self._seed, number, index)
+            move = draw(self._kind, len(part.batch), generator).of(part)
+            yield move.apply(images), part.counted(labels), part.shares(images)

@@ -15,7 +15,7 @@ from pipeline.base.values import Section
 from pipeline.networks.device import describe
 from pipeline.networks.precision import precision_for, recorded
 from pipeline.networks.scores import Validate
-from pipeline.train import params
+from pipeline.train import group, params
 from pipeline.train.loop import SOFTER, Batches, Fit, Row, Watch, fit
 
 # Of the weights on the disk, at most. The unfinished work is there twice, with up to six copies
@@ -45,16 +45,24 @@ def train(
     `attack_passes` counts the gradients of single images that attacks computed. The first number is
     for those before the training, the second for those in every epoch. `also_write` writes what
     else the training makes. `watch` is that of `loop.fit`. Every epoch prints a line and writes the
-    history. The unfinished work is deleted last.
+    history. The unfinished work is deleted last. Of several workers that train together, the first
+    one writes and prints.
     """
+    workers = group.current()
     origin = _origin(provenance, settings, device)
     part = unfinished.path_for(out, {**origin, "architecture": architecture})
     files.require_space(out.parent, _size(network, batches), text)
-    told = _telling(text, settings.epochs, history, watch)
+    told = _telling(text, settings.epochs, history, watch) if workers.is_first else watch
     with _missing_if_stopped(history):
         fitted = fit(
             network, batches, validate, settings, text=text, device=device, part=part, watch=told
         )
+    done = (
+        f"{out}: epoch {fitted.best['epoch']} of {len(fitted.history)} kept, "
+        f"validation accuracy {fitted.best['val_accuracy']:.4f}, on {_describe(workers, device)}"
+    )
+    if not workers.is_first:
+        return done
     checkpoint = networks.Checkpoint(
         architecture=architecture,
         class_names=list(class_names),
@@ -65,10 +73,12 @@ def train(
     files.write_csv(history, fitted.history)
     also_write(checkpoint)
     part.unlink()
-    return (
-        f"{out}: epoch {fitted.best['epoch']} of {len(fitted.history)} kept, "
-        f"validation accuracy {fitted.best['val_accuracy']:.4f}, on {describe(device)}"
-    )
+    return done
+
+
+def _describe(workers: group.Group, device: torch.device) -> str:
+    each = describe(device)
+    return each if workers.size == 1 else f"{workers.size} workers, each {each}"
 
 
 def _telling(text: str, epochs: int, history: Path, watch: Watch) -> Watch:
@@ -127,6 +137,8 @@ def _origin(
         },
         "device": device.type,
         "precision": recorded(precision_for(settings.precision, device), device),
+        # Alone, a process records no number.
+        **({"workers": workers} if (workers := group.current().size) > 1 else {}),
         **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},
     }
 

@@ -6,6 +6,7 @@ It takes the steps, keeps the model of the best epoch, and resumes after an inte
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from pipeline.base.errors import InputError
 from pipeline.networks import precision, torch_files
 from pipeline.networks.captured import graphs_for
 from pipeline.networks.scores import Validate
-from pipeline.train import params, schedule
+from pipeline.train import group, params, schedule
 from pipeline.train.step import Step
 
 ALPHA_SCALE = "alpha_scale"
@@ -37,6 +38,9 @@ class Batches(Protocol):
     pairs, the weights (B,) and partners (B,) of `pairs.loss` follow. The batches depend only on the
     epoch, the network, the params and the tensors of `state`. Batches that attack the network keep
     a factor on their step size there, as ALPHA_SCALE.
+
+    Where several workers train together, each yields its part of every batch. The rows of the
+    tensors (N, …) of `state` belong to fixed workers. A scalar is the same on all.
     """
 
     state: dict[str, Tensor]
@@ -83,6 +87,9 @@ def fit(
     With `part`, unfinished work is kept there and resumed. The result is then the same to the bit,
     on the same machine and build. Raises InputError when the loss is no longer finite. Raises
     Interrupted after Ctrl-C or SIGTERM, once the current batch is done and saved.
+
+    Several workers that train together return the same. The first of them writes `part`, which all
+    of them read. A signal ends them at once, because they cannot agree on a batch.
     """
     run = _Run(network, batches, settings, device)
     if part is not None and part.exists():
@@ -90,7 +97,7 @@ def fit(
     done = run.epoch * len(batches) + run.batch
     with (
         console.progress(settings.epochs * len(batches), text, "batches", done) as bar,
-        console.stopping() as stop,
+        console.stopping() if run.group.size == 1 else nullcontext(console.Stop()) as stop,
     ):
         saved = _Saver(run, part)
         while not run.is_finished:
@@ -135,6 +142,7 @@ class _Run:
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.batches, self.settings = batches, settings
+        self.group, self._device = group.current(), device
         self._step = Step(self.network, settings, device, graphs_for(device))
         self.epoch, self.batch = 0, 0
         self.history: list[Row] = []
@@ -217,8 +225,14 @@ class _Run:
     def save(self, path: Path) -> None:
         """Write all that the rest of the run depends on.
 
-        At the end of the run, this is little.
+        At the end of the run, this is little. All workers must call this. The first one writes, and
+        its `batches` then hold the rows of all.
         """
+        for tensor in self.batches.state.values():
+            if tensor.dim():
+                self.group.gather_rows(tensor, self._device)
+        if not self.group.is_first:
+            return
         content = (
             {}
             if self.is_finished
@@ -278,5 +292,6 @@ class _Saver:
             self._took = self._since - started
 
     def after_epoch(self) -> None:
-        if self._run.is_finished or time.perf_counter() - self._since >= self._took / SAVING:
+        is_time = time.perf_counter() - self._since >= self._took / SAVING
+        if self._run.is_finished or self._run.group.decide(is_time):
             self.now()

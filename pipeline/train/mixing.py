@@ -7,7 +7,7 @@ draws its classes equally often. Within a class, it draws the images equally oft
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import islice, tee
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pipeline.base.store import ImageSet
 from pipeline.base.values import CLEAN
-from pipeline.train import params
+from pipeline.train import group, params
 from pipeline.train.images import Images, Rows, stored
+from pipeline.train.part import Part, part_of
 
 
 class MixSampler:
@@ -113,7 +114,8 @@ class MixedBatches:
     """Mixed batches of clean and stored adversarial images.
 
     `images` are the training images of all streams, one stream after another in the order of
-    `counts`. `labels` (N,) are each stream's own. `clean` must be among them.
+    `counts`. `labels` (N,) are each stream's own. `clean` must be among them. Where several workers
+    train together, each gets its part of every batch. `owned` says how: see `part_of`.
     """
 
     def __init__(
@@ -125,12 +127,14 @@ class MixedBatches:
         device: torch.device,
         *,
         balanced: bool = False,
+        owned: bool = False,
     ) -> None:
         names = list(counts)
-        self._images = images
+        self._images, self._group, self._owned = images, group.current(), owned
         self._labels = torch.from_numpy(np.concatenate([labels[name] for name in names])).to(device)
         sizes = [len(labels[name]) for name in names]
         self._offsets = dict(zip(names, np.cumsum([0, *sizes[:-1]]), strict=True))
+        self._clean = range(self._offsets[CLEAN], self._offsets[CLEAN] + len(labels[CLEAN]))
         self._sampler = MixSampler(labels, counts, seed, balanced=balanced)
 
     def __len__(self) -> int:
@@ -142,29 +146,35 @@ class MixedBatches:
         """The number of images in an epoch."""
         return self._sampler.n_images
 
-    def stored(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def stored(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Part]]:
         """Yield the batches of an epoch (counted from 0) from batch `first` on, as they are stored.
 
-        Each is the rows (B,) of `images`, the images (B, 3, H, W; uint8) and the labels (B,).
+        Each is the rows (P,) of `images`, the images (P, 3, H, W; uint8), the labels (P,), and the
+        part of the whole batch that they are.
         """
-        for rows, images in self._images.read(islice(self._rows(epoch), first, None)):
-            yield rows, images, self._labels[rows]
+        parts, to_read = tee(islice(self._parts(epoch), first, None))
+        read = self._images.read(part.rows for part in to_read)
+        for part, (rows, images) in zip(parts, read, strict=True):
+            yield rows, images, self._labels[rows], part
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Part]]:
         """Yield the batches of an epoch, from batch `first` on.
 
-        Each is images (B, 3, H, W) in [0, 1] and labels (B,).
+        Each is images (P, 3, H, W) in [0, 1], labels (P,), and the part of the whole batch that
+        they are.
         """
-        for _, images, labels in self.stored(epoch, first):
-            yield images / 255, labels
+        for _, images, labels, part in self.stored(epoch, first):
+            yield images / 255, labels, part
 
-    def _rows(self, epoch: int) -> Iterator[Rows]:
-        """Yield which of the images make up each batch (B,) of an epoch."""
+    def _parts(self, epoch: int) -> Iterator[Part]:
+        """Yield this worker's part of each batch of an epoch."""
         shuffling = self._sampler.generator("shuffle", epoch)
-        for parts in self._sampler.epoch(epoch):
-            yield shuffling.permutation(
-                np.concatenate([self._offsets[name] + rows for name, rows in parts.items()])
+        for streams in self._sampler.epoch(epoch):
+            batch = shuffling.permutation(
+                np.concatenate([self._offsets[name] + rows for name, rows in streams.items()])
             )
+            is_clean = (batch >= self._clean.start) & (batch < self._clean.stop)
+            yield part_of(batch, is_clean, self._group, owned=self._owned)
 
 
 def training_batches(
@@ -179,13 +189,25 @@ def training_batches(
 
 
 def mixed(
-    images: Images, sets: Mapping[str, ImageSet], recipe: params.Training, device: torch.device
+    images: Images,
+    sets: Mapping[str, ImageSet],
+    recipe: params.Training,
+    device: torch.device,
+    *,
+    owned: bool = False,
 ) -> MixedBatches:
     """Return the batches that a recipe asks for, from `images`.
 
-    `images` are the training rows of the sets that the recipe mixes.
+    `images` are the training rows of the sets that the recipe mixes. `owned` is for images that
+    each worker changes.
     """
     labels = {name: sets[name].training_column("labels") for name in recipe.counts}
     return MixedBatches(
-        images, labels, recipe.counts, recipe.seed, device, balanced=recipe.sampling == "balanced"
+        images,
+        labels,
+        recipe.counts,
+        recipe.seed,
+        device,
+        balanced=recipe.sampling == "balanced",
+        owned=owned,
     )

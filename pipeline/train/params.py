@@ -15,7 +15,11 @@ Paired = Literal["logits", "probabilities"]
 
 
 class Training(Section):
-    """The settings of one run of the training loop."""
+    """The settings of one run of the training loop.
+
+    With `sync_batchnorm`, which may be left out, BatchNorm's statistics are those of the whole
+    batch where several GPUs train together. Otherwise, they are those of each worker's part.
+    """
 
     epochs: Count
     batch_size: Annotated[int, Field(ge=2, lt=2**31)]
@@ -32,6 +36,7 @@ class Training(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None
     patience: Count | None
     seed: Seed
+    sync_batchnorm: bool = False
 
     @property
     def counts(self) -> dict[str, int]:

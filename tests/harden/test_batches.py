@@ -60,7 +60,7 @@ def test_online_batches_hold_clean_images_and_attacks_within_eps(settings):
     batches, epoch = made(online(settings), Tiny())
     assert len(batches) == len(epoch) == 4
     assert batches.passes == 64 * 2
-    for (images, labels, shares), (clean, clean_labels) in zip(
+    for (images, labels, shares), (clean, clean_labels, _) in zip(
         epoch, clean_batches().epoch(0), strict=True
     ):
         assert torch.equal(images[:16], clean)

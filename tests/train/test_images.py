@@ -48,7 +48,7 @@ def test_batches_are_the_same_bytes_wherever_images_are(sets, blocks, settings, 
     whole = torch.from_numpy(training_images(blocks))
     for epoch in range(3):
         batches = zip(both["mapped"].stored(epoch), both["held"].stored(epoch), strict=True)
-        for (rows, pixels, labels), other in batches:
+        for (rows, pixels, labels, _), other in batches:
             assert torch.equal(rows, other[0])
             assert torch.equal(pixels, other[1])
             assert torch.equal(labels, other[2])

@@ -104,7 +104,7 @@ def test_batches_hold_images_with_their_labels_in_shuffled_order():
     }
     batches = held_batches(streams, {"clean": 32, "fgsm": 16, "pgd": 16})
     names = list(streams)
-    for images, labels in batches.epoch(0):
+    for images, labels, _ in batches.epoch(0):
         pixels = (images * 255).round().to(torch.uint8).numpy()
         marks, ids = (
             pixels[:, 0, 0, 0],
@@ -131,7 +131,7 @@ def test_no_image_with_a_validation_original_enters_training(tmp_path, settings)
     )
     seen = set()
     for epoch in range(4):
-        for images, _ in batches.epoch(epoch):
+        for images, _, _ in batches.epoch(epoch):
             pixels = (images * 255).round().int()
             seen |= {(int(mark), int(low + 256 * high)) for mark, low, high in pixels[:, 0, 0, :3]}
     assert len(seen) == 3 * 60, "every training image of every kind is used"
