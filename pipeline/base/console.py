@@ -142,7 +142,7 @@ def run(command: Callable[[], str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except (InputError, OSError, RuntimeError) as error:
-        if not (problem := _in_words(error)):
+        if not (problem := in_words(error)):
             raise
         sys.exit(f"error: {problem}")
     except KeyboardInterrupt as interruption:
@@ -151,7 +151,7 @@ def run(command: Callable[[], str]) -> None:
         sys.exit(130)
 
 
-def _in_words(error: InputError | OSError | RuntimeError) -> str:
+def in_words(error: InputError | OSError | RuntimeError) -> str:
     """Return one line about what the user or the system did, or nothing for a bug."""
     if isinstance(error, InputError):
         return str(error)

@@ -4,6 +4,7 @@ The mix may contain adversarial sets that were made against other models (Tramè
 Adversarial Training", ICLR 2018).
 """
 
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pipeline import attacks, networks
 from pipeline.base import console, files, params, store
 from pipeline.base.errors import InputError
 from pipeline.base.values import CLEAN
+from pipeline.cluster import training
 from pipeline.harden import epoch_score, moving_target, refreshed_batches, refreshed_sets
 from pipeline.harden.params import Finetune, FinetuneParams
 from pipeline.networks import device, precision
@@ -46,8 +48,16 @@ def finetune() -> str:
         history="CSV with a line for every epoch",
         refreshed="folder of the refreshed image sets; empty where none are refreshed",
     )
-    args = parser.parse_args()
+    return training.train(
+        train,
+        parser.parse_args(),
+        inputs=["clean", "model", "adversarial", "sources"],
+        outputs=["out", "history", "refreshed"],
+    )
 
+
+def train(args: Namespace) -> str:
+    """Fine-tune a model, alone or as one of several workers."""
     name = args.out.stem
     settings, processor = params.load(params.FILE, FinetuneParams, keys(name)), device.choose()
     recipe = params.entry("finetuned", settings.finetuned, name)

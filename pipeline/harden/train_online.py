@@ -3,11 +3,14 @@
 The adversarial images are made from the clean image set.
 """
 
+from argparse import Namespace
+
 from torchvision import models
 
 from pipeline import networks
 from pipeline.base import console, files, params, store
 from pipeline.base.values import CLEAN
+from pipeline.cluster import training
 from pipeline.harden import epoch_score, moving_target, online_batches
 from pipeline.harden.params import Online, OnlineParams
 from pipeline.networks import device, precision
@@ -37,10 +40,21 @@ def train_online() -> str:
         history="CSV with a line for every epoch",
     )
     args = parser.parse_args()
+    _, recipe = _recipe(args.out.stem)
+    return training.train(
+        train,
+        args,
+        inputs=["clean", "model"],
+        start=recipe.start if isinstance(recipe.start, Model) else None,
+        outputs=["out", "history"],
+    )
 
+
+def train(args: Namespace) -> str:
+    """Train a model online, alone or as one of several workers."""
     name = args.out.stem
-    settings, processor = params.load(params.FILE, OnlineParams, keys(name)), device.choose()
-    recipe = params.entry("online", settings.online, name)
+    settings, recipe = _recipe(name)
+    processor = device.choose()
     clean = store.ImageSet(args.clean)
     val = clean.load("val")
     first = networks.load(args.model, class_names=clean.class_names)
@@ -78,6 +92,11 @@ def train_online() -> str:
         watch=epoch_score.collapse,
         device=processor,
     )
+
+
+def _recipe(name: str) -> tuple[OnlineParams, Online]:
+    settings = params.load(params.FILE, OnlineParams, keys(name))
+    return settings, params.entry("online", settings.online, name)
 
 
 def _fresh(

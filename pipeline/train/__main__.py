@@ -1,10 +1,13 @@
 """Stage `train_clean`: the clean image set -> the clean model."""
 
+from argparse import Namespace
+
 from pipeline import networks
 from pipeline.base import console, params, store
 from pipeline.base.values import CLEAN
+from pipeline.cluster import training
 from pipeline.networks import device, scores
-from pipeline.train import augmentation, checkpointed, mixing
+from pipeline.train import augmentation, checkpointed, group, mixing
 from pipeline.train.params import TrainParams
 
 KEYS = ("seed", "precision", "model", "training", "clean")  # of params.yaml, as in dvc.yaml
@@ -17,8 +20,18 @@ def train_clean() -> str:
         out="checkpoint of the clean model",
         history="CSV with a line for every epoch",
     )
-    args = parser.parse_args()
+    settings = params.load(params.FILE, TrainParams, KEYS)
+    return training.train(
+        train,
+        parser.parse_args(),
+        inputs=["clean"],
+        start=settings.model,
+        outputs=["out", "history"],
+    )
 
+
+def train(args: Namespace) -> str:
+    """Train the clean model, alone or as one of several workers."""
     settings, processor = params.load(params.FILE, TrainParams, KEYS), device.choose()
     clean = store.ImageSet(args.clean)
     val = clean.load("val")
@@ -33,7 +46,7 @@ def train_clean() -> str:
             settings.clean.augment,
             settings.clean.seed,
         ),
-        scores.accuracy_on(val),
+        group.current().validation(val, scores.accuracy_on),
         settings.clean,
         text="train the clean model",
         out=args.out,

@@ -28,7 +28,7 @@ def run(folder, size):
         )
         for rank in range(size)
     ]
-    said = [process.communicate(timeout=120)[1] for process in processes]
+    said = [process.communicate(timeout=300)[1] for process in processes]
     assert all(process.returncode == 0 for process in processes), "".join(said)
     return [torch.load(folder / f"{rank}.pt") for rank in range(size)], said
 

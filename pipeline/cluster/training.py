@@ -1,0 +1,253 @@
+"""Train on the workers of a Ray cluster, which no disk is shared with.
+
+The work is that of the stage itself. Unfinished work comes back after it was saved. So a training
+resumes after the loss of a worker, of a node or of this process, and ends with the same bytes.
+"""
+
+import os
+import time
+import uuid
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import networks
+from pipeline.base import console, files, params
+from pipeline.base.errors import InputError
+from pipeline.cluster import connection, freight, launch, worker
+from pipeline.networks import device
+from pipeline.networks.params import Model
+
+VARIABLE = "PIPELINE_TRAIN_WORKERS"
+FAILURES = 3  # in a row, without new unfinished work
+PATIENCE = 5.0  # seconds without a slot before a line says so
+WAIT = 600.0  # seconds to wait for slots
+CLEANING = 30.0  # seconds
+
+
+def train(
+    work: Callable[[Namespace], str],
+    args: Namespace,
+    *,
+    inputs: Sequence[str],
+    start: Model | None = None,
+    outputs: Sequence[str],
+) -> str:
+    """Return what `work` returns for `args`, computed here or on the workers of a cluster.
+
+    `inputs` and `outputs` name the paths in `args` that it reads and writes. It also reads the
+    weights of `start`. The first output is its checkpoint, with the unfinished work beside it. The
+    second is its history. Raises InputError for what the stage refuses, and where there is no room
+    for the workers.
+    """
+    name = connection.wanted()
+    if name is None:
+        return work(args)
+    with connection.connected(name):
+        slots = _slots()
+        if slots.n == 1 and name == "local":
+            return work(args)
+        console.say(
+            f"training on {slots.n} workers with {slots.words} each;"
+            f" their number is part of the result (set {VARIABLE} to choose it)"
+        )
+        weights = None
+        if start is not None:
+            networks.pretrained_weights(start)  # downloaded once, for all nodes
+            weights = networks.weights_file(start)
+        return _Training(work, args, slots, inputs, weights, outputs).run()
+
+
+def _slots() -> launch.Slots:
+    """Return the workers that PIPELINE_TRAIN_WORKERS asks for.
+
+    Otherwise there is one for each GPU of the cluster, or one for each node if there is none.
+    Raises InputError for another value than a whole number from 1 on.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = [int(node.get("CPU", 0)) for node in nodes]
+    n_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    if os.environ.get(device.VARIABLE) == "cpu":
+        n_gpus = 0
+    asked = os.environ.get(VARIABLE, str(n_gpus or sum(n > 0 for n in cores)))
+    if not asked.isdecimal() or int(asked) < 1:
+        raise InputError(f"{VARIABLE}: expected a whole number from 1 on, found {asked!r}")
+    if n_gpus:
+        return launch.Slots(n=int(asked), cpus=1, gpus=1)
+    fitting = [
+        each for each in range(1, max(cores) + 1) if sum(n // each for n in cores) >= int(asked)
+    ]
+    return launch.Slots(n=int(asked), cpus=max(fitting, default=1), gpus=0)
+
+
+class _Training:
+    """A training on the workers of a cluster, seen from the driver."""
+
+    def __init__(
+        self,
+        work: Callable[[Namespace], str],
+        args: Namespace,
+        slots: launch.Slots,
+        inputs: Sequence[str],
+        weights: Path | None,
+        outputs: Sequence[str],
+    ) -> None:
+        paths = {
+            name: freight.inside(path) if isinstance(path, Path) else path
+            for name, path in vars(args).items()
+        }
+        self._slots = slots
+        self._out: Path = paths[outputs[0]]
+        self._unfinished = f"{self._out.parent}/.{self._out.name}.*.part"
+        self._received: set[Path] = set()
+        self._pieces: dict[str, list[Any]] = {}
+        self._outcome: tuple[str, str] | None = None
+        self._saved = False
+        self._job = worker.Job(
+            name=uuid.uuid4().hex[:12],
+            train=work,
+            args=Namespace(**paths),
+            inputs=[
+                *freight.packed([params.FILE, *(paths[name] for name in inputs)]),
+                *freight.weights(weights),
+            ],
+            unfinished=[],
+            outputs=[str(paths[name]) for name in outputs],
+            changing=[self._unfinished, *(str(paths[name]) for name in outputs[1:2])],
+            threads=slots.cpus,
+            mailbox=None,
+        )
+
+    def run(self) -> str:
+        """Train until the end, on other workers if some are lost, and return what to print."""
+        failures = 0
+        try:
+            while True:
+                self._saved = False
+                self._wait_for_slots()
+                reason = self._attempt()
+                if self._outcome is not None:
+                    break
+                failures = 1 if self._saved else failures + 1
+                if failures == FAILURES:
+                    raise InputError(
+                        f"{self._out}: the workers failed {failures} times without saving anything "
+                        f"(last: {reason}); see Ray's logs on their nodes"
+                    )
+                console.say(f"a worker was lost ({reason}): resuming from the last saved epoch")
+            kind, text = self._outcome
+            if kind == "refused":
+                raise InputError(text)
+        except BaseException:
+            self._forget(path for path in self._received if path.suffix != ".part")
+            raise
+        finally:
+            self._clean()
+        self._forget(path for path in self._received if path.suffix == ".part")
+        return text
+
+    def _wait_for_slots(self) -> None:
+        """Return once the cluster has room for all workers, and say so if it has none.
+
+        Raises InputError after WAIT seconds.
+        """
+        import ray.util
+
+        group = ray.util.placement_group([self._slots.bundle] * self._slots.n)
+        try:
+            if group.wait(PATIENCE):
+                return
+            wanted = f"{self._slots.n} workers with {self._slots.words} each"
+            console.say(f"the cluster has no room for {wanted}: waiting up to {WAIT:.0f} s")
+            if not group.wait(WAIT):
+                raise InputError(
+                    f"{self._out}: no room for {wanted} in {WAIT:.0f} s; start more nodes, or set "
+                    f"{VARIABLE} to another number, which starts the training from its beginning"
+                )
+        finally:
+            ray.util.remove_placement_group(group)
+
+    def _attempt(self) -> str:
+        """Train on one set of workers, until the end or a failure, whose reason is returned."""
+        import ray
+
+        with launch.mailbox() as mailbox:
+            self._pieces.clear()
+            job = replace(
+                self._job,
+                mailbox=mailbox,
+                unfinished=freight.packed(sorted(Path().glob(self._unfinished))),
+            )
+            fit = ray.remote(launch.fit).options(num_cpus=0, max_retries=0, **launch.here())
+            running = fit.remote(job, self._slots)
+            try:
+                while not ray.wait([running], timeout=0)[0]:
+                    self._read(mailbox, wait=0.5)
+                    if self._outcome is not None:
+                        return ""
+                self._read(mailbox, wait=0)
+                try:
+                    ray.get(running)
+                except ray.exceptions.RayError as error:
+                    return _reason(error)
+                return "it ended without a result"
+            finally:
+                ray.cancel(running, force=True)
+
+    def _read(self, mailbox: Any, wait: float) -> None:
+        """Handle the messages that have come, and wait for the first of them."""
+        import ray.util.queue
+
+        try:
+            while self._outcome is None:
+                self._handle(*mailbox.get(timeout=wait or 0.01))
+        except ray.util.queue.Empty:
+            return
+        except ray.exceptions.RayActorError:
+            time.sleep(wait)  # its node was lost, and the workers end, too
+
+    def _handle(self, kind: str, text: str, content: Any = None) -> None:
+        """Handle a message of `worker`."""
+        path = Path(text)
+        if kind == "line":
+            console.say(text)
+        elif kind == "folder":
+            path.mkdir(parents=True, exist_ok=True)
+        elif kind == "piece":
+            self._pieces.setdefault(text, []).append(content)
+        elif kind == "file":
+            received = self._pieces.pop(text, [])
+            assert len(received) == content
+            with files.replacing(path) as file:
+                for piece in received:
+                    file.write(piece.data)
+            self._received.add(path)
+            self._saved = self._saved or path.suffix == ".part"
+        else:
+            self._outcome = kind, text
+
+    def _forget(self, paths: Iterator[Path]) -> None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+    def _clean(self) -> None:
+        """Delete what the nodes hold of this training."""
+        import ray
+
+        clean = ray.remote(worker.forget)
+        on_each = [
+            clean.options(num_cpus=0, **launch.on(node["NodeID"])).remote(self._job.name)
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+        ray.wait(on_each, num_returns=len(on_each), timeout=CLEANING)
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of an error, which says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else type(error).__name__
