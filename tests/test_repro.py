@@ -6,14 +6,12 @@ DVC and the stages run in this process.
 import json
 import os
 import subprocess
-import re
 import sys
 
 import dvc.repo
 import numpy as np
 import pytest
 import torch
-from dvc import cli
 
 from pipeline import __main__ as command
 from pipeline import networks, repro
@@ -80,18 +78,6 @@ def contents(folder):
 
 def test_an_unchanged_project_runs_nothing(folder):
     assert call(folder, "repro") == set()
-
-
-def test_dvc_draws_one_history_and_pictures_of_curves(folder, tmp_path):
-    with here(folder):
-        assert cli.main(["plots", "show", "--out", str(tmp_path / "drawn")]) == 0
-    page = (tmp_path / "drawn/index.html").read_text()
-    drawn = {f"plots/{name}/history.csv" for name in ("clean", "robust", "refreshed")}
-    drawn |= {f"plots/{name}/confusion.csv" for name in ("clean", "robust", "refreshed")}
-    assert set(re.findall(r"plots/\w+/\w+\.csv", page)) <= drawn
-    assert not re.findall(r"(?:curves|grid)\.csv", page)
-    pictures = re.findall(r'<img src="static/[^"]+"', page)
-    assert len(pictures) == 6, "curves and grid of each model need no network"
 
 
 def test_a_changed_attack_makes_its_own_set_again(folder):

@@ -124,7 +124,6 @@ def output_folders(root: Path) -> list[Path]:
             out
             for entry in read_yaml(path)["stages"].values()
             for out in entry.get("do", entry).get("outs", [])
-            if isinstance(out, str)  # else it has options: DVC does not cache it
         ]
         folders = {folder for out in outs for folder in Path(out).parents}
     except (KeyError, TypeError, AttributeError) as error:
