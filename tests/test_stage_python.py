@@ -1,4 +1,4 @@
-"""The script `python`: which Python the stages run in, whoever calls `dvc repro`."""
+"""The script `pipeline/python`: which Python the stages run in, whoever calls `dvc repro`."""
 
 import os
 import shutil
@@ -15,7 +15,8 @@ EMPTY = "/nonexistent"
 
 @pytest.fixture
 def project(tmp_path):
-    shutil.copy(ROOT / "python", tmp_path)
+    (tmp_path / "pipeline").mkdir()
+    shutil.copy(ROOT / "pipeline/python", tmp_path / "pipeline")
     return tmp_path
 
 
@@ -25,7 +26,7 @@ def run(project, path=EMPTY, **variables):
         tools.mkdir()
         (tools / "dirname").symlink_to(shutil.which("dirname"))
     return subprocess.run(
-        ["./python", "-c", "import sys; print(sys.prefix)"],
+        ["pipeline/python", "-c", "import sys; print(sys.prefix)"],
         cwd=project,
         env={"PATH": f"{tools}{os.pathsep}{path}", **variables},
         capture_output=True,
@@ -36,7 +37,7 @@ def run(project, path=EMPTY, **variables):
 
 def test_the_project_s_own_environment_needs_no_activation(project):
     (project / ".venv").symlink_to(sys.prefix)
-    assert run(project).stdout.strip() == str(project / ".venv")
+    assert run(project).stdout.strip() == str(project / "pipeline/../.venv")
 
 
 def test_the_python_of_make_repro_goes_first(project):

@@ -102,7 +102,7 @@ def place(path: Path) -> str:
 def test_a_stage_depends_on_exactly_the_folders_it_reaches(name):
     stage = STAGES[name].get("do", STAGES[name])
     listed = {dep for dep in stage["deps"] if dep.startswith("pipeline")}
-    (command,) = re.findall(r"^\./python -m ([\w.]+) ", stage["cmd"])
+    (command,) = re.findall(r"^pipeline/python -m ([\w.]+) ", stage["cmd"])
     start = ROOT / command.replace(".", "/")
     start = start / "__main__.py" if start.is_dir() else start.with_suffix(".py")
     assert listed == (

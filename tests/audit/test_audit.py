@@ -964,7 +964,7 @@ def test_unrecorded_commands_and_stages_are_found(folder):
     )
     found = failures(folder)
     assert found["finetune@robust: command"].startswith(
-        "dvc.yaml: ./python -m pipeline.harden.finetune --model"
+        "dvc.yaml: pipeline/python -m pipeline.harden.finetune --model"
     )
     assert found["generate@clean-bim: stage"] == "never run: not in dvc.lock"
 
