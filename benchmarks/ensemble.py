@@ -18,8 +18,9 @@ from pipeline import document, networks
 from pipeline.base import console, params, store
 from pipeline.base.errors import InputError
 from pipeline.document import Document
-from pipeline.evaluate import ensemble, whitebox
+from pipeline.evaluate import ensemble
 from pipeline.evaluate.params import Ensemble
+from pipeline.evaluate.target import BATCH_SIZE, Target
 from pipeline.networks import device, scores
 from pipeline.networks.precision import exact
 from pipeline.networks.scores import Mask
@@ -59,21 +60,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _target(name: str, settings: Document, clean: store.ImageSet) -> whitebox.Target:
+def _target(name: str, settings: Document, clean: store.ImageSet) -> Target:
     path, names = Path("models", f"{name}.safetensors"), clean.class_names
     checkpoint = networks.load(path, architecture=settings.architecture_of(name), class_names=names)
-    return whitebox.Target.of(
+    return Target.of(
         checkpoint.network().to(device.choose()),
         len(names),
-        batch_size=whitebox.BATCH_SIZE,
+        batch_size=BATCH_SIZE,
         seed=settings.evaluate.seed,
         image_size=clean.image_shape[1],
     )
 
 
-def _ours(
-    name: str, target: whitebox.Target, block: store.Block, chosen: Ensemble, eps: float
-) -> Mask:
+def _ours(name: str, target: Target, block: store.Block, chosen: Ensemble, eps: float) -> Mask:
     """Print the accuracy under an ensemble, and return which images (N,) withstand it."""
     started = time.perf_counter()
     standing, about = ensemble.withstands(target, block, chosen, eps)
@@ -82,9 +81,7 @@ def _ours(
 
 
 @exact()
-def _official(
-    name: str, target: whitebox.Target, block: store.Block, eps: float, checkout: Path
-) -> Mask:
+def _official(name: str, target: Target, block: store.Block, eps: float, checkout: Path) -> Mask:
     """Return which images (N,) withstand AutoAttack's standard version.
 
     Its code attacks and judges the network itself, in float32. Raises InputError where PATH does

@@ -81,6 +81,7 @@ def fgsm(folder: Path, *_: int) -> None:
 
     from pipeline.attacks.params import Attack, Generate
     from pipeline.base import store
+    from pipeline.cluster import Here
     from pipeline.generate import generation
 
     spec = Attack.model_validate({"attack": "FGSM", "eps": "8/255"})
@@ -95,7 +96,7 @@ def fgsm(folder: Path, *_: int) -> None:
         settings,
         name="fgsm",
         out=folder / "fgsm",
-        device=torch.device("cpu"),
+        workers=Here(torch.device("cpu")),
     )
 
 

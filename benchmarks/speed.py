@@ -26,6 +26,7 @@ from pipeline import attacks, document, networks
 from pipeline.attacks.params import Attack, Threat
 from pipeline.base import files, params, store
 from pipeline.evaluate import whitebox
+from pipeline.evaluate.target import Target
 from pipeline.networks import device, matrix_products
 from pipeline.train import augmentation, loop, mixing
 from pipeline.train.images import HeldImages, stored
@@ -88,8 +89,7 @@ def judging_figures(architecture: str, block: store.Block, processor: torch.devi
     right = dataclasses.replace(block, labels=networks.predict(network, block.images))
     threat = Threat.model_validate({**PGD_20, "eps": 1e-6, "alpha": 1e-7})  # all images stand
     fast, plain = (
-        whitebox.Target.of(network, 10, batch_size=BATCH, seed=0, image_size=size)
-        for size in (SIZE, None)
+        Target.of(network, 10, batch_size=BATCH, seed=0, image_size=size) for size in (SIZE, None)
     )
     return {
         f"{architecture} judging by PGD-20": compare(

@@ -18,6 +18,7 @@ from pipeline.attacks.params import Attack
 from pipeline.audit.samples import SAME
 from pipeline.base import console, params, store
 from pipeline.base.errors import InputError
+from pipeline.cluster import Here
 from pipeline.generate import generation
 from pipeline.networks.precision import precision_for
 from pipeline.networks.scores import accuracy_on
@@ -111,7 +112,7 @@ def attack_again(trial: Trial, device: torch.device) -> tuple[bool, str]:
             settings,
             name="pgd",
             out=Path(folder, "pgd"),
-            device=device,
+            workers=Here(device),
         )
         again = generation.attacked_again(made, block, 0, network, spec, settings, device=device)
         stored = store.join(list(made.blocks()))

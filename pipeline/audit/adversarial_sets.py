@@ -17,7 +17,7 @@ from pipeline.audit.tally import CHUNK, Tally
 from pipeline.base import params, store
 from pipeline.base.errors import InputError
 from pipeline.base.values import Spread, greatest
-from pipeline.generate import generation
+from pipeline.generate import attacker
 
 
 def adversarial_set(project: Project, stage: str, path: str) -> Iterator[Row]:
@@ -129,7 +129,7 @@ def _compare(
     )
     levels = np.round(np.minimum(stored.eps, most) * 255)
     tally.fooled += int(stored.fooled.sum())
-    for part in generation.batches(len(stored), CHUNK):
+    for part in attacker.batches(len(stored), CHUNK):
         a, b = original.images[part], stored.images[part]
         moved = np.maximum(a, b) - np.minimum(a, b)
         furthest = moved.max(axis=(1, 2, 3))

@@ -10,7 +10,7 @@ from pipeline.audit.project import Project, Row, Rows, Verdict, judged
 from pipeline.audit.tally import CHUNK, Tally
 from pipeline.base import store
 from pipeline.base.words import counted
-from pipeline.generate import generation
+from pipeline.generate import attacker
 from pipeline.prepare import preparation, sources
 
 
@@ -128,7 +128,7 @@ def _against_source(project: Project, stage: str, path: str) -> Iterator[Row]:
             "labels of the raw data", source.labels[picked] != block.labels, rows, block.ids, shard
         )
         tally.blame("ids of the raw data", source.ids[picked] != block.ids, rows, block.ids, shard)
-        for part in generation.batches(len(block), CHUNK):
+        for part in attacker.batches(len(block), CHUNK):
             differing = (source.read(picked[part]) != block.images[part]).any(axis=(1, 2, 3))
             tally.blame("images of the raw data", differing, rows[part], block.ids[part], shard)
     for what in ("images", "labels", "ids"):

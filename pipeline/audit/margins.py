@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline import networks
-from pipeline.generate import generation
+from pipeline.generate import attacker
 from pipeline.networks.precision import exact
 
 TIGHT = 1e-2  # in logits: below this margin another processor may predict another class
@@ -49,6 +49,6 @@ def _logits(
         return torch.cat(
             [
                 network(networks.pixels(images[part], device)).double().cpu()
-                for part in generation.batches(len(images), batch_size)
+                for part in attacker.batches(len(images), batch_size)
             ]
         )

@@ -5,12 +5,11 @@ It reads the model, the clean image set and stored adversarial ones.
 
 from importlib.metadata import version
 
-from pipeline import attacks, networks
+from pipeline import attacks, cluster, networks
 from pipeline.attacks.params import expect_classes
 from pipeline.base import console, files, params, store
 from pipeline.evaluate import judgement, pictures, sweeps, table
 from pipeline.evaluate.params import EvaluateParams
-from pipeline.networks import device
 
 JUDGING = ("curves", "ensemble", "grid", "n_eval", "threats")
 # The keys of params.yaml, as dvc.yaml declares them.
@@ -28,7 +27,7 @@ def evaluate() -> str:
     )
     args = parser.parse_args()
 
-    settings, processor = params.load(params.FILE, EvaluateParams, KEYS).evaluate, device.choose()
+    settings = params.load(params.FILE, EvaluateParams, KEYS).evaluate
     clean = store.ImageSet(args.clean)
     expect_classes(
         {f"evaluate.threats.{name}": threat for name, threat in settings.threats.items()},
@@ -39,11 +38,13 @@ def evaluate() -> str:
         files.sha256(args.model),
         [store.ImageSet(path) for path in store.paths_below(args.stored)],
     )
-    found = judgement.judge(checkpoint.network().to(processor), clean, stored, sha256, settings)
+    with cluster.opened() as workers:
+        network = checkpoint.network().to(workers.device)
+        found = judgement.judge(network, clean, stored, sha256, settings, workers)
     about = {
         "sha256": sha256,
-        "device": device.describe(processor),
-        "processor": device.processor(processor),
+        "device": workers.described,
+        "processor": workers.processors,
         **attacks.versions(),
         "versions.matplotlib": version("matplotlib"),
         "attack_passes": checkpoint.provenance.get("attack_passes"),
@@ -57,7 +58,7 @@ def evaluate() -> str:
     console.say(table.checks(found.metrics["diagnostics"]))
     return (
         f"{args.metrics}: {len(settings.threats)} fresh attacks on {args.model},"
-        f" on {device.describe(processor)}"
+        f" on {workers.described}"
     )
 
 

@@ -18,7 +18,7 @@ from pipeline.base.store import SPLITS, Block
 from pipeline.evaluate import params, whitebox
 from pipeline.evaluate.checks import COLLAPSED, CONVERGED, NOT_RUN, Check, gain, none_of, share
 from pipeline.evaluate.sweeps import Curves
-from pipeline.evaluate.whitebox import Target
+from pipeline.evaluate.target import Target
 from pipeline.networks.scores import Mask
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from pipeline.attacks.params import Threat
 from pipeline.base.store import Block
 from pipeline.evaluate import params, whitebox
-from pipeline.evaluate.whitebox import Passes, Target
+from pipeline.evaluate.target import Passes, Target
 from pipeline.networks.scores import Mask
 
 STANDARD = {"members": "all", "iterations": 100, "targets": 9}

@@ -17,8 +17,9 @@ from torch import nn
 from pipeline import networks
 from pipeline.base.store import Block, ImageSet
 from pipeline.base.values import MIXED
+from pipeline.cluster import Workers
 from pipeline.evaluate import checks, diagnostics, ensemble, params, sweeps, whitebox
-from pipeline.evaluate.whitebox import Target
+from pipeline.evaluate.target import BATCH_SIZE, Target
 from pipeline.networks import scores
 from pipeline.networks.precision import exact
 from pipeline.networks.scores import Mask, summarise
@@ -72,6 +73,7 @@ def judge(
     stored: Sequence[ImageSet],
     model_sha256: str,
     settings: params.Evaluate,
+    workers: Workers | None = None,
 ) -> Judgement:
     """Return clean, transfer and robust accuracy of a network, and whether to believe the last.
 
@@ -79,11 +81,17 @@ def judge(
     are adversarial sets of the same clean set, all made against one model. `model_sha256` tells
     whether that model is the judged network itself. Raises InputError for sets of another clean
     set. Raises it also for sets of several models, which an attack's name would not tell apart.
+    Fresh attacks run on `workers`, or in this process where the network is.
     """
     val, names = clean.load(clean.judged), clean.class_names
     size, seed = val.images.shape[2], settings.seed
     target = Target.of(
-        network, len(names), batch_size=whitebox.BATCH_SIZE, seed=seed, image_size=size
+        network,
+        len(names),
+        batch_size=BATCH_SIZE,
+        seed=seed,
+        image_size=size,
+        workers=workers,
     )
     predicted = networks.predict(network, val.images)
     sets = _all_opened(stored, clean)

@@ -15,7 +15,7 @@ from pipeline.attacks.params import Threat
 from pipeline.base.store import Block
 from pipeline.base.values import step_size
 from pipeline.evaluate import params, whitebox
-from pipeline.evaluate.whitebox import Target
+from pipeline.evaluate.target import Target
 from pipeline.networks import scores
 from pipeline.networks.scores import Mask
 

@@ -6,123 +6,23 @@ rounded. They are clamped to the eps ball and to [0, 1] before they are judged.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline import attacks, networks
 from pipeline.attacks.params import Threat
 from pipeline.base import console, seeds
 from pipeline.base.store import Block
-from pipeline.networks import matrix_products
+from pipeline.evaluate.target import Passes, Target
 from pipeline.networks.memory_fit import InParts
 
 if TYPE_CHECKING:
     from torchattacks.attack import Attack
 from pipeline.networks.scores import Mask
-
-BATCH_SIZE = 256  # images that share an attack's random numbers, so it affects the result
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A frozen copy of the judged network, with the settings that all attacks on it share.
-
-    The network takes images in [0, 1]. It alone decides whether an image withstands. `attacked` is
-    the network that attacks use: the same function in float32, as matrix products on a CPU.
-    `batch_size` and `seed` decide which random numbers an image gets.
-    """
-
-    network: InParts
-    attacked: InParts
-    n_classes: int
-    batch_size: int
-    seed: int
-
-    @classmethod
-    def of(
-        cls,
-        network: nn.Module,
-        n_classes: int,
-        *,
-        batch_size: int,
-        seed: int,
-        image_size: int | None = None,
-    ) -> Self:
-        """Return a target with a copy of the network. The caller's own is not changed.
-
-        Attacks use the network itself if `image_size` is not known.
-        """
-        judge = InParts(networks.frozen_copy(network))
-        attacked = judge
-        if image_size is not None:
-            attacked = InParts(matrix_products.for_attacks(network, image_size, torch.float32))
-        return cls(
-            network=judge,
-            attacked=attacked,
-            n_classes=n_classes,
-            batch_size=batch_size,
-            seed=seed,
-        )
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
-
-    def is_right(self, block: Block) -> Mask:
-        """Return which unattacked images (N,) the network gets right."""
-        right: Mask = networks.predict(self.network, block.images, self.batch_size) == block.labels
-        return right
-
-    def tensors(self, block: Block, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Return images (B, 3, H, W) in [0, 1] and labels (B,) on the network's device.
-
-        The images are contiguous, because torchattacks' FAB takes no others.
-        """
-        return networks.pixels(block.images[rows], self.device).contiguous(), torch.from_numpy(
-            block.labels[rows]
-        ).to(self.device)
-
-    def batches(self, standing: Mask) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Yield the first place of every batch, and the rows of its images that are not lost.
-
-        A batch keeps its place whichever images were lost before.
-        """
-        for start in range(0, len(standing), self.batch_size):
-            yield start, start + np.flatnonzero(standing[start : start + self.batch_size])
-
-
-class Passes:
-    """A counter of the images that pass forward and backward through a network.
-
-    These passes are the cost of an attack. It counts while its context is entered.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        self._network, self.forward, self.backward = network, 0, 0
-
-    def __enter__(self) -> Self:
-        self._handle = self._network.register_forward_hook(self._seen)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
-
-    def _seen(self, _: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> None:
-        self.forward += len(logits)
-        if logits.requires_grad:
-            logits.register_hook(self._returned)  # type: ignore[no-untyped-call]
-
-    def _returned(self, gradient: Tensor) -> None:
-        self.backward += len(gradient)
-
-    def as_metrics(self) -> dict[str, int]:
-        return {"forward_passes": self.forward, "backward_passes": self.backward}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,27 +47,42 @@ def withstands(
     itself. A lost image is not attacked again. `standing` excludes images that were lost before, to
     an attack in the same ball.
     """
+    passes = Passes(target.attacked)
+    after = [np.empty(len(block), dtype=bool) for _ in range(threat.restarts)]
+    with console.progress(len(block) * threat.restarts, text, "images") as bar:
+        for rows, found in target.each_part(withstands_part, block, threat, standing=standing):
+            for restart, mask in enumerate(found.after):
+                after[restart][rows] = mask
+            passes.add(found.forward, found.backward)
+            bar.update((rows.stop - rows.start) * threat.restarts)
+    return Outcome(after=after, passes=passes)
+
+
+class OfPart(NamedTuple):
+    """The images of a part that are not lost after each restart, and the passes it took."""
+
+    after: list[Mask]
+    forward: int
+    backward: int
+
+
+def withstands_part(
+    target: Target, first: int, block: Block, threat: Threat, standing: Mask | None
+) -> OfPart:
+    """Return what a fresh attack finds on a part of a block that begins at place `first`."""
     attack = attacks.build(threat, target.attacked, target.n_classes)
     passes = Passes(target.attacked)
     standing = target.is_right(block) if standing is None else standing.copy()
     after = []
-    with console.progress(len(block) * threat.restarts, text, "images") as bar:
-        for restart in range(threat.restarts):
-            for start, rows in target.batches(standing):
-                if len(rows):
-                    images, labels = target.tensors(block, rows)
-                    adv_images = perturb(
-                        attack,
-                        images,
-                        labels,
-                        threat.eps,
-                        passes,
-                        seeds.batch_seed(target.seed, restart, start),
-                    )
-                    standing[rows] = networks.is_right(target.network, adv_images, labels)
-                bar.update(min(target.batch_size, len(block) - start))
-            after.append(standing.copy())
-    return Outcome(after=after, passes=passes)
+    for restart in range(threat.restarts):
+        for start, rows in target.batches(standing):
+            if len(rows):
+                images, labels = target.tensors(block, rows)
+                seed = seeds.batch_seed(target.seed, restart, first + start)
+                adv_images = perturb(attack, images, labels, threat.eps, passes, seed)
+                standing[rows] = networks.is_right(target.network, adv_images, labels)
+        after.append(standing.copy())
+    return OfPart(after, passes.forward, passes.backward)
 
 
 def perturb(
@@ -196,25 +111,29 @@ def by_steps(
     still attacked, so more steps may raise a number. The checks look for such a rise.
     """
     assert threat.attack == "PGD"
-    longest = Threat.model_validate({**threat.model_dump(), "steps": max(steps)})
-    attack = attacks.build(longest, target.attacked, target.n_classes)
-    right = target.is_right(block)
     standing = {count: np.zeros(len(block), dtype=bool) for count in steps}
     with console.progress(len(block), text, "images") as bar:
-        for start, rows in target.batches(right):
-            if len(rows):
-                images, labels = target.tensors(block, rows)
-                iterates = _iterates(
-                    attack,
-                    target.attacked,
-                    images,
-                    labels,
-                    steps,
-                    seeds.batch_seed(target.seed, 0, start),
-                )
-                for count, adv_images in iterates.items():
-                    standing[count][rows] = networks.is_right(target.network, adv_images, labels)
-            bar.update(min(target.batch_size, len(block) - start))
+        for rows, found in target.each_part(by_steps_part, block, threat, steps):
+            for count, mask in found.items():
+                standing[count][rows] = mask
+            bar.update(rows.stop - rows.start)
+    return standing
+
+
+def by_steps_part(
+    target: Target, first: int, block: Block, threat: Threat, steps: Sequence[int], _: None
+) -> dict[int, Mask]:
+    """Return the same as `by_steps`, of a part of a block that begins at place `first`."""
+    longest = Threat.model_validate({**threat.model_dump(), "steps": max(steps)})
+    attack = attacks.build(longest, target.attacked, target.n_classes)
+    standing = {count: np.zeros(len(block), dtype=bool) for count in steps}
+    for start, rows in target.batches(target.is_right(block)):
+        if len(rows):
+            images, labels = target.tensors(block, rows)
+            seed = seeds.batch_seed(target.seed, 0, first + start)
+            iterates = _iterates(attack, target.attacked, images, labels, steps, seed)
+            for count, adv_images in iterates.items():
+                standing[count][rows] = networks.is_right(target.network, adv_images, labels)
     return standing
 
 

@@ -1,11 +1,10 @@
 """Stage `generate@<model>-<attack>`: attack the clean image set and store the result."""
 
-from pipeline import networks
+from pipeline import cluster, networks
 from pipeline.attacks.params import expect_classes
 from pipeline.base import console, files, params, store
 from pipeline.generate import generation
 from pipeline.generate.params import GenerateParams
-from pipeline.networks import device
 
 
 def keys(attack: str) -> list[str]:
@@ -28,28 +27,26 @@ def generate() -> str:
     )
     args = parser.parse_args()
 
-    settings, processor = (
-        params.load(params.FILE, GenerateParams, keys(args.attack)),
-        device.choose(),
-    )
+    settings = params.load(params.FILE, GenerateParams, keys(args.attack))
     attack = params.entry("attacks", settings.attacks, args.attack)
     clean = store.ImageSet(args.clean)
     expect_classes({f"attacks.{args.attack}": attack}, len(clean.class_names))
     checkpoint = networks.load(args.model, class_names=clean.class_names)
-    attacked = generation.generate(
-        clean,
-        checkpoint.network(),
-        files.sha256(args.model),
-        attack,
-        settings.generate,
-        name=args.attack,
-        out=args.out,
-        device=processor,
-    )
+    with cluster.opened() as workers:
+        attacked = generation.generate(
+            clean,
+            checkpoint.network(),
+            files.sha256(args.model),
+            attack,
+            settings.generate,
+            name=args.attack,
+            out=args.out,
+            workers=workers,
+        )
     fooled = attacked.column("fooled").mean()
     return (
         f"{args.out}: {len(attacked)} images, {fooled:.1%} of them fool {args.model},"
-        f" on {device.describe(processor)}"
+        f" on {workers.described}"
     )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,12 @@ from torchvision import models
 from pipeline import attacks, networks
 from pipeline.attacks.params import Attack, Generate
 from pipeline.attacks.stored import identity
-from pipeline.base import console, files, seeds, store
-from pipeline.base.values import Spread, greatest
+from pipeline.base import console, files, store
+from pipeline.base.values import greatest
+from pipeline.cluster import Here, Workers
+from pipeline.generate.attacker import Attacking, Run, batches
 from pipeline.networks import matrix_products
-from pipeline.networks.device import multiplies_bfloat16, processor
+from pipeline.networks.device import multiplies_bfloat16
 from pipeline.networks.memory_fit import InParts
 from pipeline.networks.precision import recorded, tensor_floats
 
@@ -29,11 +31,24 @@ CHANCE = 0.01  # probability that bf16 is refused by chance, where it is as good
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The precision of attacks, the network that they use, and what a trial of both found."""
+    """The precision of attacks, and what a trial of both found."""
 
     precision: str
-    network: nn.Module
+    recorded: str
     trial: str = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choosing:
+    """The choice of the precision, made where the attacks will run."""
+
+    network: models.ResNet
+    spec: Attack
+    settings: Generate
+
+    def on(self, device: torch.device) -> Callable[[store.Block], Choice]:
+        exact = networks.frozen_copy(self.network).to(device)
+        return lambda sample: choose(exact, sample, self.spec, self.settings, device)
 
 
 def generate(
@@ -45,7 +60,7 @@ def generate(
     *,
     name: str,
     out: Path,
-    device: torch.device,
+    workers: Workers,
 ) -> store.ImageSet:
     """Store adversarial images for all rows of `clean`, made against `network`.
 
@@ -53,70 +68,84 @@ def generate(
     of the clean set. Batches start at every shard's first row and have their own seeds. An
     interrupted run therefore resumes with the same images. A shard is written while the next one is
     attacked. The network is not changed. Raises Interrupted after Ctrl-C or SIGTERM, once the
-    current batch is done. Whole shards are kept.
+    current batch is done, or at once on a cluster. Whole shards are kept.
     """
     files.require_space(
         out,
         len(clean) * (math.prod(clean.image_shape) + store.ROW_BYTES),
         f"a set of {len(clean)} images",
     )
-    exact = networks.frozen_copy(network).to(device)
-    choice = choose_target(exact, clean, spec, settings, device)
-    attacker = _Attacker(choice.network, exact, len(clean.class_names), spec, settings, device)
+    (choice,) = workers.map(_Choosing(network, spec, settings), [trial_sample(clean)])
+    if choice.precision == "fp32" and choice.trial != "none":
+        console.say(f"{choice.trial}: continuing with fp32")
+    job = Attacking(
+        network=network,
+        image_size=clean.image_shape[1],
+        n_classes=len(clean.class_names),
+        precision=choice.precision,
+        spec=spec,
+        settings=settings,
+    )
     attributes: store.Attributes = {
         "kind": "adversarial",
         "class_names": clean.attributes["class_names"],
         **identity(clean, model_sha256, name, spec, settings),
         "threat_model": "Linf",
         "eps.stored": attacks.eps_levels(greatest(spec.eps)) / 255,
-        "device": device.type,
-        "processor": processor(device),
-        "precision": recorded(choice.precision, device),
+        "device": workers.kind,
+        "processor": workers.processors,
+        "precision": choice.recorded,
         "precision.trial": choice.trial,
         **attacks.versions(),
     }
     with store.Writer(out, attributes, bounds=clean.bounds) as writer:
-        _attack_missing(clean, writer, attacker, f"attack with {name}")
+        _attack_missing(clean, writer, job, workers, f"attack with {name}")
     return store.ImageSet(out)
 
 
-def choose_target(
+def trial_sample(clean: store.ImageSet) -> store.Block:
+    """Return the first rows of a set, on which both precisions are tried."""
+    least, most = SAMPLE
+    return next(clean.blocks()).select(slice(min(most, max(least, int(SAMPLE_SHARE * len(clean))))))
+
+
+def choose(
     exact: models.ResNet,
-    clean: store.ImageSet,
+    sample: store.Block,
     spec: Attack,
     settings: Generate,
     device: torch.device,
 ) -> Choice:
-    """Return the precision, and the network to attack.
+    """Return the precision to attack in.
 
     With `auto`, bf16 is taken if the device multiplies it, unless attacks on it fool the exact
     network less often. Both are tried on the same images; `is_worse` decides.
     """
-    size = clean.image_shape[1]
-    plain = matrix_products.for_attacks(exact, size, torch.float32)
+    fp32, bf16 = recorded("fp32", device), recorded("bf16", device)
     if settings.precision == "fp32" or (
         settings.precision == "auto" and not multiplies_bfloat16(device)
     ):
-        return Choice("fp32", plain)
-    fast = matrix_products.for_attacks(exact, size, torch.bfloat16)
+        return Choice("fp32", fp32)
     if settings.precision == "bf16":
-        return Choice("bf16", fast)
-    least, most = SAMPLE
-    sample = next(clean.blocks()).select(
-        slice(min(most, max(least, int(SAMPLE_SHARE * len(clean)))))
-    )
+        return Choice("bf16", bf16)
     by_fp32, by_bf16 = (
-        _fooled(network, exact, sample, spec.at(greatest(spec.eps)), settings, device)
-        for network in (plain, fast)
+        _fooled(
+            matrix_products.for_attacks(exact, sample.images.shape[2], dtype),
+            exact,
+            sample,
+            spec.at(greatest(spec.eps)),
+            settings,
+            device,
+        )
+        for dtype in (torch.float32, torch.bfloat16)
     )
     trial = (
         f"bf16 attacks fool {by_bf16.sum()} of {len(sample)} images, fp32 ones {by_fp32.sum()}, "
         f"both the same {(by_fp32 & by_bf16).sum()}"
     )
     if is_worse(by_fp32, by_bf16):
-        console.say(f"{trial}: continuing with fp32")
-        return Choice("fp32", plain, trial)
-    return Choice("bf16", fast, trial)
+        return Choice("fp32", fp32, trial)
+    return Choice("bf16", bf16, trial)
 
 
 def is_worse(by_fp32: NDArray[np.bool_], by_bf16: NDArray[np.bool_]) -> bool:
@@ -146,32 +175,70 @@ def attacked_again(
 
     `original` is attacked once more, in the recorded precision.
     """
-    exact = networks.frozen_copy(network).to(device)
-    dtype = torch.bfloat16 if images.attributes["precision"] == "bf16" else torch.float32
-    target = matrix_products.for_attacks(exact, original.images.shape[2], dtype)
-    attacker = _Attacker(target, exact, len(images.class_names), spec, settings, device)
+    job = Attacking(
+        network=network,
+        image_size=original.images.shape[2],
+        n_classes=len(images.class_names),
+        precision=str(images.attributes["precision"]),
+        spec=spec,
+        settings=settings,
+    )
+    runs = [
+        Run(start + rows.start, original.select(rows))
+        for rows in batches(len(original), settings.batch_size)
+    ]
+    found = []
     with console.progress(
         len(original), f"attack again with {images.attributes['attack']}", "images"
     ) as bar:
-        return store.join(list(attacker.batches(original, start, bar)))
+        for block in Here(device).map(job, runs):
+            found.append(block)
+            bar.update(len(block))
+    return store.join(found)
 
 
 def _attack_missing(
-    clean: store.ImageSet, writer: store.Writer, attacker: "_Attacker", text: str
+    clean: store.ImageSet, writer: store.Writer, job: Attacking, workers: Workers, text: str
 ) -> None:
     """Attack and write the shards that do not exist yet."""
-    missing = {start for start, _ in writer.missing()}
-    with console.progress(len(clean), text, "images") as bar, console.stopping() as stop:
-        for (start, end), block in zip(clean.bounds, clean.blocks(), strict=True):
-            if start not in missing:
-                bar.update(end - start)
-            elif (rows := attacker.rows(block, start, bar, stop)) is not None:
-                writer.write_behind(start, rows)
-            else:
-                end = start
+    missing = writer.missing()
+    n_missing = sum(end - start for start, end in missing)
+    n_done = len(clean) - n_missing
+    with (
+        console.progress(len(clean), text, "images", n_done) as bar,
+        console.stopping() as stop,
+    ):
+        found = workers.map(job, _runs(clean, missing, job.settings.batch_size, workers), stop)
+        for start, end in missing:
+            parts: list[store.Block] = []
+            while (n_rows := sum(len(part) for part in parts)) < end - start:
+                part = next(found, None)
+                if part is None:
+                    break
+                parts.append(part)
+                bar.update(len(part))
+            if n_rows == end - start:
+                writer.write_behind(start, store.join(parts))
+                n_done += n_rows
             if stop.asked:
                 writer.flush()
-                raise console.Interrupted(f"{text}: {end} of {len(clean)} images are done")
+                raise console.Interrupted(f"{text}: {n_done} of {len(clean)} images are done")
+
+
+def _runs(
+    clean: store.ImageSet, missing: list[store.Run], batch_size: int, workers: Workers
+) -> Iterator[Run]:
+    """Yield runs of whole batches inside the shards that do not exist yet, in order."""
+    n_left = sum(-(-(end - start) // batch_size) for start, end in missing)
+    for start, end in missing:
+        block = clean.block(clean.bounds.index((start, end)))
+        first = 0
+        while first < len(block):
+            n_batches = workers.batches(n_left)
+            rows = slice(first, min(first + n_batches * batch_size, len(block)))
+            n_left -= -(-(rows.stop - first) // batch_size)
+            yield Run(start + first, block.select(rows))
+            first = rows.stop
 
 
 def _fooled(
@@ -195,84 +262,3 @@ def _fooled(
         found = attacks.perturb(attack, images / 255, labels, settings.seed)
     adv_images = attacks.quantise(found, images, greatest(spec.eps))
     return ~networks.is_right(exact, adv_images / 255, labels)
-
-
-class _Attacker:
-    """An attacker of `target` that asks `exact` which images are fooled."""
-
-    def __init__(
-        self,
-        target: nn.Module,
-        exact: nn.Module,
-        n_classes: int,
-        spec: Attack,
-        settings: Generate,
-        device: torch.device,
-    ) -> None:
-        self._attacked, self._judge, self._n_classes = InParts(target), InParts(exact), n_classes
-        self._spec, self._settings, self._device = spec, settings, device
-
-    def rows(
-        self, block: store.Block, start: int, bar: console.Bar, stop: console.Stop
-    ) -> store.Block | None:
-        """Return the adversarial counterpart of a shard that begins at row `start`.
-
-        Return None if it is stopped before the shard's end.
-        """
-        parts: list[store.Block] = []
-        for part in self.batches(block, start, bar):
-            parts.append(part)
-            if stop.asked:
-                break
-        attacked = store.join(parts)
-        return attacked if len(attacked) == len(block) else None
-
-    def batches(self, block: store.Block, start: int, bar: console.Bar) -> Iterator[store.Block]:
-        """Yield the adversarial batches of a shard that begins at row `start`."""
-        for rows in batches(len(block), self._settings.batch_size):
-            yield self._batch(
-                block.select(rows), seeds.batch_seed(self._settings.seed, start + rows.start)
-            )
-            bar.update(rows.stop - rows.start)
-
-    def _batch(self, block: store.Block, seed: int) -> store.Block:
-        images, eps, fooled = (
-            np.empty_like(block.images),
-            np.empty(len(block), dtype=np.float32),
-            np.empty(len(block), dtype=bool),
-        )
-        requested = eps_of(self._spec.eps, len(block), seed)
-        for level in np.unique(requested):
-            chosen = requested == level
-            attack = attacks.build(self._spec.at(float(level)), self._attacked, self._n_classes)
-            clean, labels = (
-                torch.from_numpy(array[chosen]).to(self._device)
-                for array in (block.images, block.labels)
-            )
-            with tensor_floats():
-                found = attacks.perturb(attack, clean / 255, labels, seed)
-            stored = attacks.quantise(found, clean, float(level))
-            images[chosen], fooled[chosen] = (
-                stored.cpu().numpy(),
-                ~networks.is_right(self._judge, stored / 255, labels),
-            )
-            eps[chosen] = attacks.eps_levels(level) / 255
-        return dataclasses.replace(block, images=images, eps=eps, fooled=fooled)
-
-
-def eps_of(eps: float | Spread, n_images: int, seed: int) -> NDArray[np.float64]:
-    """Return the eps (N,) of each image.
-
-    It is the same for all, or drawn from a distribution and lowered to a whole number of steps
-    between stored pixels.
-    """
-    if not isinstance(eps, Spread):
-        return np.full(n_images, eps)
-    shares = np.random.default_rng(seed).random(n_images)
-    return np.array([attacks.eps_levels(eps.quantile(share)) for share in shares]) / 255
-
-
-def batches(n_rows: int, size: int) -> Iterator[slice]:
-    """Yield the rows of each batch, in order. The last batch may be smaller."""
-    for start in range(0, n_rows, size):
-        yield slice(start, min(start + size, n_rows))

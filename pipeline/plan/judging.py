@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pipeline.attacks.params import Threat
 from pipeline.base.values import step_size
 from pipeline.evaluate import checks, ensemble, params, sweeps
-from pipeline.evaluate.whitebox import BATCH_SIZE
+from pipeline.evaluate.target import BATCH_SIZE
 from pipeline.plan.work import Work, attacked, classified
 
 # Share of the images that withstand the threat that the curves vary, as assumed.

@@ -17,6 +17,7 @@ from pipeline import attacks, networks
 from pipeline.attacks.params import Attack
 from pipeline.base.store import Block
 from pipeline.evaluate import whitebox
+from pipeline.evaluate.target import Passes, Target
 from pipeline.networks import matrix_products
 from pipeline.networks.memory_fit import InParts
 from pipeline.plan import training_steps, trial_sets
@@ -60,7 +61,7 @@ class Rates:
         self._began = time.perf_counter()
         self._found: dict[Kind, Rate] = {}
         self._starts: dict[str, float] = {}
-        self._targets: dict[str, whitebox.Target] = {}
+        self._targets: dict[str, Target] = {}
 
     def start_up(self, stage: str) -> float:
         """Return the seconds in which the process of a stage starts."""
@@ -113,7 +114,7 @@ class Rates:
         block = self._block(max(SIZES))
         images = networks.pixels(block.images, self._device).contiguous()
         labels = torch.from_numpy(networks.predict(target.network, block.images)).to(self._device)
-        counter = whitebox.Passes(target.attacked)
+        counter = Passes(target.attacked)
 
         def run(n: int) -> object:
             return whitebox.perturb(attack, images[:n], labels[:n], EPS, counter, 0)
@@ -145,7 +146,7 @@ class Rates:
     def _block(self, n_images: int) -> Block:
         return trial_sets.block(n_images, self._images.size, self._images.n_classes)
 
-    def _target(self, kind: Kind) -> whitebox.Target:
+    def _target(self, kind: Kind) -> Target:
         """Return the network as the evaluation attacks it, or as `generate` does in bfloat16."""
         exact = self._exact(kind.architecture)
         if kind.dtype in ("", "float32"):
@@ -154,11 +155,11 @@ class Rates:
         fast = matrix_products.for_attacks(exact.network.network, self._images.size, dtype)
         return dataclasses.replace(exact, attacked=InParts(fast))
 
-    def _exact(self, architecture: str) -> whitebox.Target:
+    def _exact(self, architecture: str) -> Target:
         if architecture not in self._targets:
             n_classes, size = self._images.n_classes, self._images.size
             network = training_steps.new_network(architecture, n_classes).to(self._device)
-            self._targets[architecture] = whitebox.Target.of(
+            self._targets[architecture] = Target.of(
                 network, n_classes, batch_size=max(SIZES), seed=0, image_size=size
             )
         return self._targets[architecture]

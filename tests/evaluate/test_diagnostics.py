@@ -13,8 +13,10 @@ import torch
 from pipeline import document
 from pipeline.attacks.params import Attack, Generate, Threat
 from pipeline.base import params
-from pipeline.evaluate import checks, diagnostics, judgement, sweeps, whitebox
+from pipeline.cluster import Here
+from pipeline.evaluate import checks, diagnostics, judgement, sweeps
 from pipeline.evaluate.params import Curves, Evaluate
+from pipeline.evaluate.target import Target
 from pipeline.generate import generation
 from tests import small_networks as small
 from tests.conftest import write_set
@@ -77,7 +79,7 @@ def bench(tmp_path_factory):
                 generate,
                 name=name,
                 out=folder / name,
-                device=torch.device("cpu"),
+                workers=Here(torch.device("cpu")),
             )
         )
     curves = Curves(
@@ -197,7 +199,7 @@ def test_gradients_that_are_no_numbers_are_found(bench):
 def test_images_that_were_trained_on_are_found(bench):
     trained_on = bench.clean.load("train")
     block = trained_on.select(np.arange(len(trained_on)) < 20)
-    target = whitebox.Target.of(bench.undefended, 10, batch_size=64, seed=0)
+    target = Target.of(bench.undefended, 10, batch_size=64, seed=0)
     threat = bench.settings.threats["pgd"]
     curves = sweeps.curves(target, block, threat, bench.settings.curves)
     standing = curves.restarts[1]

@@ -5,6 +5,7 @@ from torch import nn
 
 from pipeline.evaluate import ensemble, sweeps, whitebox
 from pipeline.evaluate.params import Ensemble
+from pipeline.evaluate.target import Passes, Target
 from tests import small_networks as small
 from tests.conftest import make_block
 from tests.small_networks import EPS
@@ -24,7 +25,7 @@ def test_it_finds_at_least_what_pgd_100_with_10_restarts_finds(monkeypatch):
     images, labels = torch.from_numpy(train.images) / 255, torch.from_numpy(train.labels)
     network = small.train(small.network(), images, labels, 4, small.pgd)
     block = digits.select(np.arange(len(digits)) < 40)
-    target = whitebox.Target.of(network, 10, batch_size=256, seed=0)
+    target = Target.of(network, 10, batch_size=256, seed=0)
     pgd = whitebox.withstands(
         target, block, sweeps.pgd(EPS, EPS / 4, 100, restarts=10), "t"
     ).standing
@@ -100,7 +101,7 @@ class Linear(nn.Module):
 @pytest.mark.parametrize("n_classes", [2, 3, 4, 12])
 def test_any_number_of_classes_will_do(n_classes, monkeypatch):
     monkeypatch.setattr(ensemble, "QUERIES", 3)
-    target = whitebox.Target.of(Linear(n_classes), n_classes, batch_size=8, seed=0)
+    target = Target.of(Linear(n_classes), n_classes, batch_size=8, seed=0)
     standing, about = ensemble.withstands(
         target, make_block(16, size=8, n_classes=n_classes), settings(iterations=3), 1 / 255
     )
@@ -120,11 +121,11 @@ def test_the_likeliest_wrong_classes_are_aimed_at(monkeypatch, n_classes, target
         "withstands",
         lambda target, block, *_: aimed.append(target.n_classes) or Nothing(block),
     )
-    target = whitebox.Target.of(Linear(n_classes), n_classes, batch_size=8, seed=0)
+    target = Target.of(Linear(n_classes), n_classes, batch_size=8, seed=0)
     ensemble.withstands(target, make_block(4, size=8), settings(targets=targets), 0.1)
     assert set(aimed) == {expected}
 
 
 class Nothing:
     def __init__(self, block):
-        self.standing, self.passes = np.ones(len(block), bool), whitebox.Passes(nn.Identity())
+        self.standing, self.passes = np.ones(len(block), bool), Passes(nn.Identity())

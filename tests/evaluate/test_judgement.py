@@ -4,6 +4,7 @@ import torch
 
 from pipeline.attacks.params import Attack, Generate, Threat
 from pipeline.base.errors import InputError
+from pipeline.cluster import Here
 from pipeline.evaluate import ensemble, judgement
 from pipeline.evaluate.params import Curves, Ensemble, Grid
 from pipeline.generate import generation
@@ -40,7 +41,7 @@ def test_a_found_keeps_its_words_apart(tmp_path, network, settings, monkeypatch)
             Generate(batch_size=8, precision="fp32", seed=0),
             name="fgsm",
             out=tmp_path / sha256,
-            device=torch.device("cpu"),
+            workers=Here(torch.device("cpu")),
         )
         for sha256 in ("me", "another")
     )

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluate import sweeps, whitebox
+from pipeline.evaluate import sweeps
 from pipeline.evaluate.params import Curves, Grid
+from pipeline.evaluate.target import Target
 from pipeline.networks import scores
 from tests.conftest import make_block
 from tests.evaluate.test_whitebox import LEVELS, Brightness, grey_block
@@ -18,7 +19,7 @@ CURVES = Curves(
 
 @pytest.fixture
 def target():
-    return whitebox.Target.of(Brightness(), 2, batch_size=4, seed=0)
+    return Target.of(Brightness(), 2, batch_size=4, seed=0)
 
 
 def exact(eps):
@@ -64,7 +65,7 @@ def test_curves_are_exact_where_they_are_known(target):
 
 
 def test_a_step_of_more_than_the_whole_range_is_the_whole_range(network):
-    target = whitebox.Target.of(network, 3, batch_size=8, seed=0)
+    target = Target.of(network, 3, batch_size=8, seed=0)
     rows, _ = sweeps.grid(
         target, make_block(8), Grid(n_eval=8, eps=[0.9], alphas=["eps/0.5"], steps=[1])
     )

@@ -10,6 +10,7 @@ from torchattacks.attack import Attack
 from pipeline import attacks, networks
 from pipeline.attacks.params import Threat
 from pipeline.evaluate import whitebox
+from pipeline.evaluate.target import Passes, Target
 from pipeline.networks import matrix_products, scores
 from pipeline.networks.memory_fit import InParts
 from tests import narrow
@@ -31,7 +32,7 @@ SELF_SEEDED = [
 
 
 def target(network, n_classes=2, batch_size=8):
-    return whitebox.Target.of(network, n_classes, batch_size=batch_size, seed=0)
+    return Target.of(network, n_classes, batch_size=batch_size, seed=0)
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_more_restarts_never_help_the_defender(judged):
 @pytest.mark.parametrize("entry", SELF_SEEDED, ids=["APGD", "Square"])
 def test_restarts_differ_for_attacks_that_seed_themselves(judged, entry):
     threat = Threat.model_validate({**entry, "eps": 1.0, "restarts": 1})
-    block, passes = block_of(8), whitebox.Passes(judged.network)
+    block, passes = block_of(8), Passes(judged.network)
     images, labels = judged.tensors(block, np.arange(8))
     attack = attacks.build(threat, judged.network, 10)
     first, second, again = (
@@ -120,7 +121,7 @@ def test_attacked_images_are_held_to_the_ball(judged):
         images,
         torch.tensor([0, 1]),
         eps,
-        whitebox.Passes(judged.network),
+        Passes(judged.network),
         0,
     )
     assert (far - images).abs().max() <= eps + 1e-7
@@ -182,7 +183,7 @@ def resnet_and_block():
 
 def test_the_network_itself_decides_not_the_one_that_attacks_use(resnet_and_block):
     network, block = resnet_and_block
-    own = whitebox.Target.of(network, 10, batch_size=8, seed=0, image_size=16)
+    own = Target.of(network, 10, batch_size=8, seed=0, image_size=16)
     assert isinstance(own.attacked.network, matrix_products.Frozen)
     assert not isinstance(own.network.network, matrix_products.Frozen)
     other = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
@@ -196,8 +197,7 @@ def test_attacks_by_matrix_products_find_what_others_do(resnet_and_block):
     entry = {"eps": 1e-2, "alpha": 2e-3, "steps": 5, "random_start": True, "restarts": 1}
     threat = Threat.model_validate({"attack": "PGD", **entry})
     targets = [
-        whitebox.Target.of(network, 10, batch_size=32, seed=0, image_size=size)
-        for size in (16, None)
+        Target.of(network, 10, batch_size=32, seed=0, image_size=size) for size in (16, None)
     ]
     found = [whitebox.withstands(target, block, threat, "t").standing for target in targets]
     assert 0 < found[0].sum() < 32

@@ -12,6 +12,7 @@ from pipeline import attacks, networks
 from pipeline.attacks.params import Generate
 from pipeline.base import console, seeds, store
 from pipeline.base.errors import InputError
+from pipeline.cluster import Here
 from pipeline.generate import generation
 from pipeline.harden import refreshed_sets
 from pipeline.harden.params import Refresh
@@ -24,7 +25,14 @@ SETTINGS = Generate(batch_size=8, precision="fp32", seed=7)
 
 def generate(clean, network, out, spec=PGD, settings=SETTINGS):
     return generation.generate(
-        clean, network, "model-hash", attack_spec(**spec), settings, name="pgd", out=out, device=CPU
+        clean,
+        network,
+        "model-hash",
+        attack_spec(**spec),
+        settings,
+        name="pgd",
+        out=out,
+        workers=Here(CPU),
     )
 
 
@@ -245,11 +253,11 @@ def test_auto_takes_bf16_only_where_the_device_multiplies_it(
     sets, network, monkeypatch, multiplies
 ):
     monkeypatch.setattr(generation, "multiplies_bfloat16", lambda _: multiplies)
-    choice = generation.choose_target(
-        network.eval(), sets[0], attack_spec(**PGD), in_precision("auto"), CPU
+    sample = generation.trial_sample(sets[0])
+    choice = generation.choose(
+        network.eval(), sample, attack_spec(**PGD), in_precision("auto"), CPU
     )
     assert choice.precision == ("bf16" if multiplies else "fp32")
-    assert choice.network.dtype == (torch.bfloat16 if multiplies else torch.float32)
     assert choice.trial.startswith("bf16 attacks fool" if multiplies else "none")
 
 
@@ -270,8 +278,18 @@ def test_auto_drops_bf16_where_its_attacks_fool_less(sets, monkeypatch, capsys):
         store.Block(**{**store.join(list(clean.blocks())).datasets, "labels": labels}),
     )
     strong = attack_spec(**{**PGD, "eps": 0.3, "alpha": 0.1, "random_start": False})
-    choice = generation.choose_target(network, right, strong, in_precision("auto"), CPU)
-    assert (choice.precision, choice.network.dtype) == ("fp32", torch.float32)
+    generation.generate(
+        right,
+        network,
+        "hash",
+        strong,
+        in_precision("auto"),
+        name="pgd",
+        out=clean.path.parent / "strong",
+        workers=Here(CPU),
+    )
+    attributes = store.ImageSet(clean.path.parent / "strong").attributes
+    assert attributes["precision"] == "fp32"
     assert "continuing with fp32" in capsys.readouterr().out
 
 

@@ -7,6 +7,7 @@ from pipeline.attacks.params import Threat
 from pipeline.base import console
 from pipeline.base.errors import InputError
 from pipeline.evaluate import whitebox
+from pipeline.evaluate.target import Target
 from pipeline.networks import memory_fit
 from pipeline.networks.memory_fit import InParts
 from tests import small_networks as small
@@ -117,7 +118,7 @@ def test_iterates_of_a_restarted_run_are_counted_from_its_start(where):
     block = make_block(N, size=8)
 
     def judged(network):
-        target = whitebox.Target.of(network, 10, batch_size=N, seed=0)
+        target = Target.of(network, 10, batch_size=N, seed=0)
         return whitebox.by_steps(
             target, block, Threat.model_validate({**PGD, "restarts": 1}), [1, 2, 5], "t"
         )
