@@ -24,6 +24,7 @@ VARIABLE = "PIPELINE_TRAIN_WORKERS"
 FAILURES = 3  # in a row, without new unfinished work
 PATIENCE = 5.0  # seconds without a slot before a line says so
 WAIT = 600.0  # seconds to wait for slots
+ENDING = 15.0  # seconds in which Ray Train ends by itself
 CLEANING = 30.0  # seconds
 
 
@@ -196,7 +197,17 @@ class _Training:
                     return _reason(error)
                 return "it ended without a result"
             finally:
-                ray.cancel(running, force=True)
+                self._end(running)
+
+    def _end(self, running: Any) -> None:
+        """End a run of Ray Train. It releases what it reserved, unless it has to be killed."""
+        import ray
+
+        if self._outcome is not None and ray.wait([running], timeout=ENDING)[0]:
+            return
+        ray.cancel(running)
+        if not ray.wait([running], timeout=ENDING)[0]:
+            ray.cancel(running, force=True)
 
     def _read(self, mailbox: Any, wait: float) -> None:
         """Handle the messages that have come, and wait for the first of them."""
