@@ -71,26 +71,32 @@ def measure(rank: int, folder: Path, n_steps: int) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
-    rows = {name: _measured(rank, alone[name], new_step(name), n_steps) for name in ARCHITECTURES}
+    rows = {name: _measured(alone[name], new_step(name), n_steps) for name in ARCHITECTURES}
     if rank == 0:
         torch.save(rows, folder / "rows.pt")
     distributed.destroy_process_group()
 
 
-def _measured(rank: int, alone: Step, shared: Step, n_steps: int) -> dict[str, float]:
+def _measured(alone: Step, shared: Step, n_steps: int) -> dict[str, float]:
     ddp = shared._forward
     assert isinstance(ddp, torch.nn.parallel.DistributedDataParallel)
     whole, half = batch(BATCH), batch(BATCH // 2)
     taken: dict[str, list[float]] = {"alone": [], "two": [], "two, no all-reduce": []}
     shared(*half, lr=0.0)
+
+    def both_alone() -> None:
+        alone(*whole, lr=0.0)
+        distributed.barrier()
+
     for _ in range(n_steps):
-        if rank == 0:
-            taken["alone"].append(seconds(lambda: alone(*whole, lr=0.0)))
+        distributed.barrier()
+        # Both compute it at once, so that other work on the machine slows all ways down equally.
+        taken["alone"].append(seconds(both_alone))
         for name, context in (("two", nullcontext), ("two, no all-reduce", ddp.no_sync)):
             distributed.barrier()
             with context():
                 taken[name].append(seconds(lambda: shared(*half, lr=0.0)))
-    medians = {name: statistics.median(each[1:] or [0.0]) for name, each in taken.items()}
+    medians = {name: statistics.median(each[1:]) for name, each in taken.items()}
     n_bytes = sum(tensor.nbytes for tensor in ddp.parameters())
     return {**medians, "bytes": n_bytes}
 
