@@ -37,7 +37,7 @@ def run(project, path=EMPTY, **variables):
 
 def test_the_project_s_own_environment_needs_no_activation(project):
     (project / ".venv").symlink_to(sys.prefix)
-    assert run(project).stdout.strip() == str(project / "pipeline/../.venv")
+    assert run(project).stdout.strip() == str(project / ".venv")
 
 
 def test_the_python_of_make_repro_goes_first(project):

@@ -32,7 +32,12 @@ MAX_DEPTH = 20  # levels inside each other
 MAX_LETTERS = 1000  # of one value
 MAX_VALUES = 20_000  # once every anchor is replaced by what it refers to
 HANDED_DOWN = ("seed", "precision", "training", "mix")
-SHARED = {"data": ("seed",), "generate": ("seed", "precision"), "evaluate": ("seed",)}
+SHARED = {
+    "data": ("seed",),
+    "generate": ("seed", "precision"),
+    "evaluate": ("seed",),
+    "selection": ("seed",),
+}
 
 Kind = TypeVar("Kind", bound=Section)
 

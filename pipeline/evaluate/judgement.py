@@ -86,12 +86,7 @@ def judge(
     val, names = clean.load(clean.judged), clean.class_names
     size, seed = val.images.shape[2], settings.seed
     target = Target.of(
-        network,
-        len(names),
-        batch_size=BATCH_SIZE,
-        seed=seed,
-        image_size=size,
-        workers=workers,
+        network, len(names), batch_size=BATCH_SIZE, seed=seed, image_size=size, workers=workers
     )
     predicted = networks.predict(network, val.images)
     sets = _all_opened(stored, clean)

@@ -25,16 +25,13 @@ def validation(
     val: Block,
     settings: params.Held,
     device: torch.device,
-    *,
-    is_judged: bool,
 ) -> Validate:
     """Return the validation that the recipe's `best_on` names.
 
-    `mixed` and `clean` validate on all of `val`. `robust` needs clean images in `val`. `is_judged`
-    tells whether evaluations judge validation images, and not test images.
+    `mixed` and `clean` validate on all of `val`. `robust` needs clean images in `val`.
     """
     if recipe.best_on == "robust":
-        chosen = _sample(val, settings, is_judged)
+        chosen = _sample(val, settings.selection)
         dtype = precision.dtype_for(recipe.precision, device)
         return group.current().validation(
             chosen, lambda part: robust_accuracy_on(part, settings, dtype)
@@ -110,16 +107,13 @@ def _under(threat: Attack, target: nn.Module, exact: nn.Module, chosen: Block) -
     return float(np.concatenate(right).mean())
 
 
-def _sample(val: Block, settings: params.Held, is_judged: bool) -> Block:
+def _sample(val: Block, selection: params.Selection) -> Block:
     """Return `selection.n_images` validation images.
 
-    Where `evaluate` judges validation images, those that it does not attack are taken first. So it
-    uses other images than the choice of the epoch, as far as there are enough.
+    They are the last ones that an evaluation of validation images would attack. So it uses other
+    images than the choice of the epoch, as far as there are enough.
     """
-    attacked = scores.sample(val, settings.evaluate.n_eval, settings.evaluate.seed)
-    judged = np.isin(np.arange(len(val)), attacked if is_judged else [])
-    order = np.random.default_rng(settings.evaluate.seed + 1).permutation(len(val))
-    order = order[np.argsort(judged[order], kind="stable")]
-    chosen = np.zeros(len(val), dtype=bool)
-    chosen[order[: settings.selection.n_images]] = True
+    spared = scores.sample(val, max(0, len(val) - selection.n_images), selection.seed)
+    chosen = np.ones(len(val), dtype=bool)
+    chosen[spared] = False
     return val.select(chosen)

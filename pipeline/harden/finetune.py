@@ -32,7 +32,6 @@ def keys(model: str) -> list[str]:
         "attacks",
         "generate",
         "selection",
-        "evaluate.n_eval",
     ]
     return [*shared, f"finetuned.{model}"]
 
@@ -75,7 +74,7 @@ def train(args: Namespace) -> str:
     return checkpointed.train(
         network,
         batches,
-        epoch_score.validation(recipe, val, settings, processor, is_judged=clean.judged == "val"),
+        epoch_score.validation(recipe, val, settings, processor),
         recipe,
         text=f"fine-tune {name}",
         out=args.out,

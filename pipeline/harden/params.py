@@ -174,6 +174,7 @@ class Selection(Section):
     eps: Level
     alpha: Step
     steps: Count
+    seed: Seed
 
 
 def batch_counts(mix: dict[str, float], batch_size: int) -> dict[str, int]:
@@ -201,21 +202,13 @@ def batch_counts(mix: dict[str, float], batch_size: int) -> dict[str, int]:
     return counts
 
 
-class JudgedImages(Section):
-    """The part of `evaluate` that decides which validation images the evaluation attacks."""
-
-    n_eval: Count | None
-    seed: Seed
-
-
 class Held(Section):
-    """The sections that decide on which images a model in training is scored.
+    """The section that decides on which images a model in training is scored.
 
     They are other images than those of the evaluation, where there are enough.
     """
 
     selection: Selection
-    evaluate: JudgedImages
 
 
 class FinetuneParams(Held):

@@ -26,7 +26,6 @@ def keys(model: str) -> list[str]:
         "model",
         "training",
         "selection",
-        "evaluate.n_eval",
         f"online.{model}",
     ]
 
@@ -75,7 +74,7 @@ def train(args: Namespace) -> str:
     return checkpointed.train(
         network,
         batches,
-        epoch_score.validation(recipe, val, settings, processor, is_judged=clean.judged == "val"),
+        epoch_score.validation(recipe, val, settings, processor),
         recipe,
         text=f"train {name} online",
         out=args.out,

@@ -57,10 +57,7 @@ def train(
         fitted = fit(
             network, batches, validate, settings, text=text, device=device, part=part, watch=told
         )
-    done = (
-        f"{out}: epoch {fitted.best['epoch']} of {len(fitted.history)} kept, "
-        f"validation accuracy {fitted.best['val_accuracy']:.4f}, on {_describe(workers, device)}"
-    )
+    done = f"{out}: {_kept(fitted)}, on {_describe(workers, device)}"
     if not workers.is_first:
         return done
     checkpoint = networks.Checkpoint(
@@ -74,6 +71,14 @@ def train(
     also_write(checkpoint)
     part.unlink()
     return done
+
+
+def _kept(fitted: Fit) -> str:
+    """Return in words which epoch of a training was kept."""
+    return (
+        f"epoch {fitted.best['epoch']} of {len(fitted.history)} kept, "
+        f"validation accuracy {fitted.best['val_accuracy']:.4f}"
+    )
 
 
 def _describe(workers: group.Group, device: torch.device) -> str:
