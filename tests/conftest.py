@@ -30,6 +30,7 @@ hypothesis.settings.load_profile("project")
 SLOW = (
     "test_pipeline.py",
     "audit/",
+    "cluster/",
     "test_repro.py",
     "faults/",
     "report/",

@@ -102,11 +102,7 @@ def fit(
         saved = _Saver(run, part)
         while not run.is_finished:
             _train_epoch(run, saved, bar, stop, text)
-            if not math.isfinite(loss := float(run.totals[0])):
-                raise InputError(
-                    f"{text}: the loss is {loss} after epoch {run.epoch + 1}; "
-                    f"lower its lr in params.yaml (now {settings.lr})"
-                )
+            _expect_finite(run, text)
             with precision.exact():
                 run.close_epoch(validate(run.judged))
             bar.set_postfix_str(
@@ -117,6 +113,14 @@ def fit(
             saved.after_epoch()
     state = {name: tensor.cpu() for name, tensor in run.best_state.items()}
     return Fit(state_dict=state, best=run.best, history=run.rows, collapsed=run.collapsed)
+
+
+def _expect_finite(run: "_Run", text: str) -> None:
+    if not math.isfinite(loss := float(run.totals[0])):
+        raise InputError(
+            f"{text}: the loss is {loss} after epoch {run.epoch + 1}; "
+            f"lower its lr in params.yaml (now {run.settings.lr})"
+        )
 
 
 def _train_epoch(

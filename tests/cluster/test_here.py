@@ -1,0 +1,89 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pipeline import cluster
+from pipeline.base import console
+from pipeline.base.errors import InputError
+from pipeline.cluster import connection, slots
+from tests.cluster.job import Square
+
+CPU = torch.device("cpu")
+
+
+def node(name="a", alive=True, **resources):
+    return {"NodeID": name, "Alive": alive, "Resources": resources}
+
+
+def test_without_the_variable_this_process_works_and_ray_is_not_imported(monkeypatch):
+    program = (
+        "import sys; from pipeline import cluster; from tests.cluster.job import Square\n"
+        "with cluster.opened() as workers: print(list(workers.map(Square(), range(3))))\n"
+        "sys.exit('ray' in sys.modules)"
+    )
+    env = {**os.environ, connection.VARIABLE: ""}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    assert done.stdout == "[0, 1, 4]\n"
+
+
+def test_items_are_computed_one_by_one_until_a_stop():
+    taken, stop = [], console.Stop()
+
+    def items():
+        for number in range(5):
+            taken.append(number)
+            yield number
+
+    found = cluster.Here(CPU).map(Square(), items(), stop)
+    assert next(found) == 0
+    assert taken == [0]
+    stop.asked = True
+    assert list(found) == []
+    assert cluster.Here(CPU).batches(100) == 1
+
+
+@pytest.mark.parametrize("name", ["remote", "ray://host", "http://host:1", "10.0.0.1:6379"])
+def test_other_clusters_are_refused(monkeypatch, name):
+    monkeypatch.setenv(connection.VARIABLE, name)
+    with pytest.raises(InputError, match=r"expected local, auto or ray://HOST:PORT, found"):
+        cluster.wanted()
+
+
+def test_a_missing_ray_is_told_in_one_line(monkeypatch):
+    monkeypatch.setenv(connection.VARIABLE, "local")
+    monkeypatch.setattr(connection.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match="Ray is not installed. Run `make cluster`."):
+        cluster.wanted()
+
+
+def test_a_slot_is_a_gpu_or_some_cores(monkeypatch):
+    monkeypatch.delenv("PIPELINE_DEVICE", raising=False)
+    mixed = [node("a", CPU=16.0), node("b", CPU=8.0, GPU=2.0), node("c", alive=False, CPU=64.0)]
+    slot = slots.choose(mixed)
+    assert (slot.kind, slot.words, slot.fits(mixed)) == ("cuda", "a GPU and 1 core", {"b": 2})
+    monkeypatch.setenv("PIPELINE_DEVICE", "cpu")
+    slot = slots.choose(mixed)
+    assert (slot.words, slot.fits(mixed)) == ("4 cores", {"a": 4, "b": 2})
+    assert slots.choose([node(CPU=2.0)]).cores == 2
+    monkeypatch.setenv(slots.CORES, "3")
+    assert slots.choose(mixed).fits(mixed) == {"a": 5, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("PIPELINE_DEVICE", "cuda", "no node of the cluster has a GPU"),
+        (slots.CORES, "many", "no number of cores"),
+        (slots.CORES, "0", "no number of cores"),
+        (slots.CORES, "9", "a task of 9 cores fits on no node .the largest has 4."),
+    ],
+)
+def test_slots_that_no_node_has_are_refused(monkeypatch, name, value, message):
+    monkeypatch.delenv("PIPELINE_DEVICE", raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        slots.choose([node(CPU=4.0)])
