@@ -5,6 +5,7 @@ DVC and the stages run in this process.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import dvc.repo
 import numpy as np
 import pytest
 import torch
+from dvc import cli
 
 from pipeline import __main__ as command
 from pipeline import networks, repro
@@ -392,6 +394,23 @@ def test_a_replaced_file_of_starting_weights_trains_again(folder):
         ),
     ):
         call(folder, "check")
+
+
+def test_sets_of_one_machine_are_used_on_another(folder, tmp_path):
+    with here(folder):
+        assert cli.main(["remote", "add", "--default", "shared", str(tmp_path / "remote")]) == 0
+        assert cli.main(["push", "--quiet"]) == 0
+    other = tiny_project.copy(folder, tmp_path / "other")
+    shutil.rmtree(other / ".dvc/cache")
+    for out in ("data/clean", "data/adversarial/clean", "data/refreshed"):
+        shutil.rmtree(other / out)
+    for model in other.glob("models/*.safetensors"):
+        model.unlink()
+    with here(other):
+        assert cli.main(["pull", "--quiet"]) == 0
+    assert [*contents(other).values()] == [*contents(folder).values()]
+    change_params(other, lambda params: params["finetuned"]["robust"].update(lr=0.02))
+    assert call(other, "repro") == {"finetune@robust", "evaluate@robust", "export", "audit"}
 
 
 def test_a_model_trained_elsewhere_is_judged_and_attacked(folder):
