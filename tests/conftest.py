@@ -29,6 +29,7 @@ hypothesis.settings.load_profile("project")
 # that the workers end together.
 SLOW = (
     "test_pipeline.py",
+    "cluster/test_training.py",
     "audit/",
     "cluster/",
     "test_repro.py",

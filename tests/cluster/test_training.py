@@ -22,7 +22,8 @@ def cluster(tmp_path_factory):
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         variables = {"PYTHONPATH": str(ROOT), "PIPELINE_TEST_MARK": str(mark)}
         ray.init(
-            num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error",
+            "local", num_cpus=2, include_dashboard=False, log_to_driver=False,
+            logging_level="error",
             runtime_env={"env_vars": variables},
         )  # fmt: skip
         yield mark
