@@ -47,9 +47,7 @@ class Step:
         self._forward = _forward(network, computed, device)
         if self._group.size > 1:
             graphs = None  # of one process
-            self._forward = DistributedDataParallel(
-                _Differentiated(network, self._forward), forward_sync_buffers=False
-            )
+            self._forward = DistributedDataParallel(_Differentiated(network, self._forward))
         self._is_first = True
         self._statistics = [part for part in network.buffers() if part.is_floating_point()]
         self._optimizer = schedule.optimizer(network, settings, capturable=graphs is not None)
