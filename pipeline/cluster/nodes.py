@@ -70,8 +70,11 @@ class Nodes:
         try:
             while self._fill(flight, rest):
                 sent = flight.first(stop)
-                if sent is None or sent.done is None:
+                if sent is None:
                     return
+                if isinstance(sent.done, InputError):
+                    raise sent.done
+                assert sent.done is not None
                 self._expect_allowed(sent.done.processor)
                 self._pace.saw(sent.batches, sent.done.seconds)
                 yield sent.done.result
@@ -168,13 +171,13 @@ class _Pace:
 
 @dataclass
 class _Sent:
-    """An item that is under way, and its result once that is there."""
+    """An item that is under way, and its result or its failure once that is there."""
 
     item: Any
     batches: int
     reference: Any
     deaths: int = 0
-    done: on_worker.Done | None = None
+    done: on_worker.Done | InputError | None = None
 
 
 class _Flight:
@@ -222,23 +225,23 @@ class _Flight:
             if sent.done is None:
                 sent.reference = self._remote(sent.item)
 
-    def _result(self, sent: _Sent) -> on_worker.Done | None:
-        """Return a finished task's result, or None if its worker or its node died."""
+    def _result(self, sent: _Sent) -> on_worker.Done | InputError | None:
+        """Return a finished task's result or failure, or None if its worker or its node died."""
         try:
             done: on_worker.Done = ray.get(sent.reference)
         except RayTaskError as error:
-            raise InputError(
+            return InputError(
                 f"{VARIABLE}: a task failed on a node ({_last_line(error)})."
                 " Unset the variable to see the whole error."
-            ) from error
+            )
         except RayError as error:
             sent.deaths += 1
             if sent.deaths >= ATTEMPTS:
-                raise InputError(
+                return InputError(
                     f"{VARIABLE}: the workers of one task died {ATTEMPTS} times"
                     f" ({type(error).__name__}). Give tasks more memory: raise {slots.CORES},"
                     " so that fewer of them share a node."
-                ) from error
+                )
             console.say_once("a worker or node of the cluster died: its work runs again elsewhere")
             return None
         return done

@@ -48,13 +48,14 @@ def nodes(head):
     return added
 
 
-@pytest.fixture
-def opened(head, nodes, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", head.address)
-    monkeypatch.setenv(connection.VARIABLE, "auto")
-    monkeypatch.setenv("PIPELINE_DEVICE", "cpu")
-    with cluster.opened() as workers:
-        yield workers
+@pytest.fixture(scope="module")
+def opened(head, nodes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", head.address)
+        patch.setenv(connection.VARIABLE, "auto")
+        patch.setenv("PIPELINE_DEVICE", "cpu")
+        with cluster.opened() as workers:
+            yield workers
 
 
 @pytest.fixture
@@ -154,8 +155,8 @@ def test_a_cluster_without_a_free_slot_says_so(opened, monkeypatch):
         ray.kill(one)
 
 
-def test_another_kind_of_processor_is_refused(opened):
-    opened._allowed = {"cuda (another)"}
+def test_another_kind_of_processor_is_refused(opened, monkeypatch):
+    monkeypatch.setattr(opened, "_allowed", {"cuda (another)"})
     with pytest.raises(InputError, match="a node computes on cpu .*, expected"):
         list(opened.map(Square(), [1]))
 
