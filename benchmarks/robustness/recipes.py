@@ -28,15 +28,14 @@ RECIPES: dict[str, tuple[str, Entry]] = {
         "online",
         {"clean_weight": 0.0, "adversary": {**SINGLE_STEP, "alpha": "10/255"}},
     ),
+    "refreshed + onecycle": (
+        "refreshed",
+        {"schedule": "onecycle", "lr": 0.1, "warmup_epochs": 3},
+    ),
+    "refreshed + more clean": ("refreshed", {"mix": {"clean": 0.4, "fgsm": 0.2, "pgd": 0.4}}),
+    "refreshed + regularise 2": ("refreshed", {"refresh": {"regularise": 2.0}}),
     "refreshed + smoothing": ("refreshed", {"label_smoothing": 0.4}),
-    "refreshed + regularise + smoothing": (
-        "refreshed",
-        {"refresh": {"regularise": 10.0}, "label_smoothing": 0.4},
-    ),
-    "refreshed + regularise + long EMA": (
-        "refreshed",
-        {"refresh": {"regularise": 10.0}, "ema": LONG_EMA},
-    ),
+    "refreshed + long EMA": ("refreshed", {"ema": LONG_EMA}),
     "refreshed + trades": ("refreshed", {"loss": "trades", "beta": 6.0}),
 }
 
