@@ -21,6 +21,7 @@ from pipeline.cluster.here import Item, Job, Result
 
 MIXED = "PIPELINE_CLUSTER_MIXED"
 FREE_WITHIN = 30.0  # seconds in which a slot must be free, when a run begins and while it waits
+STARTED_WITHIN = 180.0  # seconds in which a free slot must start a process
 IMPORTED_WITHIN = 120.0  # seconds in which nodes import torch; slower ones are checked later
 AIM = 20.0  # seconds that one item should take
 AHEAD = 2  # items per slot that are sent before the first of them is needed
@@ -111,14 +112,16 @@ class Nodes:
 
         See https://github.com/ray-project/ray/issues/44687.
         """
+        # Where a slot is free, a late task is one whose process starts slowly, on a busy machine.
+        patience = STARTED_WITHIN if self._slot.is_free(ray.available_resources()) else FREE_WITHIN
         probe = ray.remote(on_worker.ready).options(**self._slot.options).remote()
         try:
-            ray.get(probe, timeout=FREE_WITHIN)
+            ray.get(probe, timeout=patience)
         except GetTimeoutError:
             ray.cancel(probe, force=True)
             total = sum(self._slot.fits(ray.nodes()).values())
             raise InputError(
-                f"{VARIABLE}: no slot became free within {FREE_WITHIN:.0f} s (a task takes"
+                f"{VARIABLE}: no slot became free within {patience:.0f} s (a task takes"
                 f" {self._slot.words}; the cluster has {total} such slots, all in use)."
                 " Wait for the other work, or add nodes; `ray status` shows what is in use."
             ) from None

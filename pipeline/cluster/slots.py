@@ -29,6 +29,14 @@ class Slot:
         cores = f"{self.cores} {'core' if self.cores == 1 else 'cores'}"
         return f"a GPU and {cores}" if self.kind == "cuda" else cores
 
+    def is_free(self, available: dict[str, float]) -> bool:
+        """Return whether a cluster with these free resources has room for a task.
+
+        They are those of all nodes together, so a task of several cores may still have to wait.
+        """
+        gpus = available.get("GPU", 0) if self.kind == "cuda" else 1
+        return available.get("CPU", 0) >= self.cores and gpus >= 1
+
     def fits(self, nodes: list[dict[str, Any]]) -> dict[str, int]:
         """Return how many slots each node has, by its id. Nodes without one are left out."""
         counts = {}

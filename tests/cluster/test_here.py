@@ -73,6 +73,13 @@ def test_a_slot_is_a_gpu_or_some_cores(monkeypatch):
     assert slots.choose(mixed).fits(mixed) == {"a": 5, "b": 2}
 
 
+def test_a_slot_is_free_where_resources_are():
+    cores, gpu = slots.Slot("cpu", 4), slots.Slot("cuda", 1)
+    found = [cores.is_free({"CPU": n}) for n in (3.0, 4.0)]
+    found += [gpu.is_free(free) for free in ({"CPU": 9.0}, {"GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0})]
+    assert found == [False, True, False, False, True]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
