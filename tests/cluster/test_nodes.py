@@ -29,6 +29,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Ray's own
 ]
 
+STEPS = 60
+
 
 @pytest.fixture(scope="module")
 def head():
@@ -59,20 +61,26 @@ def opened(head, nodes):
 
 
 @pytest.fixture
-def dying(nodes, monkeypatch):
-    """Kill a node, with its worker, when the third result is there and others are under way."""
-    from pipeline.cluster import nodes as module
+def dying(opened, nodes):
+    """Return a function that kills a node, with its worker, as soon as that computes an item."""
+    opened._kinds()  # so that all nodes have a worker that is ready
+    threads = []
 
-    results, saw = [], module._Pace.saw
+    def kill():
+        (raylet,) = nodes.pop().all_processes["raylet"]
+        parent = str(raylet.process.pid)
+        while subprocess.run(["pgrep", "-P", parent, "-f", "ray::run"], stdout=-3).returncode:
+            time.sleep(0.02)
+        # The worker first: it would otherwise finish its item before it misses its node.
+        subprocess.run(["pkill", "-KILL", "-P", parent], check=True)
+        raylet.process.kill()
 
-    def kill_at_the_third(pace, batches, seconds):
-        results.append(batches)
-        if len(results) == 3:
-            (raylet,) = nodes.pop().all_processes["raylet"]
-            raylet.process.kill()
-        saw(pace, batches, seconds)
+    def kill_soon():
+        threads.append(threading.Thread(target=kill))
+        threads[-1].start()
 
-    monkeypatch.setattr(module._Pace, "saw", kill_at_the_third)
+    yield kill_soon
+    threads[-1].join()
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,13 @@ def content(images):
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(images.path.glob("*.h5"))
     }
+
+
+@pytest.fixture(scope="module")
+def longer(clean, tmp_path_factory):
+    """The same with many steps, so that there is time to disturb it."""
+    here = Here(torch.device("cpu"))
+    return content(job.generate(clean, tmp_path_factory.mktemp("longer") / "pgd", here, STEPS))
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +135,9 @@ def test_an_item_that_fails_ends_the_run_with_one_line(opened):
         list(found)
 
 
-def test_an_item_whose_workers_always_die_ends_the_run(opened):
-    with pytest.raises(InputError, match="the workers of one task died 4 times"):
+def test_an_item_whose_workers_always_die_ends_the_run(opened, monkeypatch):
+    monkeypatch.setattr("pipeline.cluster.nodes.ATTEMPTS", 2)
+    with pytest.raises(InputError, match="the workers of one task died 2 times"):
         list(opened.map(Square(dies_at=0), range(3)))
 
 
@@ -168,22 +184,23 @@ def test_a_cluster_that_is_not_there_says_so(monkeypatch):
             pass
 
 
-def start(head, clean, out, steps):
+def start(head, clean, out):
     env = {
         **os.environ,
         "RAY_ADDRESS": head.address,
         connection.VARIABLE: "auto",
         "PIPELINE_DEVICE": "cpu",
     }
-    command = [sys.executable, "-m", "tests.cluster.job", clean.path, out, str(steps)]
+    command = [sys.executable, "-m", "tests.cluster.job", clean.path, out, str(STEPS)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=env, cwd=ROOT, text=True, **pipes)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_driver_that_is_stopped_resumes_at_its_whole_shards(head, nodes, clean, tmp_path, number):
-    steps = 150
-    running = start(head, clean, tmp_path / "pgd", steps)
+def test_a_driver_that_is_stopped_resumes_at_its_whole_shards(
+    head, nodes, clean, longer, tmp_path, number
+):
+    running = start(head, clean, tmp_path / "pgd")
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".pgd*.part/00000.h5")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -193,15 +210,16 @@ def test_a_driver_that_is_stopped_resumes_at_its_whole_shards(head, nodes, clean
     assert number == signal.SIGKILL or "images are done" in errors
     assert list(tmp_path.glob(".pgd*.part/00000.h5"))
     here = Here(torch.device("cpu"))
-    resumed = job.generate(clean, tmp_path / "pgd", here, steps)
-    assert content(resumed) == content(job.generate(clean, tmp_path / "x", here, steps))
+    assert content(job.generate(clean, tmp_path / "pgd", here, STEPS)) == longer
 
 
-def test_a_node_that_dies_in_generation_changes_nothing(opened, dying, clean, tmp_path, capsys):
-    expected = content(job.generate(clean, tmp_path / "plain", Here(torch.device("cpu")), steps=60))
+def test_a_node_that_dies_in_generation_changes_nothing(
+    opened, dying, clean, longer, tmp_path, capsys
+):
     console.say_once.cache_clear()
     capsys.readouterr()
-    assert content(job.generate(clean, tmp_path / "pgd", opened, steps=60)) == expected
+    dying()
+    assert content(job.generate(clean, tmp_path / "pgd", opened, STEPS)) == longer
     assert capsys.readouterr().out.count("its work runs again elsewhere") == 1
 
 
@@ -213,6 +231,7 @@ def test_a_node_that_dies_in_judging_changes_nothing(opened, dying, capsys):
         for one in (None, opened)
     )
     expected = whitebox.withstands(here, block, threat, "judge")
+    dying()
     found = whitebox.withstands(there, block, threat, "judge")
     assert [mask.tolist() for mask in found.after] == [mask.tolist() for mask in expected.after]
     assert found.passes.as_metrics() == expected.passes.as_metrics()
