@@ -68,7 +68,8 @@ def connected(name: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as error:
         found = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{VARIABLE}: {name}: cannot connect ({found}). Check it with `ray status`."
+            f"{VARIABLE}: {name}: cannot connect ({found}). Check it with `ray status`,"
+            " under the same RAY_AUTH_MODE."
         ) from error
     _restore(handlers)
     try:
