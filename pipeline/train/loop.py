@@ -102,7 +102,6 @@ def fit(
         saved = _Saver(run, part)
         while not run.is_finished:
             _train_epoch(run, saved, bar, stop, text)
-            _expect_finite(run, text)
             with precision.exact():
                 run.close_epoch(validate(run.judged))
             bar.set_postfix_str(
@@ -115,18 +114,13 @@ def fit(
     return Fit(state_dict=state, best=run.best, history=run.rows, collapsed=run.collapsed)
 
 
-def _expect_finite(run: "_Run", text: str) -> None:
-    if not math.isfinite(loss := float(run.totals[0])):
-        raise InputError(
-            f"{text}: the loss is {loss} after epoch {run.epoch + 1}; "
-            f"lower its lr in params.yaml (now {run.settings.lr})"
-        )
-
-
 def _train_epoch(
     run: "_Run", saved: "_Saver", bar: console.Bar, stop: console.Stop, text: str
 ) -> None:
-    """Train on the batches that are left of the epoch, until a signal asks to stop."""
+    """Train on the batches that are left of the epoch, until a signal asks to stop.
+
+    Raises InputError where the loss is no longer finite.
+    """
     with precision.tensor_floats():
         for batch in run.batches.epoch(run.epoch, run.batch):
             run.step(*batch)
@@ -136,6 +130,11 @@ def _train_epoch(
                 raise console.Interrupted(
                     f"{text}: batch {run.batch} of epoch {run.epoch + 1} is done"
                 )
+    if not math.isfinite(loss := float(run.totals[0])):
+        raise InputError(
+            f"{text}: the loss is {loss} after epoch {run.epoch + 1}; "
+            f"lower its lr in params.yaml (now {run.settings.lr})"
+        )
 
 
 class _Run:
