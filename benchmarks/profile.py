@@ -81,7 +81,7 @@ def training(architecture: str, dtype: torch.dtype) -> Callable[[], object]:
     optimizer = schedule.optimizer(network, document.load(params.FILE).clean)
 
     def step() -> None:
-        optimizer.zero_grad()
+        network.zero_grad()
         logits = matrix_products.training_logits(network, images, dtype)
         functional.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

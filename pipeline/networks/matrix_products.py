@@ -1,10 +1,6 @@
 """Compute torchvision's ResNets with matrix products where their maps are small.
 
-The function is the same, and several times faster. At 32x32 pixels the last stages of a ResNet work
-on maps of 4x4, 2x2 and 1x1. There, convolution kernels spend most of their time on padding. On such
-maps a whole convolution is one product with a matrix. The matrix holds the kernel's taps, and zeros
-where an output does not see an input. A 1x1 convolution is a product at any size. Maps are kept
-with channels last, (B, H, W, C), so that no product needs a copy.
+The function is the same, and several times faster; `small_maps` computes the layers.
 
 `Frozen` is for attacks. It folds BatchNorm into the matrices (Jacob et al., CVPR 2018, section
 3.2). `training_logits` is for training. It uses the network's own parameters and running
@@ -13,17 +9,16 @@ statistics.
 
 import copy
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models
 
+from pipeline.networks import small_maps
 from pipeline.networks.prediction import frozen_copy
 
 Layer = Callable[[Tensor, nn.Conv2d, nn.BatchNorm2d], Tensor]
-UNSEEN = 9  # the place after a 3x3 kernel's nine taps, which holds zero
 
 
 class Frozen(nn.Module):
@@ -61,8 +56,8 @@ class Frozen(nn.Module):
         assert norm.running_mean is not None
         assert norm.running_var is not None
         scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        weight = _kernel(
-            (conv.weight * scale[:, None, None, None]).to(self.dtype), maps.shape[1], conv.stride[0]
+        weight = small_maps.form(
+            conv.weight * scale[:, None, None, None], maps.shape[1], conv.stride[0], self.dtype
         )
         bias = norm.bias - norm.running_mean * scale
         bias = bias.repeat(len(weight) // len(bias))
@@ -78,7 +73,7 @@ class Frozen(nn.Module):
 
     def _layer(self, maps: Tensor, conv: nn.Conv2d, _: nn.BatchNorm2d) -> Tensor:
         weight, bias = self._folded[conv]
-        return _product(maps, weight, bias, conv)
+        return small_maps.product(maps, weight, bias, conv)
 
 
 def for_attacks(network: nn.Module, image_size: int, dtype: torch.dtype) -> nn.Module:
@@ -102,8 +97,8 @@ def training_logits(network: models.ResNet, images: Tensor, dtype: torch.dtype) 
     """
 
     def layer(maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
-        weight = _kernel(conv.weight.to(dtype), maps.shape[1], conv.stride[0])
-        return _normalised(_product(maps, weight, None, conv), norm)
+        weight = small_maps.form(conv.weight, maps.shape[1], conv.stride[0], dtype)
+        return _normalised(small_maps.product(maps, weight, None, conv), norm)
 
     return logits(network, images, layer, dtype)
 
@@ -128,73 +123,6 @@ def logits(network: models.ResNet, images: Tensor, layer: Layer, dtype: torch.dt
     return functional.linear(
         maps.to(network.fc.weight.dtype).mean((1, 2)), network.fc.weight, network.fc.bias
     )
-
-
-def _is_whole_map(size: int, stride: int) -> bool:
-    """Return whether one product over the whole map is faster than a convolution.
-
-    It is faster for maps of up to 2x2, and from 4x4 to 2x2.
-    """
-    return size <= 2 or (size == 4 and stride == 2)
-
-
-@cache
-def _taps(size: int, stride: int, device: torch.device) -> Tensor:
-    """Return which tap of a 3x3 kernel joins each output of a map to each of its inputs.
-
-    Rows are outputs and columns are inputs. The kernel has a padding of 1. UNSEEN marks pairs that
-    no tap joins. They are copied to each device once, because a copy stalls it.
-    """
-    outputs = range(0, size, stride)
-    return torch.tensor(
-        [
-            [
-                3 * (y - oy + 1) + x - ox + 1 if abs(y - oy) <= 1 and abs(x - ox) <= 1 else UNSEEN
-                for y in range(size)
-                for x in range(size)
-            ]
-            for oy in outputs
-            for ox in outputs
-        ],
-        device=device,
-    )
-
-
-def _kernel(weight: Tensor, size: int, stride: int) -> Tensor:
-    """Return a convolution's weight (O, C, k, k) in the form that suits maps of `size`.
-
-    That is a matrix, or the weight itself.
-    """
-    n_out, n_in, width, _ = weight.shape
-    if width == 1:
-        return weight.view(n_out, n_in)
-    if width != 3 or not _is_whole_map(size, stride):
-        return weight
-    taps = _taps(size, stride, weight.device)
-    by_tap = weight.permute(2, 3, 0, 1).reshape(UNSEEN, n_out, n_in)
-    if size > 2:
-        by_tap = torch.cat([by_tap, by_tap.new_zeros(1, n_out, n_in)])
-    return by_tap[taps].permute(0, 2, 1, 3).reshape(len(taps) * n_out, -1)
-
-
-def _product(maps: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
-    """Return a convolution (B, H', W', O) of maps (B, H, W, C).
-
-    `weight` is what `_kernel` made of the convolution's weight.
-    """
-    stride = conv.stride[0]
-    if weight.dim() == 4:
-        return functional.conv2d(
-            maps.permute(0, 3, 1, 2), weight, bias, stride, conv.padding[0]
-        ).permute(0, 2, 3, 1)
-    # The maps become a matrix, because a product with strided maps is many times slower.
-    rows = (
-        maps[:, ::stride, ::stride].reshape(-1, conv.in_channels)
-        if conv.kernel_size[0] == 1
-        else maps.reshape(len(maps), -1)
-    )
-    size = -(-maps.shape[1] // stride)
-    return functional.linear(rows, weight, bias).view(len(maps), size, size, conv.out_channels)
 
 
 def _normalised(maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:

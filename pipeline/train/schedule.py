@@ -37,9 +37,35 @@ def optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer that moves the weights in one fused kernel.
 
+    It takes the gradients from the network's parameters, where they must be set to zero, too.
     `capturable` prepares its steps for a CUDA graph.
     """
-    weights = network.parameters()
+    weights = list(network.parameters())
+    in_order = [_in_memory_order(weight) for weight in weights]
+
+    def take_gradients(*_: object) -> None:
+        for own, weight in zip(in_order, weights, strict=True):
+            if own is not weight and weight.grad is not None:
+                own.grad = weight.grad.permute(0, 2, 3, 1)
+
+    found = _optimizer(in_order, settings, capturable=capturable)
+    found.register_step_pre_hook(take_gradients)
+    return found
+
+
+def _in_memory_order(weight: nn.Parameter) -> Tensor:
+    """Return a contiguous view of a weight whose channels are last in the memory of a CPU.
+
+    There, torch's fused kernels would copy such a weight and its gradient in every step.
+    """
+    if weight.is_contiguous() or weight.device.type != "cpu":
+        return weight
+    return weight.detach().permute(0, 2, 3, 1)
+
+
+def _optimizer(
+    weights: list[Tensor], settings: params.Training, *, capturable: bool
+) -> torch.optim.Optimizer:
     if settings.optimizer == "adamw":
         adamw = torch.optim.AdamW(
             weights,

@@ -136,7 +136,7 @@ class Step:
         self, images: Tensor, labels: Tensor, shares: Tensor, *of_pairs: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Set the parameters' gradients, and return the loss and the logits (B, n_classes)."""
-        self._optimizer.zero_grad()
+        self._network.zero_grad()
         logits = self._forward(images.contiguous(memory_format=torch.channels_last))
         losses = functional.cross_entropy(
             logits, labels, reduction="none", label_smoothing=self._smoothing

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 from torchvision import models
 
-from pipeline.networks import matrix_products
+from pipeline.networks import matrix_products, small_maps
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
 
@@ -45,11 +45,19 @@ def test_frozen_logits_and_image_gradients_are_torchvisions(architecture, size):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
-def test_training_loss_gradients_and_statistics_are_torchvisions(architecture):
+@pytest.mark.parametrize(
+    ("architecture", "size", "patches"),
+    [("resnet18", 32, False), ("resnet50", 32, True), ("resnet18", 33, True)],
+)
+def test_training_loss_gradients_and_statistics_are_torchvisions(
+    architecture, size, patches, monkeypatch
+):
+    monkeypatch.setattr(
+        small_maps, "_is_by_patches", lambda _, weight, __: patches and weight.shape[2] == 3
+    )
     theirs = trained_looking(architecture).train()
-    ours = copy.deepcopy(theirs)
-    x = images(32)
+    ours = copy.deepcopy(theirs).to(memory_format=torch.channels_last)
+    x = images(size)
     loss = functional.cross_entropy(theirs(x), LABELS)
     loss.backward()
     our_loss = functional.cross_entropy(
@@ -65,6 +73,22 @@ def test_training_loss_gradients_and_statistics_are_torchvisions(architecture):
         ), name
     for (name, buffer), (_, own) in zip(theirs.named_buffers(), ours.named_buffers(), strict=True):
         torch.testing.assert_close(own, buffer, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_weight_gradients_of_bfloat16_maps_are_those_of_a_convolution():
+    torch.manual_seed(0)
+    convolution = torch.nn.Conv2d(16, 8, 3, 2, 1, bias=False)
+    maps = torch.randn(32, 8, 8, 16).bfloat16().requires_grad_()
+    weight = convolution.weight.detach().bfloat16().requires_grad_()
+    ours = small_maps.product(maps, weight, None, convolution)
+    assert type(ours.grad_fn).__name__ == "_ConvolutionBackward"
+    gradient = torch.randn_like(ours)
+    found = torch.autograd.grad(ours, (maps, weight), gradient)
+    theirs = functional.conv2d(maps.permute(0, 3, 1, 2), weight, None, 2, 1).permute(0, 2, 3, 1)
+    expected = torch.autograd.grad(theirs, (maps, weight), gradient)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], rtol=0.02, atol=0.05)
 
 
 def test_the_original_is_not_touched():

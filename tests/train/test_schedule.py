@@ -2,6 +2,7 @@ import operator
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline.train import schedule
 from tests.train.conftest import Tiny
@@ -34,6 +35,28 @@ def averaged(decay, n_steps):
     shares = [(1 - decay) * decay**age for age in range(n_steps)][::-1]
     later = sum(map(operator.mul, shares[1:], values[1:]))
     return average, later / sum(shares[1:]), later + decay ** (n_steps - 1) * values[0]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_optimizer_moves_weights_alike_wherever_their_channels_are(recipe, name):
+    found = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        generator = torch.Generator().manual_seed(0)
+        layer = nn.Conv2d(8, 16, 3).to(memory_format=memory_format)
+        before = torch.randn(16, 8, 3, 3, generator=generator)
+        layer.weight.data.copy_(before)
+        optimizer = schedule.optimizer(layer, recipe.model_copy(update={"optimizer": name}))
+        for _ in range(3):
+            gradient = torch.randn(16, 8, 3, 3, generator=generator)
+            layer.weight.grad = gradient.to(memory_format=memory_format)
+            layer.bias.grad = gradient.sum((1, 2, 3))
+            optimizer.step()
+        assert (layer.weight - before).abs().min() > 0
+        assert all(
+            value.is_contiguous() for state in optimizer.state.values() for value in state.values()
+        )
+        found.append(layer.weight.detach().contiguous())
+    torch.testing.assert_close(*found)
 
 
 def test_a_short_average_does_not_hold_the_first_weights():
