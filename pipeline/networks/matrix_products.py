@@ -34,37 +34,25 @@ class Frozen(nn.Module):
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.dtype = dtype
         self._example = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
-        self._folded: dict[nn.Conv2d, tuple[Tensor, Tensor]] = {}
-        self._fold_all()
+        self._folded: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self.update(network)
 
     def update(self, network: models.ResNet) -> None:
-        """Copy the network's current tensors, for attacks on a network in training."""
-        own, new = self.network.state_dict(), network.state_dict()
-        for name, tensor in own.items():
-            tensor.copy_(new[name])
-        self._fold_all()
+        """Take the current tensors of a network, for attacks on a network in training."""
+        own = dict(zip(network.modules(), self.network.modules(), strict=True))
 
-    def _fold_all(self) -> None:
+        def fold(maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+            self._keep(own[conv], *_folded(conv, norm, maps.shape[1], self.dtype))
+            return self._layer(maps, own[conv], norm)
+
         with torch.no_grad():
-            logits(self.network, self._example, self._fold, self.dtype)
+            logits(network, self._example, fold, self.dtype)
+        self.network.fc.load_state_dict(network.fc.state_dict())
 
     def forward(self, images: Tensor) -> Tensor:
         return logits(self.network, images, self._layer, self.dtype)
 
-    def _fold(self, maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
-        """Prepare one layer for maps of this size and apply it."""
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        weight = small_maps.form(
-            conv.weight * scale[:, None, None, None], maps.shape[1], conv.stride[0], self.dtype
-        )
-        bias = norm.bias - norm.running_mean * scale
-        bias = bias.repeat(len(weight) // len(bias))
-        self._keep(conv, weight.contiguous(memory_format=_format(weight)), bias.to(self.dtype))
-        return self._layer(maps, conv, norm)
-
-    def _keep(self, conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+    def _keep(self, conv: nn.Module, weight: Tensor, bias: Tensor) -> None:
         """Keep a folded layer, on a GPU in the place of the earlier one, for captured graphs."""
         if weight.is_cuda and conv in self._folded:
             torch._foreach_copy_(list(self._folded[conv]), [weight, bias])
@@ -74,6 +62,20 @@ class Frozen(nn.Module):
     def _layer(self, maps: Tensor, conv: nn.Conv2d, _: nn.BatchNorm2d) -> Tensor:
         weight, bias = self._folded[conv]
         return small_maps.product(maps, weight, bias, conv)
+
+
+def _folded(
+    conv: nn.Conv2d, norm: nn.BatchNorm2d, size: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return the weight, in the form that suits maps of `size`, and the bias of a layer."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    bias = norm.bias - norm.running_mean * scale
+    weight = small_maps.form(conv.weight, size, conv.stride[0], conv.weight.dtype)
+    scale, bias = (part.repeat(len(weight) // len(part)) for part in (scale, bias))
+    weight = (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(dtype)
+    return weight.contiguous(memory_format=_format(weight)), bias.to(dtype)
 
 
 def for_attacks(network: nn.Module, image_size: int, dtype: torch.dtype) -> nn.Module:
