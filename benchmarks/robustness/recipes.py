@@ -33,6 +33,7 @@ RECIPES: dict[str, tuple[str, Entry]] = {
         {"schedule": "onecycle", "lr": 0.1, "warmup_epochs": 3},
     ),
     "refreshed + more clean": ("refreshed", {"mix": {"clean": 0.4, "fgsm": 0.2, "pgd": 0.4}}),
+    "refreshed + half clean": ("refreshed", {"mix": {"clean": 0.5, "fgsm": 0.15, "pgd": 0.35}}),
     "refreshed + regularise 2": ("refreshed", {"refresh": {"regularise": 2.0}}),
     "refreshed + smoothing": ("refreshed", {"label_smoothing": 0.4}),
     "refreshed + long EMA": ("refreshed", {"ema": LONG_EMA}),
