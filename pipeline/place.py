@@ -19,6 +19,7 @@ from pipeline.base import params
 from pipeline.base.errors import InputError
 
 DVC = Path(".dvc")
+INTERPRETER = Path("pipeline", "python")  # the script that dvc.yaml runs the stages with
 
 
 def check(root: Path) -> None:
@@ -29,6 +30,7 @@ def check(root: Path) -> None:
             f"{root.absolute()}: not the project folder: no {' and no '.join(missing)}; "
             "change to the folder that holds them"
         )
+    _check_interpreter(root / INTERPRETER)
     git = next(
         (
             folder
@@ -112,6 +114,16 @@ def note(lock: IO[str], pid: int) -> None:
     """Add the PID of a process to the file of a lock."""
     lock.write(f"{pid}\n")
     lock.flush()
+
+
+def _check_interpreter(script: Path) -> None:
+    if not script.is_file():
+        raise InputError(
+            f"{script}: no such file, and the stages run with it; "
+            f"`git checkout {INTERPRETER}` brings it back, or copy it again"
+        )
+    if not os.access(script, os.X_OK):
+        raise InputError(f"{script}: not executable; run `chmod +x {shlex.quote(str(script))}`")
 
 
 def _running(pids: str) -> str:

@@ -48,6 +48,7 @@ def folder(tmp_path, monkeypatch):
         ".dvc/config",
         "data/raw/README.md",
         "models/README.md",
+        "pipeline/python",
     ):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, project / name)
@@ -80,6 +81,15 @@ def test_a_folder_that_is_no_project_is_named(folder, monkeypatch, name):
         monkeypatch,
         f"project: not the project folder: no {name}; change to the folder that holds them",
     )
+
+
+def test_the_script_that_runs_the_stages_is_there_and_runs(folder, monkeypatch):
+    (folder / "pipeline/python").chmod(0o644)
+    refused(monkeypatch, "^pipeline/python: not executable; run `chmod [+]x pipeline/python`$")
+    run("chmod", "+x", "pipeline/python")
+    place.check(Path())
+    (folder / "pipeline/python").unlink()
+    refused(monkeypatch, "^pipeline/python: no such file.*`git checkout pipeline/python` brings it")
 
 
 def test_without_git_either_command_that_is_named_helps(folder, monkeypatch):
