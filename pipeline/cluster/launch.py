@@ -8,28 +8,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from pipeline.cluster import worker
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slots:
-    """The workers of a training: how many, and what each has of its node."""
-
-    n: int
-    cpus: int
-    gpus: int
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        """What each worker reserves."""
-        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
-
-    @property
-    def words(self) -> str:
-        return "a GPU" if self.gpus else f"{self.cpus} {'core' if self.cpus == 1 else 'cores'}"
+from pipeline.cluster.slots import Slot
 
 
 @contextmanager
@@ -57,7 +39,7 @@ def on(node: str) -> dict[str, Any]:
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
 
-def fit(job: worker.Job, slots: Slots) -> None:
+def fit(job: worker.Job, slot: Slot, n_workers: int) -> None:
     """Run a training with Ray Train, in a process of its own, which can be ended."""
     # Neither is used here, and each takes a process or a thread.
     os.environ.update(RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0", RAY_TRAIN_METRICS_ENABLED="0")
@@ -67,9 +49,11 @@ def fit(job: worker.Job, slots: Slots) -> None:
     with tempfile.TemporaryDirectory() as folder:
         TorchTrainer(
             functools.partial(worker.work, job),
-            torch_config=TorchConfig(backend="nccl" if slots.gpus else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if slot.kind == "cuda" else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=slots.n, use_gpu=bool(slots.gpus), resources_per_worker=slots.bundle
+                num_workers=n_workers,
+                use_gpu=slot.kind == "cuda",
+                resources_per_worker=slot.bundle,
             ),
             run_config=RunConfig(
                 name=job.name, storage_path=folder, failure_config=FailureConfig(max_failures=0)

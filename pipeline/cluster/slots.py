@@ -1,4 +1,4 @@
-"""Choose what one task takes of a node, and count how many of them fit."""
+"""Choose what a task or a worker takes of a node, and count how many of them fit."""
 
 import os
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ from pipeline.base.errors import InputError
 from pipeline.networks.device import VARIABLE as DEVICE
 
 CORES = "PIPELINE_CLUSTER_CPUS"
+WORKERS = "PIPELINE_TRAIN_WORKERS"
 USUAL_CORES = 4  # more threads speed one batch up less than more tasks speed up many
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What one task takes: a GPU and a core, or some cores of one node."""
+    """What a task, or a worker of a training, takes: a GPU and a core, or cores of one node."""
 
     kind: Literal["cpu", "cuda"]
     cores: int
@@ -23,6 +24,11 @@ class Slot:
         """What Ray is told of a task. Lost tasks are sent again by the driver, which says so."""
         gpus = 1 if self.kind == "cuda" else 0
         return {"num_cpus": self.cores, "num_gpus": gpus, "max_retries": 0}
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What a worker of a training reserves."""
+        return {"CPU": self.cores, **({"GPU": 1} if self.kind == "cuda" else {})}
 
     @property
     def words(self) -> str:
@@ -55,17 +61,11 @@ def choose(nodes: list[dict[str, Any]]) -> Slot:
     It is a GPU where a node has one, unless PIPELINE_DEVICE is `cpu`, and a group of cores
     otherwise. Raises InputError for a number of cores, or a device, that no node has.
     """
-    resources = [node["Resources"] for node in nodes if node["Alive"]]
-    device = os.environ.get(DEVICE, "auto").partition(":")[0]
-    has_gpus = any(node.get("GPU", 0) >= 1 for node in resources)
-    if device == "cuda" and not has_gpus:
-        raise InputError(
-            f"{DEVICE}: no node of the cluster has a GPU. Set it to cpu, or add a node with one."
-        )
-    if has_gpus and device != "cpu":
+    resources = _alive(nodes)
+    if _takes_gpus(resources):
         return Slot("cuda", 1)
     most = max((int(node.get("CPU", 0)) for node in resources), default=0)
-    cores = _asked_cores() or max(1, min(USUAL_CORES, most))
+    cores = _asked(CORES) or max(1, min(USUAL_CORES, most))
     if cores > most:
         raise InputError(
             f"{CORES}: a task of {cores} cores fits on no node (the largest has {most})."
@@ -74,13 +74,50 @@ def choose(nodes: list[dict[str, Any]]) -> Slot:
     return Slot("cpu", cores)
 
 
-def _asked_cores() -> int | None:
-    text = os.environ.get(CORES, "")
+def for_training(nodes: list[dict[str, Any]]) -> tuple[Slot, int]:
+    """Return what each worker of a training takes, and how many workers there are.
+
+    PIPELINE_TRAIN_WORKERS asks for a number. Otherwise there is a worker for each GPU, or one for
+    each node where GPUs are not used. Raises InputError for another value than a whole number from
+    1 on, and for a device that no node has.
+    """
+    resources = _alive(nodes)
+    asked = _asked(WORKERS)
+    if _takes_gpus(resources):
+        return Slot("cuda", 1), asked or sum(int(node.get("GPU", 0)) for node in resources)
+    cores = [int(node.get("CPU", 0)) for node in resources]
+    n_workers = asked or sum(count > 0 for count in cores)
+    fitting = [
+        each
+        for each in range(1, max(cores) + 1)
+        if sum(count // each for count in cores) >= n_workers
+    ]
+    return Slot("cpu", max(fitting, default=1)), n_workers
+
+
+def _alive(nodes: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Return the resources of the nodes that are not lost."""
+    return [node["Resources"] for node in nodes if node["Alive"]]
+
+
+def _takes_gpus(resources: list[dict[str, float]]) -> bool:
+    """Return whether GPUs are used: where a node has one, unless PIPELINE_DEVICE is `cpu`.
+
+    Raises InputError where it asks for one that no node has.
+    """
+    device = os.environ.get(DEVICE, "auto").partition(":")[0]
+    has_gpus = any(node.get("GPU", 0) >= 1 for node in resources)
+    if device == "cuda" and not has_gpus:
+        raise InputError(
+            f"{DEVICE}: no node of the cluster has a GPU. Set it to cpu, or add a node with one."
+        )
+    return has_gpus and device != "cpu"
+
+
+def _asked(variable: str) -> int | None:
+    text = os.environ.get(variable, "")
     if not text:
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise InputError(
-            f"{CORES}: no number of cores (expected 1, 2, …, found {text!r}). Unset it for the"
-            f" usual {USUAL_CORES}."
-        )
+        raise InputError(f"{variable}: expected a whole number from 1 on, found {text!r}")
     return int(text)

@@ -4,7 +4,6 @@ The work is that of the stage itself. Unfinished work comes back after it was sa
 resumes after the loss of a worker, of a node or of this process, and ends with the same bytes.
 """
 
-import os
 import time
 import uuid
 from argparse import Namespace
@@ -16,11 +15,9 @@ from typing import Any
 from pipeline import networks
 from pipeline.base import console, files, params
 from pipeline.base.errors import InputError
-from pipeline.cluster import connection, freight, launch, worker
-from pipeline.networks import device
+from pipeline.cluster import connection, freight, launch, slots, worker
 from pipeline.networks.params import Model
 
-VARIABLE = "PIPELINE_TRAIN_WORKERS"
 FAILURES = 3  # in a row, without new unfinished work
 PATIENCE = 5.0  # seconds without a slot before a line says so
 WAIT = 600.0  # seconds to wait for slots
@@ -47,42 +44,20 @@ def train(
     if name is None:
         return work(args)
     with connection.connected(name):
-        slots = _slots()
-        if slots.n == 1 and name == "local":
+        import ray
+
+        slot, n_workers = slots.for_training(ray.nodes())
+        if n_workers == 1 and name == "local":
             return work(args)
         console.say(
-            f"training on {slots.n} workers with {slots.words} each;"
-            f" their number is part of the result (set {VARIABLE} to choose it)"
+            f"training on {n_workers} workers with {slot.words} each;"
+            f" their number is part of the result (set {slots.WORKERS} to choose it)"
         )
         weights = None
         if start is not None:
             networks.pretrained_weights(start)  # downloaded once, for all nodes
             weights = networks.weights_file(start)
-        return _Training(work, args, slots, inputs, weights, outputs).run()
-
-
-def _slots() -> launch.Slots:
-    """Return the workers that PIPELINE_TRAIN_WORKERS asks for.
-
-    Otherwise there is one for each GPU of the cluster, or one for each node if there is none.
-    Raises InputError for another value than a whole number from 1 on.
-    """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cores = [int(node.get("CPU", 0)) for node in nodes]
-    n_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    if os.environ.get(device.VARIABLE) == "cpu":
-        n_gpus = 0
-    asked = os.environ.get(VARIABLE, str(n_gpus or sum(n > 0 for n in cores)))
-    if not asked.isdecimal() or int(asked) < 1:
-        raise InputError(f"{VARIABLE}: expected a whole number from 1 on, found {asked!r}")
-    if n_gpus:
-        return launch.Slots(n=int(asked), cpus=1, gpus=1)
-    fitting = [
-        each for each in range(1, max(cores) + 1) if sum(n // each for n in cores) >= int(asked)
-    ]
-    return launch.Slots(n=int(asked), cpus=max(fitting, default=1), gpus=0)
+        return _Training(work, args, slot, n_workers, inputs, weights, outputs).run()
 
 
 class _Training:
@@ -92,7 +67,8 @@ class _Training:
         self,
         work: Callable[[Namespace], str],
         args: Namespace,
-        slots: launch.Slots,
+        slot: slots.Slot,
+        n_workers: int,
         inputs: Sequence[str],
         weights: Path | None,
         outputs: Sequence[str],
@@ -101,7 +77,7 @@ class _Training:
             name: freight.inside(path) if isinstance(path, Path) else path
             for name, path in vars(args).items()
         }
-        self._slots = slots
+        self._slot, self._n_workers = slot, n_workers
         self._out: Path = paths[outputs[0]]
         self._unfinished = f"{self._out.parent}/.{self._out.name}.*.part"
         self._received: set[Path] = set()
@@ -119,7 +95,7 @@ class _Training:
             unfinished=[],
             outputs=[str(paths[name]) for name in outputs],
             changing=[self._unfinished, *(str(paths[name]) for name in outputs[1:2])],
-            threads=slots.cpus,
+            threads=slot.cores,
             mailbox=None,
         )
 
@@ -158,16 +134,16 @@ class _Training:
         """
         import ray.util
 
-        group = ray.util.placement_group([self._slots.bundle] * self._slots.n)
+        group = ray.util.placement_group([self._slot.bundle] * self._n_workers)
         try:
             if group.wait(PATIENCE):
                 return
-            wanted = f"{self._slots.n} workers with {self._slots.words} each"
+            wanted = f"{self._n_workers} workers with {self._slot.words} each"
             console.say(f"the cluster has no room for {wanted}: waiting up to {WAIT:.0f} s")
             if not group.wait(WAIT):
                 raise InputError(
-                    f"{self._out}: no room for {wanted} in {WAIT:.0f} s; start more nodes, or set "
-                    f"{VARIABLE} to another number, which starts the training from its beginning"
+                    f"{self._out}: no room for {wanted} in {WAIT:.0f} s; start more nodes, or set"
+                    f" {slots.WORKERS} to another number, which starts the training anew"
                 )
         finally:
             ray.util.remove_placement_group(group)
@@ -184,7 +160,7 @@ class _Training:
                 unfinished=freight.packed(sorted(Path().glob(self._unfinished))),
             )
             fit = ray.remote(launch.fit).options(num_cpus=0, max_retries=0, **launch.here())
-            running = fit.remote(job, self._slots)
+            running = fit.remote(job, self._slot, self._n_workers)
             try:
                 while not ray.wait([running], timeout=0)[0]:
                     self._read(mailbox, wait=0.5)

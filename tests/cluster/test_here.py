@@ -73,6 +73,20 @@ def test_a_slot_is_a_gpu_or_some_cores(monkeypatch):
     assert slots.choose(mixed).fits(mixed) == {"a": 5, "b": 2}
 
 
+def test_a_training_has_a_worker_for_each_gpu_or_node(monkeypatch):
+    monkeypatch.delenv("PIPELINE_DEVICE", raising=False)
+    monkeypatch.delenv(slots.WORKERS, raising=False)
+    mixed = [node("a", CPU=16.0), node("b", CPU=8.0, GPU=2.0), node("c", alive=False, CPU=64.0)]
+    slot, n_workers = slots.for_training(mixed)
+    assert (slot.bundle, n_workers) == ({"CPU": 1, "GPU": 1}, 2)
+    monkeypatch.setenv("PIPELINE_DEVICE", "cpu")
+    slot, n_workers = slots.for_training(mixed)
+    assert (slot.bundle, n_workers) == ({"CPU": 8}, 2)
+    monkeypatch.setenv(slots.WORKERS, "5")
+    slot, n_workers = slots.for_training(mixed)
+    assert (slot.bundle, n_workers) == ({"CPU": 4}, 5)
+
+
 def test_a_slot_is_free_where_resources_are():
     cores, gpu = slots.Slot("cpu", 4), slots.Slot("cuda", 1)
     found = [cores.is_free({"CPU": n}) for n in (3.0, 4.0)]
@@ -84,8 +98,8 @@ def test_a_slot_is_free_where_resources_are():
     ("name", "value", "message"),
     [
         ("PIPELINE_DEVICE", "cuda", "no node of the cluster has a GPU"),
-        (slots.CORES, "many", "no number of cores"),
-        (slots.CORES, "0", "no number of cores"),
+        (slots.CORES, "many", "expected a whole number from 1 on, found"),
+        (slots.CORES, "0", "expected a whole number from 1 on, found"),
         (slots.CORES, "9", "a task of 9 cores fits on no node .the largest has 4."),
     ],
 )
@@ -94,3 +108,10 @@ def test_slots_that_no_node_has_are_refused(monkeypatch, name, value, message):
     monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message):
         slots.choose([node(CPU=4.0)])
+
+
+@pytest.mark.parametrize("value", ["0", "two", "-1"])
+def test_another_number_of_workers_is_refused(monkeypatch, value):
+    monkeypatch.setenv(slots.WORKERS, value)
+    with pytest.raises(InputError, match="PIPELINE_TRAIN_WORKERS: expected a whole number from 1"):
+        slots.for_training([node(CPU=4.0)])

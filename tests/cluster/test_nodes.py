@@ -196,18 +196,22 @@ def start(head, clean, out):
     return subprocess.Popen(command, env=env, cwd=ROOT, text=True, **pipes)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_driver_that_is_stopped_resumes_at_its_whole_shards(
-    head, nodes, clean, longer, tmp_path, number
-):
-    running = start(head, clean, tmp_path / "pgd")
+def wait_for_a_shard(folder):
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".pgd*.part/00000.h5")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    running.send_signal(number)
-    _, errors = running.communicate(timeout=60)
-    assert running.returncode == (130 if number == signal.SIGINT else -number), errors
-    assert number == signal.SIGKILL or "images are done" in errors
+    while not list(folder.glob(".pgd*.part/00000.h5")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def test_ctrl_c_keeps_whole_shards(opened, clean, longer, tmp_path):
+    def press():
+        wait_for_a_shard(tmp_path)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    with pytest.raises(console.Interrupted, match="images are done"):
+        job.generate(clean, tmp_path / "pgd", opened, STEPS)
+    pressing.join()
     assert list(tmp_path.glob(".pgd*.part/00000.h5"))
     here = Here(torch.device("cpu"))
     assert content(job.generate(clean, tmp_path / "pgd", here, STEPS)) == longer
@@ -237,3 +241,14 @@ def test_a_node_that_dies_in_judging_changes_nothing(opened, dying, capsys):
     assert found.passes.as_metrics() == expected.passes.as_metrics()
     by_steps = [whitebox.by_steps(one, block, threat, [1, 4], "steps") for one in (here, there)]
     assert all((by_steps[0][count] == by_steps[1][count]).all() for count in (1, 4))
+
+
+def test_a_killed_driver_resumes_at_its_whole_shards(head, nodes, clean, longer, tmp_path):
+    running = start(head, clean, tmp_path / "pgd")
+    wait_for_a_shard(tmp_path)
+    running.kill()
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == -signal.SIGKILL, errors
+    assert list(tmp_path.glob(".pgd*.part/00000.h5"))
+    here = Here(torch.device("cpu"))
+    assert content(job.generate(clean, tmp_path / "pgd", here, STEPS)) == longer

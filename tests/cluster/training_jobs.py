@@ -1,4 +1,4 @@
-"""What the workers of a cluster do in the tests: they train, and one of them is killed once."""
+"""What the workers of a cluster do in the tests: they train, and a node is killed once."""
 
 import os
 import signal
@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
+import torch
 from torch import distributed
 
 from pipeline.base.errors import InputError
@@ -22,22 +24,44 @@ def narrow_train(args):
         return train(args)
 
 
+def train_alone(rank, args, folder):
+    """Train on one of two processes that no cluster has started."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    os.chdir(folder / ("project" if rank == 0 else "second"))
+    narrow_train(args)
+    distributed.destroy_process_group()
+
+
 def dying_train(args):
-    """Kill the second worker in its second epoch, unless it was killed before."""
+    """Kill the node of a worker in its second epoch, unless one was killed before.
+
+    The driver's node is spared.
+    """
     decide, calls = group.Group.decide, []
 
     def dying(self, value):
         calls.append(1)
-        mark = Path(os.environ["PIPELINE_TEST_MARK"])
-        if len(calls) == 2 and self.rank == 1 and not mark.exists():
-            mark.touch()
+        is_spared = ray.get_runtime_context().get_node_id() == os.environ["PIPELINE_TEST_HEAD"]
+        if len(calls) == 2 and not is_spared and _is_first(Path(os.environ["PIPELINE_TEST_MARK"])):
             time.sleep(SENDING)
-            os.kill(os.getpid(), signal.SIGKILL)
+            for pid in (os.getppid(), os.getpid()):
+                os.kill(pid, signal.SIGKILL)
         return decide(self, value)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(group.Group, "decide", dying)
         return narrow_train(args)
+
+
+def _is_first(mark):
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def refusing_train(args):
