@@ -1,12 +1,17 @@
-"""Measure what Ray costs: `make bench-cluster`, or `python -m benchmarks.cluster --images 1000000`.
+"""Measure what Ray costs: `make bench-cluster`.
 
-Nodes are processes of this machine with one core each. Results are written to
+Nodes are processes of this machine with one core each. The ways to compute take turns. The driver's
+memory is measured on two sets of very different sizes. Results are written to
 docs/results/cluster.json, and as a table into docs/cluster.md.
 """
 
 import argparse
+import json
 import os
 import resource
+import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -19,18 +24,21 @@ import numpy as np
 import torch
 from torchvision import models
 
+from benchmarks.tables import machine
 from pipeline import cluster
 from pipeline.attacks.params import Attack, Generate
 from pipeline.base import files, store
 from pipeline.base.errors import InputError
 from pipeline.cluster import Here, Workers, connection
 from pipeline.generate import generation
-from pipeline.networks import device
 
 RESULT, PAGE = Path("docs/results/cluster.json"), Path("docs/cluster.md")
 MARKERS = ("<!-- benchmarks.cluster: begin -->", "<!-- benchmarks.cluster: end -->")
 SIZE, SHARD_ROWS, N_TASKS = 8, 4096, 200
-SPEC = {"attack": "PGD", "eps": "8/255", "alpha": "2/255", "steps": 3, "random_start": True}
+STEPS, ROUNDS = 3, 3
+WAYS = ((0, False), (1, False), (2, False), (3, False), (3, True))  # nodes, and whether one dies
+MEMORY = (100_000, 1_000_000)  # images
+SPEC = {"attack": "PGD", "eps": "8/255", "alpha": "2/255", "random_start": True}
 SETTINGS = Generate(batch_size=256, precision="fp32", seed=0)
 Row = dict[str, Any]
 
@@ -63,12 +71,12 @@ def clean_set(path: Path, n_images: int) -> store.ImageSet:
     return store.ImageSet(path)
 
 
-def generate(clean: store.ImageSet, out: Path, workers: Workers) -> Row:
+def generate(clean: store.ImageSet, out: Path, workers: Workers, steps: int = STEPS) -> Row:
     """Return the seconds and the driver's memory of one generation, and the set's digest."""
     torch.manual_seed(0)
     network = models.resnet18(num_classes=2)
     before, start = _memory(), time.perf_counter()
-    spec = Attack.model_validate(SPEC)
+    spec = Attack.model_validate({**SPEC, "steps": steps})
     made = generation.generate(
         clean, network, "none", spec, SETTINGS, name="pgd", out=out, workers=workers
     )
@@ -80,10 +88,13 @@ def generate(clean: store.ImageSet, out: Path, workers: Workers) -> Row:
     }
 
 
-def on_cluster(clean: store.ImageSet, out: Path, n_nodes: int, kill_after: float | None) -> Row:
+def on_cluster(
+    clean: store.ImageSet, out: Path, n_nodes: int, kill_after: float | None = None
+) -> Row:
     """Return the same on some nodes. One of them is killed after some seconds if that is given."""
     with _nodes(n_nodes) as nodes, cluster.opened() as workers:
-        list(workers.map(Empty(), range(10)))
+        few = clean_set(out.with_name(f"{out.name}-few"), 512)
+        generate(few, out.with_name(f"{out.name}-warm"), workers)
         start = time.perf_counter()
         list(workers.map(Empty(), range(N_TASKS)))
         per_task = (time.perf_counter() - start) / N_TASKS
@@ -120,21 +131,32 @@ def _memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def memory(n_images: int) -> Row:
+    """Return how much the memory of a driver grows that attacks a set on two nodes."""
+    with tempfile.TemporaryDirectory() as folder, _nodes(2), cluster.opened() as workers:
+        clean = clean_set(Path(folder) / "clean", n_images)
+        list(workers.map(Empty(), range(10)))
+        return {"images": n_images, **generate(clean, Path(folder) / "pgd", workers, steps=1)}
+
+
 def table(found: Row) -> str:
-    """Return the rows as a table."""
+    """Return the rows as a table, and what the driver needs."""
     plain = found["rows"][0]
-    head = "| | seconds | µs per image more | ms per empty task | driver's memory grew by | bytes |"
-    lines = [head, "|---|---|---|---|---|---|"]
+    head = "| | seconds, of all rounds | median against this process | ms per empty task | bytes |"
+    lines = [head, "|---|---|---|---|---|"]
     for row in found["rows"]:
-        more = (row["seconds"] - plain["seconds"]) / found["images"] * 1e6
-        same = "same" if row["digest"] == plain["digest"] else "different"
-        task = row.get("ms_per_task", "")
-        lines.append(
-            f"| {row['name']} | {row['seconds']} | {more:+.0f} | {task}"
-            f" | {row['driver_grew_mb']} MB | {same} |"
+        ratio = statistics.median(
+            own / other for own, other in zip(row["seconds"], plain["seconds"], strict=False)
         )
+        same = "same" if row["digests"] == plain["digests"][:1] else "different"
+        seconds = ", ".join(f"{each:.1f}" for each in row["seconds"])
+        task = row.get("ms_per_task", "")
+        lines.append(f"| {row['name']} | {seconds} | {ratio:.2f} | {task} | {same} |")
     about = f"{found['images']:,} images of {SIZE}x{SIZE}, ResNet-18, PGD-3; {found['machine']}:"
-    return "\n".join([about, "", *lines])
+    grown = " and ".join(
+        f"{each['driver_grew_mb']} MB with {each['images']:,} images" for each in found["memory"]
+    )
+    return "\n".join([about, "", *lines, "", f"The driver's memory grew by {grown}."])
 
 
 def write_page(found: Row) -> None:
@@ -146,26 +168,59 @@ def write_page(found: Row) -> None:
     files.write_bytes(PAGE, f"{before}{begin}\n{table(found)}\n{end}{after}".encode())
 
 
+def _in_new_process(n_images: int) -> Row:
+    """Return what `memory` returns in a process that used none before."""
+    command = [sys.executable, "-m", "benchmarks.cluster", "--memory", str(n_images)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: Row = json.loads(done.stdout.splitlines()[-1])
+    print(found, flush=True)
+    return found
+
+
+def name_of(n_nodes: int, dies: bool) -> str:
+    if not n_nodes:
+        return "this process"
+    return f"{n_nodes} {'node' if n_nodes == 1 else 'nodes'}{', one killed' if dies else ''}"
+
+
+def rounds(n_images: int) -> list[Row]:
+    """Return a row for every way to compute. The first two take turns, and the others run once."""
+    rows: list[Row] = [{"name": name_of(*way), "seconds": [], "digests": []} for way in WAYS]
+    here = Here(torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        clean = clean_set(Path(folder) / "clean", n_images)
+        generate(clean, Path(folder) / "warm", here)
+        for number in range(ROUNDS):
+            for (n_nodes, dies), row in list(zip(WAYS, rows, strict=True))[: 2 if number else None]:
+                out = Path(folder) / f"{number}-{row['name']}"
+                after = rows[0]["seconds"][0] / 6 if dies else None
+                found = (
+                    on_cluster(clean, out, n_nodes, after)
+                    if n_nodes
+                    else generate(clean, out, here)
+                )
+                row["seconds"].append(found["seconds"])
+                row["digests"] = sorted({*row["digests"], found["digest"]})
+                row.update({key: found[key] for key in ("ms_per_task",) if key in found})
+                print(row, flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=40_000)
+    parser.add_argument("--memory", type=int, help="only print the driver's memory with so many")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[Row] = []
-    cpu = torch.device("cpu")
-    with tempfile.TemporaryDirectory() as folder:
-        clean = clean_set(Path(folder) / "clean", args.images)
-        generate(clean, Path(folder) / "warm", Here(cpu))
-        rows.append({"name": "this process", **generate(clean, Path(folder) / "0", Here(cpu))})
-        for number, (count, kills) in enumerate(((1, False), (2, False), (3, False), (3, True)), 1):
-            after = rows[0]["seconds"] / 6 if kills else None
-            name = f"{count} {'node' if count == 1 else 'nodes'}{', one killed' if kills else ''}"
-            rows.append(
-                {"name": name, **on_cluster(clean, Path(folder) / str(number), count, after)}
-            )
-            print(rows[-1], flush=True)
-    machine = f"{os.cpu_count()} cores, {device.processor(cpu)}, other work beside it"
-    found = {"images": args.images, "machine": machine, "rows": rows}
+    if args.memory:
+        print(json.dumps(memory(args.memory)))
+        return
+    found = {
+        "images": args.images,
+        "machine": machine(),
+        "memory": [_in_new_process(n_images) for n_images in MEMORY],
+        "rows": rounds(args.images),
+    }
     files.write_json(RESULT, found)
     write_page(found)
     print(table(found))
