@@ -1,6 +1,7 @@
 """Show the results, and tell which of them are not those of the present params and models."""
 
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.evaluate import table
 
 METRICS = Path("metrics")
 NAMED = 3  # keys of params.yaml that a reason names
+WIDTH = 120  # columns of the lines below the table
 
 
 def results() -> str:
@@ -22,7 +24,14 @@ def results() -> str:
     """
     names = list(document.load(params.FILE).evaluate.models)
     text = table.results(METRICS, names, outdated(names))
-    return "\n".join([text, *_commit()])
+    return "\n".join(map(_wrapped, [*text.splitlines(), *_commit()]))
+
+
+def _wrapped(line: str) -> str:
+    """Return a line in several ones if it is long. Lines of the table begin with a space."""
+    if line.startswith(" "):
+        return line
+    return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def outdated(names: list[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The results of a project: what they are about, and whether they are those of its params."""
 
 import json
+import re
 import shutil
 import subprocess
 
@@ -88,6 +89,7 @@ def change(folder, edit):
 
 def test_results_name_the_data_set_the_images_and_the_eps(folder):
     lines = results.results().splitlines()
+    assert max(map(len, lines)) <= 120
     assert (
         "data set: digits, 1,797 images of 32x32 in 10 classes, 297 of them judged"
         " (test images); SHA-256 bbbbbbbbbbbb"
@@ -101,6 +103,10 @@ def change_much(params):
     params["training"].update(epochs=1)
     for pgd in (params["attacks"]["pgd"], params["evaluate"]["threats"]["pgd"]):
         pgd.update(eps="8/255")
+
+
+def unwrapped(text):
+    return " ".join(text.split())
 
 
 @pytest.mark.parametrize(
@@ -142,10 +148,10 @@ def test_results_of_other_params_are_marked(folder, edit, outdated):
     text = results.results()
     for name in MODELS:
         assert (f"! {name} " in text) == (name in outdated)
+    below = unwrapped(text)
     for name, reason in outdated.items():
-        line = next(line for line in text.splitlines() if reason in line)
-        assert name in line.split(":")[0]
-        assert line.endswith("; `make repro` makes it again")
+        found = re.search(rf"! ([a-z, ]+): [^!]*{re.escape(reason)}; `make repro` makes it", below)
+        assert name in found[1].split(", ")
 
 
 def test_results_of_another_model_or_run_are_marked(folder):
@@ -184,7 +190,7 @@ def test_results_of_an_earlier_version_say_what_they_lack(folder):
     assert (
         "clean: made by an earlier version of the code, which did not record the data set and the"
         " number of images of each check; `make repro` makes it again"
-    ) in results.results().splitlines()
+    ) in unwrapped(results.results())
 
 
 @pytest.mark.parametrize(
