@@ -4,6 +4,7 @@ The audit finds and names each change.
 """
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -323,6 +324,23 @@ def test_a_set_of_another_attack_is_found_by_attacking_again(folder, row):
     found = failures(folder, PGD)
     assert "rows, the first is row" in found[f"generate@clean-pgd: {row}"]
     assert "generate@clean-pgd: distance" not in found
+
+
+def test_a_set_made_with_another_number_of_threads_is_found_again(folder, monkeypatch):
+    before, attacked_again = torch.get_num_threads(), samples.generation.attacked_again
+
+    def rounding(*args, **kwargs):
+        found = attacked_again(*args, **kwargs)
+        return dataclasses.replace(
+            found, images=found.images ^ np.uint8(torch.get_num_threads() != 16)
+        )
+
+    monkeypatch.setattr(samples.generation, "attacked_again", rounding)
+    rows = adversarial_set(project.Project(folder, CPU), "generate@clean-pgd", PGD)
+    (row,) = (row for row in rows if row.parameter == "attacked again")
+    assert row.verdict == "ok"
+    assert row.value.endswith("the same bytes with torch's threads set to 16")
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(1 / 8, "ok"), (1 / 2, "FAILED")])
