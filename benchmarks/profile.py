@@ -29,7 +29,6 @@ KINDS = {
     "matrix products and convolutions": ("mm", "addmm", "conv", "linear", "bmm"),
     "copies and conversions": ("copy_", "clone", "contiguous", "cat"),
     "BatchNorm": ("batch_norm",),
-    "weights to matrices": ("index", "_index_put"),
     "optimiser": ("sgd", "adam"),
     "elementwise and pooling": (
         *("add", "mul", "div", "sub", "sign", "clamp", "threshold", "relu", "pool", "fill"),
