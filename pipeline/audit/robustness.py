@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import attacks
+from pipeline.audit.elsewhere import made_elsewhere
 from pipeline.audit.evaluated import judged_images
 from pipeline.audit.project import Project, Row, Verdict, judged
 from pipeline.evaluate import ensemble, judgement
 from pipeline.evaluate.judgement import WORST
 from pipeline.networks import scores
-from pipeline.networks.device import processor
+from pipeline.networks.device import threads_of
 
 Counts = NDArray[np.int64]  # of images, by class
 
@@ -57,14 +57,15 @@ def attacked_again(project: Project, stage: str, path: str) -> Iterator[Row]:
     """Judge the model again with all attacks, and compare everything that they found."""
     entry, metrics = project.recorded[stage], project.metrics(path)
     (model,) = project.checkpoints(entry.deps)
-    found = judgement.judge(
-        project.network(model),
-        project.images(project.clean),
-        [project.images(source) for source in project.adversarial(entry.deps).values()],
-        project.sha256(model),
-        project.settings.evaluate,
-    ).metrics
-    others = _made_elsewhere(project, metrics)
+    with threads_of(str(metrics.get("processor"))):
+        found = judgement.judge(
+            project.network(model),
+            project.images(project.clean),
+            [project.images(source) for source in project.adversarial(entry.deps).values()],
+            project.sha256(model),
+            project.settings.evaluate,
+        ).metrics
+        others = made_elsewhere(metrics, project.device)
     for name, again in found["robust"].items():
         recorded = metrics["robust"].get(name, {})
         same = all(recorded.get(key) == value for key, value in again.items())
@@ -148,14 +149,3 @@ def _wrong_worst(results: Mapping[str, Any], labels: Mapping[str, NDArray[np.int
         if len(wrong)
         else ""
     )
-
-
-def _made_elsewhere(project: Project, metrics: Mapping[str, Any]) -> str:
-    """Return where the metrics come from if other libraries or another processor made them."""
-    here = {"processor": processor(project.device), **attacks.versions()}
-    others = [
-        f"{key} {metrics.get(key)} (here {value})"
-        for key, value in here.items()
-        if metrics.get(key) != value
-    ]
-    return f"made with {', '.join(others)}" if others else ""

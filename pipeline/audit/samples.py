@@ -2,31 +2,27 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torchvision import models
 
-from pipeline import attacks
 from pipeline.attacks.params import Attack
+from pipeline.audit.elsewhere import made_elsewhere
 from pipeline.audit.margins import TIGHT, margins_of
 from pipeline.audit.project import Project, Row, judged
 from pipeline.audit.tally import Tally
 from pipeline.base import store
 from pipeline.document import Document
 from pipeline.generate import generation
-from pipeline.networks.device import processor
+from pipeline.networks.device import threads_of
 
 SAMPLE = 128  # images attacked again per adversarial set, in whole batches
 # The largest share of an image's values that may differ when it is attacked again. A GPU adds in no
 # fixed order, and a batch that passes through the network in parts is added in another order. Each
 # gradient sign that this flips moves a pixel. Other random numbers would move most pixels.
 SAME = {"cpu": 0.0, "cuda": 0.25}
-# A CPU divides sums between its threads, and sets do not record how many there were.
-THREADS = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +90,8 @@ def _attacked_again(
 ) -> Row:
     """Make the sample's images again and compare them with the stored ones.
 
-    The bytes are identical where the same libraries run on the same processor with as many threads.
-    On a GPU they are nearly identical.
+    The bytes are identical where the same libraries run on the same processor, with as many threads
+    as the set records. On a GPU they are nearly identical.
     """
     attributes, settings, what = project.images(path).attributes, project.settings, "attacked again"
     if attributes["device"] != project.device.type:
@@ -103,28 +99,18 @@ def _attacked_again(
         return Row(stage=stage, parameter=what, value=text, where=where, verdict="not comparable")
     spec = settings.attacks[str(attributes["attack"])]
 
-    shares = _differing(project, path, network, spec, sample)
-    limit = SAME[project.device.type]
-    problem = sample.compare(shares > limit)
-    here = {"processor": processor(project.device), **attacks.versions()}
-    others = [
-        f"{key} {attributes.get(key)} (here {value})"
-        for key, value in here.items()
-        if attributes.get(key) != value
-    ]
+    with threads_of(str(attributes.get("processor"))):
+        shares = _differing(project, path, network, spec, sample)
+        others = made_elsewhere(attributes, project.device)
+    problem = sample.compare(shares > SAME[project.device.type])
     if problem and others:
-        text = f"{problem}; made with {', '.join(others)}"
+        text = f"{problem}; {others}"
         return Row(stage=stage, parameter=what, value=text, where=where, verdict="not comparable")
     same = (
         "the same bytes"
         if not shares.any()
         else f"{shares.mean():.2%} of their values differ, as sums on a GPU do"
     )
-    for n_threads in THREADS if problem and project.device.type == "cpu" else ():
-        with _threads(n_threads):
-            if not (_differing(project, path, network, spec, sample) > limit).any():
-                problem, same = "", f"the same bytes with torch's threads set to {n_threads}"
-                break
     return judged(stage, what, problem, f"{len(sample.rows)} images, {same}", where)
 
 
@@ -143,14 +129,3 @@ def _differing(
     )
     found: NDArray[np.float64] = (again.images != sample.stored.images).mean(axis=(1, 2, 3))
     return found
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute with a number of torch's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -17,7 +17,7 @@ from pipeline.harden.moving_target import Target
 from pipeline.harden.pairing import Batch
 from pipeline.harden.starts import noise, random_start, step_sizes
 from pipeline.train import augmentation, mixing
-from pipeline.train.loop import ALPHA_SCALE
+from pipeline.train.batches import ALPHA_SCALE
 from pipeline.train.part import Part
 
 

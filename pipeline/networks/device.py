@@ -4,10 +4,14 @@ It is chosen when the run starts, and recorded in what the run makes. It is neve
 """
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from pipeline.base.errors import InputError
+from pipeline.base.words import counted
 
 VARIABLE = "PIPELINE_DEVICE"
 VOLTA, AMPERE = (7, 0), (8, 0)  # compute capabilities
@@ -57,17 +61,36 @@ def describe(device: torch.device) -> str:
     """Return the device in words, such as "cpu (2 threads)" or "cuda (NVIDIA H100 80GB HBM3)"."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    return f"cpu ({_threads()})"
 
 
 def processor(device: torch.device) -> str:
-    """Return what decides, apart from library versions, which bits an attack gives.
+    """Return what decides, apart from library versions, which bits a computation gives.
 
-    Examples are "cpu (AVX512, bf16)" and "cuda (NVIDIA H100 80GB HBM3)".
+    Examples are "cpu (AVX512, bf16, 2 threads)" and "cuda (NVIDIA H100 80GB HBM3)". A CPU divides
+    sums between its threads, so that their number decides how sums are rounded.
     """
     if device.type == "cuda":
         return describe(device)
-    return (
-        f"cpu ({torch.backends.cpu.get_cpu_capability()}"
-        f"{', bf16' if multiplies_bfloat16(device) else ''})"
-    )
+    kinds = [torch.backends.cpu.get_cpu_capability()]
+    kinds += ["bf16"] if multiplies_bfloat16(device) else []
+    return f"cpu ({', '.join([*kinds, _threads()])})"
+
+
+@contextmanager
+def threads_of(recorded: str) -> Iterator[None]:
+    """Compute with as many threads as a processor that `processor` described.
+
+    Without a number in `recorded`, nothing changes.
+    """
+    before = torch.get_num_threads()
+    found = re.search(r"\b(\d+) threads?\b", recorded)
+    torch.set_num_threads(int(found[1]) if found else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _threads() -> str:
+    return counted(torch.get_num_threads(), "thread")

@@ -17,6 +17,7 @@ from pipeline.harden.params import Finetune, Online
 from pipeline.networks import precision
 from pipeline.networks.params import Model
 from pipeline.train import augmentation, loop, mixing
+from pipeline.train.batches import Batches
 from pipeline.train.params import Training
 
 STEPS = 4  # timed after the first one
@@ -28,7 +29,7 @@ class Timed:
     It ends after STEPS timed steps, or once `seconds` are over.
     """
 
-    def __init__(self, batches: loop.Batches, seconds: float, device: torch.device) -> None:
+    def __init__(self, batches: Batches, seconds: float, device: torch.device) -> None:
         self._batches, self._seconds, self._device = batches, seconds, device
         self.state = batches.state
         self._times: list[float] = []
@@ -82,7 +83,7 @@ def _batches(
     sets: dict[str, store.ImageSet],
     folder: Path,
     device: torch.device,
-) -> loop.Batches:
+) -> Batches:
     """Return the batches that a stage of this recipe trains on."""
     if isinstance(recipe, Finetune) and recipe.refresh is not None:
         target = _target(recipe, network, sets[CLEAN], device)

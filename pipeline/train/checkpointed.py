@@ -16,7 +16,8 @@ from pipeline.networks.device import describe
 from pipeline.networks.precision import precision_for, recorded
 from pipeline.networks.scores import Validate
 from pipeline.train import group, params
-from pipeline.train.loop import SOFTER, Batches, Fit, Row, Watch, fit
+from pipeline.train.batches import Batches
+from pipeline.train.loop import SOFTER, Fit, Row, Watch, fit
 
 # Of the weights on the disk, at most. The unfinished work is there twice, with up to six copies
 # each, and the checkpoint is there twice.
@@ -116,6 +117,7 @@ def _outcome(fitted: Fit, attack_passes: tuple[int, int]) -> dict[str, str | int
     found: dict[str, str | int | float] = {
         "best.epoch": fitted.best["epoch"],
         "best.val_accuracy": fitted.best["val_accuracy"],
+        "processor": ", then ".join(fitted.processors),
         "attack_passes": attack_passes[0] + attack_passes[1] * len(fitted.history),
     }
     if fitted.collapsed:

@@ -5,11 +5,11 @@ It takes the steps, keeps the model of the best epoch, and resumes after an inte
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,36 +18,17 @@ from pipeline.base import console, files
 from pipeline.base.errors import InputError
 from pipeline.networks import precision, torch_files
 from pipeline.networks.captured import graphs_for
+from pipeline.networks.device import processor
 from pipeline.networks.scores import Validate
 from pipeline.train import group, params, schedule
+from pipeline.train.batches import ALPHA_SCALE, Batches
 from pipeline.train.step import Step
 
-ALPHA_SCALE = "alpha_scale"
 SOFTER = 0.5  # of the attack's step size after a collapse
 SAVING = 0.1  # the greatest share of the time that goes into saving unfinished work
 
 Row = dict[str, Any]
 Watch = Callable[[Sequence[Row]], str]
-
-
-class Batches(Protocol):
-    """What the loop trains on.
-
-    `epoch` yields the batches of an epoch, from batch `first` on. Each is images (B, 3, H, W) in
-    [0, 1], labels (B,), and each image's share (B,) of the loss. Where images are compared in
-    pairs, the weights (B,) and partners (B,) of `pairs.loss` follow. The batches depend only on the
-    epoch, the network, the params and the tensors of `state`. Batches that attack the network keep
-    a factor on their step size there, as ALPHA_SCALE.
-
-    Where several workers train together, each yields its part of every batch. The rows of the
-    tensors (N, …) of `state` belong to fixed workers. A scalar is the same on all.
-    """
-
-    state: dict[str, Tensor]
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, ...]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +39,14 @@ class Fit:
     epochs. A row holds `epoch` (from 1), `lr` of its first batch, `train_loss` and `train_accuracy`
     over its images, and what `validate` gave. `collapsed` is the epoch after which training went
     back to the best one, and 0 if it never did. If it did, a row also holds `alpha_scale`.
+    `processors` are those that took part, in order.
     """
 
     state_dict: dict[str, Tensor]
     best: Row
     history: list[Row]
     collapsed: int
+    processors: list[str]
 
 
 def fit(
@@ -110,8 +93,7 @@ def fit(
             if warning := watch(run.history):
                 console.say(f"{text}: {warning}{run.go_back()}")
             saved.after_epoch()
-    state = {name: tensor.cpu() for name, tensor in run.best_state.items()}
-    return Fit(state_dict=state, best=run.best, history=run.rows, collapsed=run.collapsed)
+    return run.fitted()
 
 
 def _train_epoch(
@@ -152,6 +134,7 @@ class _Run:
         self.best: Row = {}
         self.best_state: dict[str, Tensor] = {}
         self.collapsed = 0
+        self.processors = [processor(device)]
 
     @property
     def rows(self) -> list[Row]:
@@ -179,6 +162,16 @@ class _Run:
         return (
             self.epoch == self.settings.epochs
             or self.epoch - self.best.get("epoch", self.epoch) >= patience
+        )
+
+    def fitted(self) -> Fit:
+        """Return what the finished training gives."""
+        return Fit(
+            state_dict={name: tensor.cpu() for name, tensor in self.best_state.items()},
+            best=self.best,
+            history=self.rows,
+            collapsed=self.collapsed,
+            processors=self.processors,
         )
 
     def step(self, *batch: Tensor) -> None:
@@ -252,6 +245,7 @@ class _Run:
             "history": self.history,
             "best": self.best,
             "collapsed": self.collapsed,
+            "processors": self.processors,
         }
         with files.replacing(path) as file:
             torch.save({**content, **plain}, file)
@@ -276,6 +270,8 @@ class _Run:
         self.best_state = content["best_state"]
         for key in ("epoch", "batch", "history", "best", "collapsed"):
             setattr(self, key, content[key])
+        own = [] if self.is_finished else self.processors
+        self.processors = list(dict.fromkeys([*content.get("processors", []), *own]))
         what = f"resuming after batch {self.batch} of epoch {self.epoch + 1}"
         console.say(f"all {self.epoch} epochs were done before" if self.is_finished else what)
 

@@ -121,7 +121,7 @@ def test_results_keep_the_order_and_few_items_are_under_way(opened):
         assert square == taken**2
         assert len(sent) - taken <= 6
     assert opened.processors == Here(torch.device("cpu")).processors
-    assert opened.described == "cpu (1 threads)"
+    assert opened.described == "cpu (1 thread)"
 
 
 def test_a_set_made_on_three_nodes_has_the_same_bytes(opened, clean, plain, tmp_path):

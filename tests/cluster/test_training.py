@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
-from torch import multiprocessing
 
 from pipeline import networks
 from pipeline.base.errors import InputError
 from pipeline.cluster import connection, freight, slots, training
-from tests import narrow, tiny_project
+from tests import forked, narrow, tiny_project
 from tests.conftest import ROOT, make_block, write_set
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (`make cluster`)")
@@ -88,12 +87,11 @@ def test_a_training_that_loses_a_node_has_the_bytes_of_two_plain_processes(
 
     for name in ("project", "second"):
         make_project(tmp_path / name)
-    multiprocessing.spawn(training_jobs.train_alone, (ARGS, tmp_path), 2)
-    capsys.readouterr()
+    forked.run(training_jobs.train_alone, 2, tmp_path, ARGS, tmp_path)
     done, project = train("dying_train")
     said = capsys.readouterr().out
     assert "training on 2 workers with 1 core each; their number is part of the result" in said
-    assert "on 2 workers, each cpu (1 threads)" in done
+    assert "on 2 workers, each cpu (1 thread)" in done
     assert cluster.exists(), "a node was killed"
     assert said.count("a worker was lost") == 1
     assert "resuming after batch 0 of epoch 2" in said

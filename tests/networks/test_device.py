@@ -8,7 +8,7 @@ from pipeline.networks import device
 def test_the_device_is_the_one_asked_for(monkeypatch):
     monkeypatch.setenv(device.VARIABLE, "cpu")
     assert device.choose() == torch.device("cpu")
-    assert "threads" in device.describe(device.choose())
+    assert "thread" in device.describe(device.choose())
 
 
 def test_auto_takes_a_gpu_where_there_is_one(monkeypatch):
@@ -36,9 +36,24 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, name, message):
 
 def test_the_processor_is_named_by_what_decides_its_bits(monkeypatch):
     monkeypatch.setattr(device, "multiplies_bfloat16", lambda _: True)
-    assert (
-        device.processor(torch.device("cpu"))
-        == f"cpu ({torch.backends.cpu.get_cpu_capability()}, bf16)"
-    )
+    kind = torch.backends.cpu.get_cpu_capability()
+    with device.threads_of("cpu (3 threads)"):
+        assert device.processor(torch.device("cpu")) == f"cpu ({kind}, bf16, 3 threads)"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
     assert device.processor(torch.device("cuda")) == "cuda (NVIDIA H100)"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "threads"),
+    [
+        ("cpu (AVX2, 1 thread)", 1),
+        ("cpu (AVX2, 3 threads) + cpu (AVX512, bf16, 3 threads)", 3),
+        ("cuda (NVIDIA H100)", None),
+        ("cpu (AVX512, bf16)", None),
+    ],
+)
+def test_as_many_threads_as_recorded_compute(recorded, threads):
+    before = torch.get_num_threads()
+    with device.threads_of(recorded):
+        assert torch.get_num_threads() == (threads or before)
+    assert torch.get_num_threads() == before

@@ -103,7 +103,7 @@ def test_a_key_that_is_left_out_is_not_recorded(recipe):
     assert found[1] == {**found[0], "training.later": 3}
 
 
-def test_a_training_that_went_back_says_so_in_its_checkpoint(
+def test_a_checkpoint_says_on_what_it_was_trained_and_that_it_went_back(
     batches, recipe, tmp_path, monkeypatch
 ):
     fitted = loop.Fit(
@@ -111,6 +111,7 @@ def test_a_training_that_went_back_says_so_in_its_checkpoint(
         best={"epoch": 1, "val_accuracy": 0.5},
         history=[{"epoch": 1, "alpha_scale": 1.0}, {"epoch": 2, "alpha_scale": 0.5}],
         collapsed=1,
+        processors=["cpu (AVX2, 1 thread)", "cpu (AVX2, 2 threads)"],
     )
     monkeypatch.setattr(checkpointed, "fit", lambda *_, part, **options: part.touch() or fitted)
     also = []
@@ -121,4 +122,5 @@ def test_a_training_that_went_back_says_so_in_its_checkpoint(
     )  # fmt: skip
     assert also[0].provenance["collapsed.epoch"] == 1
     assert also[0].provenance["collapsed.alpha_scale"] == 0.5
+    assert also[0].provenance["processor"] == "cpu (AVX2, 1 thread), then cpu (AVX2, 2 threads)"
     assert (tmp_path / "h.csv").read_text() == "epoch,alpha_scale\n1,1.0\n2,0.5\n"

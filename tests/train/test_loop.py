@@ -157,8 +157,10 @@ def test_a_run_stopped_at_any_batch_gives_the_same_bytes(
         match=f"t: batch {(stop_after - 1) % 4 + 1} of epoch {(stop_after - 1) // 4 + 1} is done",
     ):
         loop.fit(make(), batches, validate, settings, text="t", device=CPU, part=part)
+    monkeypatch.setattr(loop, "processor", lambda _: "another")
     again = loop.fit(make(), batches, validate, settings, text="t", device=CPU, part=part)
     assert len(done) == 12, "no batch is trained on twice"
+    assert again.processors == [*whole.processors, "another"]
     assert again.history == whole.history
     assert all(
         torch.equal(again.state_dict[name], tensor) for name, tensor in whole.state_dict.items()

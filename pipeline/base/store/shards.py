@@ -57,7 +57,7 @@ class Shard:
     def __init__(self, path: Path, attributes: Attributes, entry: Entry) -> None:
         self._path, self._attributes, self._entry = path, attributes, entry
         self._remedy = discarding(path.parent)
-        self._is_checked = False
+        self._is_whole, self._is_checked = False, False
         limits.regular(path, self._remedy)
 
     def verify(self) -> None:
@@ -71,7 +71,7 @@ class Shard:
                 f"{self._path}: its content does not match its SHA-256, "
                 f"so it was changed after it was made; {self._remedy}"
             )
-        self._is_checked = True
+        self._is_whole = True
 
     def read(self) -> Block:
         """Return all rows, after checking the file."""
@@ -102,13 +102,15 @@ class Shard:
 
         Errors inside the block become an InputError of one line.
         """
-        if not self._is_checked:
+        if not self._is_whole:
             self.verify()
         with hdf5.reading(self._path, f"its datasets cannot be read; {self._remedy}") as file:
-            self._check_attributes(file)
-            for name in DTYPES:
-                if name in file or name not in OPTIONAL:
-                    self._check_dataset(name, file.get(name))
+            if not self._is_checked:
+                self._check_attributes(file)
+                for name in DTYPES:
+                    if name in file or name not in OPTIONAL:
+                        self._check_dataset(name, file.get(name))
+                self._is_checked = True
             yield file
 
     def _check_attributes(self, file: h5py.File) -> None:
