@@ -1,6 +1,7 @@
 """Name the recipes that are compared, and write the params of a project that trains them all."""
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,12 @@ EMA, LONG_EMA = 0.093, 0.19  # the time constant of an average, as a share of al
 
 Entry = dict[str, Any]
 SINGLE_STEP = {"steps": 1, "random_start": True}
-# What differs from the preset's models. `ema` is a time constant here. The order is that of work.
+# What differs from the preset's models. Here `ema` is a time constant, and `epochs` is a share of
+# those of the setting. The order is that of work.
 RECIPES: dict[str, tuple[str, Entry]] = {
     "static": ("robust", {"best_on": "robust"}),
     "refreshed": ("refreshed", {}),
+    "refreshed, half of the epochs": ("refreshed", {"epochs": 0.5}),
     "refreshed + regularise": ("refreshed", {"refresh": {"regularise": 10.0}}),
     "online PGD-10": ("online", {}),
     "online N-FGSM": (
@@ -52,7 +55,8 @@ def content(setting: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
     found.update(finetuned={}, online={})
     for seed in seeds:
         for row, (base, changes) in RECIPES.items():
-            entry = _merged(own[base], {"seed": seed, "epochs": setting["epochs"], **changes})
+            entry = _merged(own[base], {"seed": seed, **changes})
+            entry["epochs"] = round(setting["epochs"] * changes.get("epochs", 1))
             if entry.get("ema") is not None:
                 window = changes.get("ema", EMA) * _steps(entry, setting)
                 entry["ema"] = round(1 - 1 / max(window, 2), 5)
@@ -80,10 +84,10 @@ def _merged(entry: Entry, changes: Entry) -> Entry:
 def _steps(entry: Entry, setting: Mapping[str, Any]) -> int:
     """Return the steps of a training."""
     n_clean = round(entry.get("batch_size", 128) * entry.get("mix", {"clean": 1})["clean"])
-    return int(setting["epochs"] * setting["images"] // n_clean)
+    return int(entry["epochs"] * setting["images"] // n_clean)
 
 
 def model(row: str, seed: int) -> str:
     """Return the name of the model of a row."""
-    name = row.lower().replace(" + ", "_").replace(" ", "_").replace("-", "")
+    name = re.sub("[^a-z0-9]+", "_", row.lower().replace("-", ""))
     return f"{name}_{seed}"
