@@ -33,8 +33,7 @@ STEPS = 60
 
 
 @pytest.fixture(scope="module")
-def head():
-    os.environ.update({**connection.QUIET, **connection.LOOPBACK, "OMP_NUM_THREADS": "1"})
+def head(loopback):
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})

@@ -15,31 +15,28 @@ ray = pytest.importorskip("ray", reason="Ray is not installed (`make cluster`)")
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(loopback, tmp_path_factory):
     """Three nodes of one core. The jobs kill one once, and leave a mark."""
     from ray.cluster_utils import Cluster
 
     mark = tmp_path_factory.mktemp("mark") / "killed"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**connection.QUIET, **connection.LOOPBACK}.items():
-            patch.setenv(name, value)
-        nodes = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-        )
-        head = nodes.head_node.node_id
-        for _ in range(2):
-            nodes.add_node(wait=False, num_cpus=1)
-        nodes.wait_for_nodes()
-        variables = {
-            "PYTHONPATH": str(ROOT), "PIPELINE_TEST_MARK": str(mark), "PIPELINE_TEST_HEAD": head,
-        }  # fmt: skip
-        ray.init(
-            nodes.address, log_to_driver=False, logging_level="error",
-            runtime_env={"env_vars": variables},
-        )  # fmt: skip
-        yield mark
-        ray.shutdown()
-        nodes.shutdown()
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    head = nodes.head_node.node_id
+    for _ in range(2):
+        nodes.add_node(wait=False, num_cpus=1)
+    nodes.wait_for_nodes()
+    variables = {
+        "PYTHONPATH": str(ROOT), "PIPELINE_TEST_MARK": str(mark), "PIPELINE_TEST_HEAD": head,
+    }  # fmt: skip
+    ray.init(
+        nodes.address, log_to_driver=False, logging_level="error",
+        runtime_env={"env_vars": variables},
+    )  # fmt: skip
+    yield mark
+    ray.shutdown()
+    nodes.shutdown()
 
 
 ARGS = Namespace(
