@@ -10,6 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -20,6 +21,7 @@ from pipeline.base.errors import InputError
 
 DVC = Path(".dvc")
 INTERPRETER = Path("pipeline", "python")  # the script that dvc.yaml runs the stages with
+MOMENT = 0.5  # seconds
 
 
 def check(root: Path) -> None:
@@ -99,7 +101,7 @@ def only_one(root: Path) -> Iterator[IO[str]]:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+", encoding="ascii") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             file.seek(0)
             raise InputError(_running(file.read())) from None
@@ -108,6 +110,23 @@ def only_one(root: Path) -> Iterator[IO[str]]:
         file.truncate(0)
         note(file, os.getpid())
         yield file
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock a file. Raises BlockingIOError where another process keeps it locked.
+
+    A process that begins another one shares its locks with that for a moment, even if it ends.
+    """
+    give_up = time.monotonic() + MOMENT
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(MOMENT / 10)
+        else:
+            return
 
 
 def note(lock: IO[str], pid: int) -> None:

@@ -91,6 +91,13 @@ def test_a_preset_is_refused_while_a_repro_runs(folder):
     presets.use("assignment")
 
 
+def test_a_lock_that_is_shared_for_a_moment_is_waited_for(folder):
+    with place.only_one(folder) as lock:
+        beginning = subprocess.Popen(["sleep", "0.2"], pass_fds=[lock.fileno()])
+    with place.only_one(folder):
+        assert beginning.wait() == 0
+
+
 def test_what_a_killed_repro_left_behind_is_named(folder):
     gone = subprocess.run(["true"], check=True)
     assert gone.returncode == 0
