@@ -98,8 +98,8 @@ def _stored_accuracies(project: Project, stage: str, path: str, model: str) -> I
         text = f"accuracy on {name}"
         yield _accuracy(project, stage, text, recorded.get(name, {}), *pooled[-1], where)
     margins, labels = (np.concatenate(parts) for parts in zip(*pooled, strict=True))
-    mixed = recorded.get(MIXED, {})
-    yield _accuracy(project, stage, f"accuracy on {MIXED}", mixed, margins, labels, path)
+    mixed, text, n_images = recorded.get(MIXED, {}), f"accuracy on {MIXED}", len(pooled[0][1])
+    yield _accuracy(project, stage, text, mixed, margins, labels, path, n_images)
 
 
 def _accuracy(
@@ -110,12 +110,14 @@ def _accuracy(
     margins: NDArray[np.float64],
     labels: NDArray[np.int64],
     where: str,
+    n_images: int | None = None,
 ) -> Row:
     """Check an accuracy against the network's own predictions.
 
-    Where all predictions are clear, its interval and classes must agree too.
+    Where all predictions are clear, its interval and classes must agree too. `n_images` is that of
+    `scores.summarise`.
     """
-    found = scores.summarise(margins > 0, labels, len(project.class_names))
+    found = scores.summarise(margins > 0, labels, len(project.class_names), n_images)
     tight = int((np.abs(margins) <= TIGHT).sum())
     if not tight or recorded.get("accuracy") == found["accuracy"]:
         differing = [

@@ -183,7 +183,9 @@ def _transfer(
         all_labels.append(labels)
     return {
         **results,
-        MIXED: summarise(np.concatenate(all_right), np.concatenate(all_labels), target.n_classes),
+        MIXED: summarise(
+            np.concatenate(all_right), np.concatenate(all_labels), target.n_classes, len(val)
+        ),
     }
 
 

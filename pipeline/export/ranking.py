@@ -21,9 +21,9 @@ FGSM = "FGSM"  # the guess of that name in a grid; those of PGD begin with PGD
 class Ranked:
     """A model with its score, and the results that the score is made of, by name.
 
-    `margin` is half the width of the score's 95 % interval, from those of its parts (Zou and
-    Donner, Statistics in Medicine 27, 2008, with symmetric intervals). `is_high` tells whether its
-    clean accuracy exceeds `export.min_clean`.
+    `margin` is half the width of the score's 95 % interval, at most: it is the mean of those of its
+    parts, which are measured on the same images. `is_high` tells whether its clean accuracy exceeds
+    `export.min_clean`.
     """
 
     model: str
@@ -51,9 +51,7 @@ def rank(
             Ranked(
                 model=model,
                 score=sum(share * parts[name]["accuracy"] for name, share in shares.items()),
-                margin=math.hypot(
-                    *(share * _margin(parts[name]) for name, share in shares.items())
-                ),
+                margin=sum(share * _margin(parts[name]) for name, share in shares.items()),
                 parts=parts,
                 is_high=judged["clean"]["accuracy"] > rule.min_clean,
             )

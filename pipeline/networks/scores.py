@@ -22,15 +22,19 @@ def sample(val: Block, n_eval: int | None, seed: int) -> NDArray[np.int64]:
     return np.sort(rows)
 
 
-def summarise(right: Mask, labels: NDArray[np.int64], n_classes: int) -> dict[str, Any]:
+def summarise(
+    right: Mask, labels: NDArray[np.int64], n_classes: int, n_images: int | None = None
+) -> dict[str, Any]:
     """Return accuracy over all images and by class, in [0, 1].
 
     That is: accuracy, its 95 % interval (Wilson, 1927), the mean of the classes' accuracies, the
-    number of images, and each class's accuracy. A class without images has None.
+    number of images, and each class's accuracy. A class without images has None. Where `right`
+    (n,) holds several versions of `n_images` images, the interval is that of so many images: the
+    versions of one image are right or wrong together.
     """
     of_class = [right[labels == label] for label in range(n_classes)]
     return {
-        **interval(right),
+        **interval(right, n_images),
         "balanced_accuracy": round(
             float(np.mean([part.mean() for part in of_class if len(part)])), 6
         ),
@@ -39,11 +43,12 @@ def summarise(right: Mask, labels: NDArray[np.int64], n_classes: int) -> dict[st
     }
 
 
-def interval(right: Mask) -> dict[str, float]:
-    """Return accuracy and its 95 % interval (Wilson, 1927), in [0, 1]."""
+def interval(right: Mask, n_images: int | None = None) -> dict[str, float]:
+    """Return accuracy and its 95 % interval (Wilson, 1927), in [0, 1], as `summarise` does."""
     from scipy.stats import binomtest
 
-    bounds = binomtest(int(right.sum()), len(right)).proportion_ci(
+    n = len(right) if n_images is None else n_images
+    bounds = binomtest(round(right.sum() * n / len(right)), n).proportion_ci(
         confidence_level=0.95, method="wilson"
     )
     return {

@@ -117,13 +117,16 @@ def test_a_clean_accuracy_is_compared_with_guessing(right, n, n_classes, result)
 @pytest.mark.parametrize(
     ("robust", "is_confirmed"),
     [
-        ({"pgd": {}}, False),
-        ({"pgd": {}, "apgd": {}}, True),
-        ({"apgd": {"left_out": "apgd_t"}}, False),
-        ({"ensemble": {"left_out": "apgd_t"}}, True),
+        ({"pgd": {"eps": 0.03}}, False),
+        ({"pgd": {"eps": 0.03}, "apgd": {"eps": 0.03}, "worst": {}}, True),
+        ({"pgd": {"eps": 0.01}, "apgd": {"eps": 0.03}}, True),
+        ({"fgsm": {"eps": 0.05}, "apgd": {"eps": 0.03}}, False),
+        ({"fgsm": {"eps": 0.05}, "ensemble": {"eps": 0.03}}, False),
+        ({"apgd": {"eps": 0.03, "left_out": "apgd_t"}}, False),
+        ({"ensemble": {"eps": 0.03, "left_out": "apgd_t"}}, True),
     ],
 )
-def test_apgd_confirms_if_both_of_it_were_tried(robust, is_confirmed):
+def test_apgd_confirms_if_both_of_it_were_tried_at_the_largest_eps(robust, is_confirmed):
     assert checks.confirmed(robust) is is_confirmed
 
 

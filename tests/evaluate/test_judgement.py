@@ -8,6 +8,7 @@ from pipeline.cluster import Here
 from pipeline.evaluate import ensemble, judgement
 from pipeline.evaluate.params import Curves, Ensemble, Grid
 from pipeline.generate import generation
+from pipeline.networks import scores
 from tests.conftest import FGSM, PGD, make_block, write_set
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,7 +58,10 @@ def test_a_found_keeps_its_words_apart(tmp_path, network, settings, monkeypatch)
         "image_size": 16,
     }
     assert metrics["clean"]["n"] == metrics["transfer"]["fgsm"]["n"] == len(confusion) == 10
-    assert metrics["transfer"]["mixed"]["n"] == 20
+    mixed = metrics["transfer"]["mixed"]
+    assert mixed["n"] == 20
+    of_ten = scores.interval(np.arange(10) < round(10 * mixed["accuracy"]))
+    assert (mixed["low95"], mixed["high95"]) == (of_ten["low95"], of_ten["high95"])
     assert metrics["robust"]["fgsm"]["n"] == 6
     assert metrics["robust"]["ensemble"]["n"] == metrics["robust"]["worst"]["n"] == 5
     assert metrics["robust"]["worst"]["over"] == ["fgsm", "pgd", "ensemble"]
