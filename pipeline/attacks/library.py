@@ -88,9 +88,14 @@ def perturb(attack: "Attack", images: Tensor, labels: Tensor, seed: int) -> Tens
     """Return adversarial images in [0, 1] for one batch.
 
     `images` (B, 3, H, W) are in [0, 1], `labels` are (B,). Attacks draw from torch's global
-    generator, and some reset it. It is therefore seeded only for this batch and restored
-    afterwards. An attack that runs out of memory starts again where its model is `InParts`.
+    generator. It is therefore seeded only for this batch and restored afterwards. APGD, FAB and
+    Square seed it themselves, and get the same seed. An attack that runs out of memory starts again
+    where its model is `InParts`.
     """
+    members = attack._autoattack.attacks if hasattr(attack, "_autoattack") else []
+    for one in (attack, *members):
+        if hasattr(one, "seed"):
+            one.seed = seed
     devices = [images.device] if images.device.type == "cuda" else []
 
     def attacked() -> Tensor:

@@ -42,9 +42,18 @@ def versions() -> dict[str, str]:
 def passes(images: store.ImageSet) -> int:
     """Return how many gradients of single images it took to make a set.
 
-    This is one per image and step, as torchattacks' gradient attacks take them.
+    This is one per image and step, as most gradient attacks take them, times those that average
+    several gradients. FAB, Square, SPSA and AutoAttack count as one step, or as their steps.
     """
-    return len(images) * int(images.attributes.get("attack.steps", 1))
+    attributes = images.attributes
+    each = {
+        "EOTPGD": attributes.get("attack.eot_iter", 1),
+        "VMIFGSM": int(attributes.get("attack.N", 0)) + 1,
+        "VNIFGSM": int(attributes.get("attack.N", 0)) + 1,
+        "SINIFGSM": attributes.get("attack.m", 1),
+    }
+    steps = attributes.get("attack.num_iter_set", attributes.get("attack.steps", 1))
+    return len(images) * int(steps) * int(each.get(str(attributes["attack.class"]), 1))
 
 
 def identity(

@@ -88,13 +88,7 @@ def withstands_part(
 def perturb(
     attack: "Attack", images: Tensor, labels: Tensor, eps: float, passes: Passes, seed: int
 ) -> Tensor:
-    """Return adversarial images (B, 3, H, W) of one batch, in the eps ball and in [0, 1].
-
-    APGD, FAB and Square seed themselves. They get the batch's seed, because every restart would
-    otherwise be the same.
-    """
-    if hasattr(attack, "seed"):
-        attack.seed = seed
+    """Return adversarial images (B, 3, H, W) of one batch, in the eps ball and in [0, 1]."""
     with passes:
         adv_images = attacks.perturb(attack, images, labels, seed)
     return (images + (adv_images - images).clamp(-eps, eps)).clamp(0, 1)

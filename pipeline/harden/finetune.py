@@ -68,7 +68,9 @@ def train(args: Namespace) -> str:
     sets = {CLEAN: clean, **mixed_in}
     network = first.network()
     batches = _batches(recipe, sets, network, processor, args.out.parent)
-    passes = batches.passes if isinstance(batches, refreshed_batches.RefreshedBatches) else 0
+    refreshed = batches if isinstance(batches, refreshed_batches.RefreshedBatches) else None
+    earlier = int(first.provenance.get("attack_passes", 0))
+    earlier += sum(map(attacks.passes, mixed_in.values()))
     judged = [CLEAN] if recipe.best_on == "robust" else list(recipe.mix)
     val = store.join([sets[part].load("val") for part in judged])
     return checkpointed.train(
@@ -87,7 +89,7 @@ def train(args: Namespace) -> str:
             **{f"{part}.digest": images.digest for part, images in sets.items()},
             "selection": settings.selection.model_dump_json(),
         },
-        attack_passes=(sum(map(attacks.passes, mixed_in.values())), passes),
+        attack_passes=lambda epochs: earlier + (refreshed.passes(epochs) if refreshed else 0),
         also_write=lambda checkpoint: _store_refreshed(
             args.refreshed, mixed_in, batches, checkpoint, args.out, processor
         ),
@@ -134,7 +136,7 @@ def _expected_sources(
         source, attack = part.rpartition("-")[::2]
         recorded = str(images.attributes.get("model.sha256"))
         attacked = sources.setdefault(source, recorded) if source else parent
-        spec = settings.attacks[attack]
+        spec = params.entry("attacks", settings.attacks, attack)
         identity = attacks.identity(clean, attacked, attack, spec, settings.generate)
         images.expect(
             {"kind": "adversarial", **identity},

@@ -26,9 +26,8 @@ class OnlineBatches:
 
     The attack runs against the network in training, or against another, `fixed` one. With
     `clean_weight` 0 the batches contain only adversarial images. The shares of the loss sum to
-    `clean_weight` for the clean images and to `adv_weight` for the adversarial ones. `passes`
-    counts the images whose gradient an attack computes in one epoch. With the loss of TRADES, every
-    adversarial image has its clean image as a partner.
+    `clean_weight` for the clean images and to `adv_weight` for the adversarial ones. With the loss
+    of TRADES, every adversarial image has its clean image as a partner.
     """
 
     def __init__(
@@ -40,8 +39,11 @@ class OnlineBatches:
         self._ascent = attacks.Ascent(
             loss=adversary.loss, towards=adversary.target == "least_likely", graphs=target.graphs
         )
-        self.passes = batches.n_images * recipe.adversary.steps
         self.state = {ALPHA_SCALE: torch.ones(())}
+
+    def passes(self, epochs: int) -> int:
+        """Return how many gradients of single images attacks compute in so many epochs."""
+        return self._batches.n_images * self._recipe.adversary.steps * epochs
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -109,7 +111,7 @@ class OnlineBatches:
         if not isinstance(eps, Spread):
             return torch.full((n_images, 1, 1, 1), eps, device=device)
         if per == "epoch":
-            generator = augmentation.generator_for(device, self._recipe.seed, epoch)
+            generator = augmentation.generator_for(device, self._recipe.seed, epoch, 0, 1)
         shares = torch.rand(
             n_images if per == "image" else 1, generator=generator, device=device
         ).tolist()

@@ -34,8 +34,8 @@ class RefreshedBatches:
     Batches come from a working copy of the stored sets. The stored sets are not touched.
     `working_copy` returns the current images. They are kept in a file in `folder` where they do
     not fit on a GPU. `sets` are named as in the recipe's mix. Training row i of an adversarial set
-    belongs to training row i of `clean`. `passes` counts the images whose gradient an attack
-    computes in one epoch. Raises InputError for sets whose rows do not belong together.
+    belongs to training row i of `clean`. Raises InputError for sets whose rows do not belong
+    together.
 
     Where several workers train together, every row belongs to one of them, which refreshes it in
     its own working copy. No worker needs the rows of another.
@@ -68,14 +68,17 @@ class RefreshedBatches:
         self._eps = torch.from_numpy(np.concatenate(eps)).to(device).view(-1, 1, 1, 1)
         self._rows = {name: slice(n * place, n * (place + 1)) for place, name in enumerate(names)}
         self._n = n
-        drawn = self._batches.n_images - n
-        self.passes = drawn * recipe.refresh.steps // recipe.refresh.every
         self.state = {"images": self._images.images, ALPHA_SCALE: torch.ones(())}
         self._ascent = attacks.Ascent(graphs=target.graphs)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         return len(self._batches)
+
+    def passes(self, epochs: int) -> int:
+        """Return how many gradients of single images attacks compute in so many epochs."""
+        attacked = -(-epochs // self.refresh.every)
+        return (self._batches.n_images - self._n) * self.refresh.steps * attacked
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch `first` on.
@@ -135,7 +138,8 @@ class RefreshedBatches:
         # What the crop cut off keeps its old perturbation.
         seen = move.undo(torch.ones_like(images)) > 0
         back = attacks.quantise(originals / 255 + move.undo(adv_images - images), originals, eps)
-        self._images.put(rows, torch.where(seen, back, self._images.get(rows)))
+        stored = torch.where(seen, back, self._images.get(rows))
+        self._images.put(rows, stored[_last_of_each(rows)])
         return adv_images
 
     def _originals(self, rows: Tensor) -> Tensor:
@@ -144,7 +148,7 @@ class RefreshedBatches:
 
     def _forget(self, epoch: int) -> None:
         """Replace the stored perturbations of all rows by random noise."""
-        generator = augmentation.generator_for(self._eps.device, self._recipe.seed, epoch)
+        generator = augmentation.generator_for(self._eps.device, self._recipe.seed, epoch, 0, 1)
         for rows in torch.split(torch.nonzero(self._eps.flatten() > 0).flatten(), COPIED):
             originals, eps = self._originals(rows), self._eps[rows]
             noisy = random_start(originals / 255, eps, noise(len(rows), originals, generator))
@@ -153,3 +157,12 @@ class RefreshedBatches:
     def working_copy(self, name: str) -> Tensor:
         """Return the current images (N, 3, H, W; uint8) of one stream."""
         return self._images.images[self._rows[name]]
+
+
+def _last_of_each(rows: Tensor) -> Tensor:
+    """Return the last place (B,) of each of some rows (B,), of which some may be the same.
+
+    torch writes to the same row in no fixed order.
+    """
+    places = torch.arange(len(rows), device=rows.device)
+    return torch.where(rows == rows[:, None], places, -1).amax(1)

@@ -87,7 +87,7 @@ def train(args: Namespace) -> str:
             **weights,
             "selection": settings.selection.model_dump_json(),
         },
-        attack_passes=(0, batches.passes),
+        attack_passes=batches.passes,
         watch=epoch_score.collapse,
         device=processor,
     )

@@ -36,15 +36,15 @@ def train(
     architecture: str,
     class_names: Sequence[str],
     provenance: Mapping[str, str | int | float],
-    attack_passes: tuple[int, int] = (0, 0),
+    attack_passes: Callable[[int], int] = lambda _: 0,
     also_write: Callable[[networks.Checkpoint], None] = lambda _: None,
     watch: Watch = lambda _: "",
     device: torch.device,
 ) -> str:
     """Train, write the best epoch's checkpoint and the history, and return what to print.
 
-    `attack_passes` counts the gradients of single images that attacks computed. The first number is
-    for those before the training, the second for those in every epoch. `also_write` writes what
+    `attack_passes` returns how many gradients of single images attacks have computed after so many
+    epochs, with those before the training. `also_write` writes what
     else the training makes. `watch` is that of `loop.fit`. Every epoch prints a line and writes the
     history. The unfinished work is deleted last. Of several workers that train together, the first
     one writes and prints.
@@ -112,13 +112,13 @@ def _missing_if_stopped(history: Path) -> Iterator[None]:
         raise
 
 
-def _outcome(fitted: Fit, attack_passes: tuple[int, int]) -> dict[str, str | int | float]:
+def _outcome(fitted: Fit, attack_passes: Callable[[int], int]) -> dict[str, str | int | float]:
     """Return what a checkpoint records of the training itself."""
     found: dict[str, str | int | float] = {
         "best.epoch": fitted.best["epoch"],
         "best.val_accuracy": fitted.best["val_accuracy"],
         "processor": ", then ".join(fitted.processors),
-        "attack_passes": attack_passes[0] + attack_passes[1] * len(fitted.history),
+        "attack_passes": attack_passes(len(fitted.history)),
     }
     if fitted.collapsed:
         found |= {"collapsed.epoch": fitted.collapsed, "collapsed.alpha_scale": SOFTER}

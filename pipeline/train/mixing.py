@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.base.errors import InputError
 from pipeline.base.store import ImageSet
 from pipeline.base.values import CLEAN
+from pipeline.base.words import counted
 from pipeline.train import group, params
 from pipeline.train.images import Images, Rows, stored
 from pipeline.train.part import Part, part_of
@@ -42,9 +44,18 @@ class MixSampler:
         if len(edges) > 2 and edges[-1] - edges[-2] == 1:
             del edges[-2]  # BatchNorm cannot train on one image, so it joins the previous batch
         self._clean_counts = np.diff(edges)
-        self.n_images = sum(
-            int((self._clean_counts * count // per_batch).sum()) for count in counts.values()
-        )
+        of_streams = {
+            name: int((self._clean_counts * count // per_batch).sum())
+            for name, count in counts.items()
+        }
+        if empty := [
+            name for name, n_images in of_streams.items() if counts[name] and not n_images
+        ]:
+            raise InputError(
+                f"{counted(n_clean, 'training image')}: too few, for an epoch would have none of "
+                f"{', '.join(empty)}; lower batch_size, or use more images"
+            )
+        self.n_images = sum(of_streams.values())
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""

@@ -19,7 +19,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.values import parse_level
 from pipeline.networks import matrix_products
 from pipeline.networks.memory_fit import InParts
-from tests import samples
+from tests import samples, small_networks
 from tests.conftest import FGSM, PGD, attack_spec, make_block, write_set
 from tests.recorded_graphs import Recorded
 
@@ -374,3 +374,56 @@ def test_a_captured_ascent_takes_the_same_steps(eps):
     assert graphs.calls.count("capture") == 1, "the step is kept from call to call"
     captured(Linear(), images, images, LABELS[:3], **taken)
     assert graphs.calls.count("capture") == 2, "another network has a step of its own"
+
+
+SELF_SEEDED = {
+    "APGD": {"steps": 2, "n_restarts": 1, "loss": "ce", "eot_iter": 1, "rho": 0.75},
+    "Square": {
+        "n_queries": 50,
+        "n_restarts": 1,
+        "p_init": 0.8,
+        "loss": "margin",
+        "resc_schedule": True,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SELF_SEEDED)
+def test_attacks_that_seed_themselves_get_the_seed_of_their_batch(name):
+    network, spec = small_networks.network(), attack_spec(attack=name, eps=1.0, **SELF_SEEDED[name])
+    images = torch.from_numpy(make_block(8, size=8).images) / 255
+    labels = network(images).argmax(1)  # attacks leave an image that is wrong as it is
+    attack = attacks.build(spec, network, 10)
+    first, second, again = (attacks.perturb(attack, images, labels, seed) for seed in (1, 2, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+def test_the_members_of_autoattack_get_the_seed_too(images, monkeypatch):
+    monkeypatch.setattr(torchattacks.AutoAttack, "forward", lambda self, images, labels: images)
+    spec = attack_spec(attack="AutoAttack", eps=8 / 255, version="standard")
+    attack = attacks.build(spec, small_networks.network(), 10)
+    attacks.perturb(attack, images, LABELS, 7)
+    assert {member.seed for member in attack._autoattack.attacks} == {7}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "each"),
+    [
+        ({"attack.class": "FGSM"}, 1),
+        ({"attack.class": "PGD", "attack.steps": 10}, 10),
+        ({"attack.class": "EOTPGD", "attack.steps": 3, "attack.eot_iter": 4}, 12),
+        ({"attack.class": "VMIFGSM", "attack.steps": 2, "attack.N": 5}, 12),
+        ({"attack.class": "SINIFGSM", "attack.steps": 2, "attack.m": 5}, 10),
+        ({"attack.class": "PIFGSM", "attack.num_iter_set": 6}, 6),
+    ],
+)
+def test_gradients_of_a_set_are_counted(attributes, each):
+    class Images:
+        def __init__(self):
+            self.attributes = attributes
+
+        def __len__(self):
+            return 4
+
+    assert attacks.passes(Images()) == 4 * each

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchattacks.attack import Attack
 
-from pipeline import attacks, networks
+from pipeline import networks
 from pipeline.attacks.params import Threat
 from pipeline.evaluate import whitebox
 from pipeline.evaluate.target import Passes, Target
@@ -18,17 +18,6 @@ from tests import small_networks as small
 from tests.conftest import FGSM, PGD, make_block
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SELF_SEEDED = [
-    {"attack": "APGD", "steps": 2, "n_restarts": 1, "loss": "ce", "eot_iter": 1, "rho": 0.75},
-    {
-        "attack": "Square",
-        "n_queries": 50,
-        "n_restarts": 1,
-        "p_init": 0.8,
-        "loss": "margin",
-        "resc_schedule": True,
-    },
-]
 
 
 def target(network, n_classes=2, batch_size=8):
@@ -94,20 +83,6 @@ def test_more_restarts_never_help_the_defender(judged):
     assert len(outcome.after) == 4
     for fewer, more in itertools.pairwise(outcome.after):
         assert (more <= fewer).all()
-
-
-@pytest.mark.parametrize("entry", SELF_SEEDED, ids=["APGD", "Square"])
-def test_restarts_differ_for_attacks_that_seed_themselves(judged, entry):
-    threat = Threat.model_validate({**entry, "eps": 1.0, "restarts": 1})
-    block, passes = block_of(8), Passes(judged.network)
-    images, labels = judged.tensors(block, np.arange(8))
-    attack = attacks.build(threat, judged.network, 10)
-    first, second, again = (
-        whitebox.perturb(attack, images, labels, threat.eps, passes, seed) for seed in (1, 2, 1)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, second)
-    assert (first - images).abs().max() <= threat.eps + 1e-7
 
 
 def test_attacked_images_are_held_to_the_ball(judged):

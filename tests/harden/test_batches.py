@@ -59,7 +59,7 @@ def made(recipe, network, *, fixed=False, number=0):
 def test_online_batches_hold_clean_images_and_attacks_within_eps(settings):
     batches, epoch = made(online(settings), Tiny())
     assert len(batches) == len(epoch) == 4
-    assert batches.passes == 64 * 2
+    assert batches.passes(3) == 64 * 2 * 3
     for (images, labels, shares), (clean, clean_labels, _) in zip(
         epoch, clean_batches().epoch(0), strict=True
     ):
@@ -267,7 +267,7 @@ class Gradient(nn.Module):
 def test_refreshing_continues_from_stored_images_and_stores_them(refreshed):
     before, batches = training(), refreshed(Gradient())
     assert len(batches) == 6
-    assert batches.passes == 2 * 48
+    assert batches.passes(1) == 2 * 48
     for images, labels, shares in batches.epoch(0):
         assert shares.sum().item() == pytest.approx(1)
         assert len(images) == len(labels) == 16
@@ -303,7 +303,12 @@ def test_cold_starts_ignore_stored_images_and_epochs_may_rest(refreshed):
     assert torch.equal(resting.working_copy("pgd"), before)
     list(resting.epoch(2))
     assert not torch.equal(resting.working_copy("pgd"), before)
-    assert resting.passes == 48
+    assert [resting.passes(epochs) for epochs in (1, 2, 3)] == [96, 96, 192]
+
+
+def test_an_image_that_is_twice_in_a_batch_is_stored_once():
+    rows = torch.tensor([5, 2, 5, 7, 2])
+    assert refreshed_batches._last_of_each(rows).tolist() == [2, 4, 2, 3, 4]
 
 
 def test_moved_images_are_refreshed_in_place_within_the_ball(refreshed):

@@ -44,6 +44,8 @@ def test_robust_selection_attacks_the_current_network(settings, network, dtype):
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     again = epoch_score.robust_accuracy_on(val, settings, dtype)(network)
     assert again == scores
+    alone = epoch_score.robust_accuracy_on(val.select(val.labels == 0), settings, dtype)(network)
+    assert alone.keys() == scores.keys()
 
 
 def test_the_recipe_decides_how_its_epochs_are_compared(settings, network):

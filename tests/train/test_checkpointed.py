@@ -1,7 +1,9 @@
 import pytest
 
 from pipeline import networks
+from pipeline.networks.params import Model
 from pipeline.train import checkpointed, loop
+from pipeline.train.__main__ import first_weights
 from tests.train.conftest import CPU, Tiny, scores
 
 
@@ -21,7 +23,7 @@ def train(batches, recipe, tmp_path):
             architecture="resnet18",
             class_names=["a", "b", "c"],
             provenance={"clean.digest": "d"},
-            attack_passes=(100, 7),
+            attack_passes=lambda epochs: 100 + 7 * epochs,
             also_write=also_write,
             device=CPU,
         )
@@ -101,6 +103,16 @@ def test_a_key_that_is_left_out_is_not_recorded(recipe):
     ]
     assert found[0] == checkpointed._origin({}, recipe, CPU)
     assert found[1] == {**found[0], "training.later": 3}
+
+
+def test_how_the_first_weights_are_taken_is_part_of_where_a_model_comes_from():
+    own = {"architecture": "resnet18", "weights": "models/pretrained/own.pth"}
+    plain, whole = (Model.model_validate({**own, **more}) for more in ({}, {"keep_head": True}))
+    assert first_weights(plain, "1") == {"weights": own["weights"], "weights.sha256": "1"}
+    assert first_weights(whole, "1") == {
+        **first_weights(plain, "1"),
+        "weights.keep_head": "true",
+    }
 
 
 def test_a_checkpoint_says_on_what_it_was_trained_and_that_it_went_back(

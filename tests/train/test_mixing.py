@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.base import store
+from pipeline.base.errors import InputError
 from pipeline.train import mixing
 from tests.conftest import held_batches, make_block, write_set
 
@@ -32,6 +34,7 @@ def test_full_batches_have_the_exact_mix_of_kinds():
     st.integers(0, 3),
 )
 def test_an_epoch_is_one_pass_over_the_clean_images(n_clean, n_adv, clean_count, adv_count, epoch):
+    assume(not adv_count or min(n_clean, clean_count) * adv_count >= clean_count)
     mix = sampler(n_clean, n_adv, {"clean": clean_count, "pgd": adv_count})
     batches = list(mix.epoch(epoch))
     assert len(batches) == len(mix)
@@ -46,7 +49,7 @@ def test_an_epoch_is_one_pass_over_the_clean_images(n_clean, n_adv, clean_count,
     )
 
 
-@given(st.integers(1, 200), st.integers(1, 200))
+@given(st.integers(2, 200), st.integers(1, 200))
 def test_adversarial_streams_use_every_image_equally_often(n_clean, n_adv):
     mix = sampler(n_clean, n_adv, {"clean": 8, "pgd": 4})
     drawn = np.concatenate([parts["pgd"] for epoch in range(6) for parts in mix.epoch(epoch)])
@@ -67,6 +70,13 @@ def test_the_seed_decides_every_epoch_by_itself():
     other = [parts["pgd"] for parts in sampler(seed=4).epoch(2)]
     assert all((a == b).all() for a, b in zip(whole, again, strict=True))
     assert not (whole[0] == other[0]).all()
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_an_epoch_without_an_image_of_a_stream_is_refused(balanced):
+    labels = dict.fromkeys(("clean", "pgd"), np.arange(10) % 2)
+    with pytest.raises(InputError, match="10 training images: too few, .* none of pgd; lower"):
+        mixing.MixSampler(labels, {"clean": 60, "pgd": 4}, 0, balanced=balanced)
 
 
 def test_balanced_sampling_draws_classes_and_images_equally():
