@@ -4,13 +4,14 @@ import atexit
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from pipeline.base import files, unfinished
 from pipeline.base.errors import InputError
 from pipeline.base.untrusted import limits
-from pipeline.prepare.sources.folder_layout import Listing, parts_in
+from pipeline.prepare.sources.folder_layout import entered
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 5_000_000
@@ -35,7 +36,7 @@ def is_archive(path: Path) -> bool:
 def unpacked(path: Path) -> Path:
     """Return a folder with the contents of an archive, beside the archive.
 
-    A folder that holds everything else in the archive is entered. The folder is deleted when this
+    A single folder is entered, unless there are images beside it. The folder is deleted when this
     process ends. Raises InputError for an archive that is damaged or too large, or that would write
     elsewhere.
     """
@@ -53,13 +54,19 @@ def unpacked(path: Path) -> Path:
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: cannot be unpacked ({reason}); {REMEDY}") from error
-    return _entered(folder)
+    return entered(folder)
 
 
 def _unpack_zip(path: Path, folder: Path) -> None:
     with path.open("rb") as file:
         archive, members = limits.zip_members(file, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-        _check(folder, ((name, member.file_size) for name, member in members.items()))
+        # Old tools of Windows separate folders by backslashes, which zipfile keeps.
+        for member in members.values():
+            member.filename = member.filename.replace("\\", "/")
+        names = Counter(member.filename for member in members.values())
+        if (twice := names.most_common(1)) and twice[0][1] > 1:
+            raise InputError(f"refused: it holds {twice[0][0][:100]!a} twice; {REMEDY}")
+        _check(folder, ((member.filename, member.file_size) for member in members.values()))
         for member in members.values():
             archive.extract(member, folder)
 
@@ -84,12 +91,3 @@ def _check(folder: Path, members: Iterable[tuple[str, int]]) -> None:
         if number % 1000 == 0 or n_bytes > 2**20:
             files.require_space(folder, total, "its contents")
     files.require_space(folder, total, "its contents")
-
-
-def _entered(folder: Path) -> Path:
-    """Return the first folder, from `folder` down, that holds several folders or an image."""
-    while True:
-        inside = Listing(root=folder).visible(folder)
-        if len(inside) != 1 or not inside[0].is_dir() or parts_in(inside):
-            return folder
-        folder = inside[0]

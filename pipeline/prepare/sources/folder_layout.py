@@ -10,7 +10,7 @@ from pipeline.base.untrusted import limits
 from pipeline.base.words import counted
 from pipeline.prepare.sources.image_files import ENDINGS
 from pipeline.prepare.sources.labels import in_order
-from pipeline.prepare.sources.parts import PARTS, part_of
+from pipeline.prepare.sources.parts import PARTS, part_of, part_within
 
 MAX_BYTES = 2**28  # of one file
 MAX_DEPTH = 20
@@ -88,7 +88,7 @@ class Listing:
             raise InputError(f"{folder}: refused: more than {MAX_DEPTH} folders inside each other")
         entries = self.visible(folder)
         folders = [path for path in entries if path.is_dir()]
-        if parts := parts_in(folders):
+        if parts := parts_in(folders) or list(long_names(folders).values()):
             raise InputError(
                 f"{folder}: expected the images of one class, found {listed(parts)}; "
                 "keep the images of one part only"
@@ -170,8 +170,52 @@ def parts_in(folders: Sequence[Path]) -> list[Path]:
     )
 
 
+def long_names(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return folders whose names differ only in a word that means a part, by that part.
+
+    An example are `seg_train` and `seg_test`. The result is empty where there are not several.
+    """
+    alike: dict[tuple[str, ...], dict[str, Path]] = {}
+    for folder in folders:
+        if found := part_within(folder.name):
+            part, words = found
+            alike.setdefault(words, {}).setdefault(part, folder)
+    return next((named for named in alike.values() if len(named) > 1), {})
+
+
+def expect_short_names(folder: Path, folders: Sequence[Path]) -> None:
+    """Raise InputError where `folders`, all those in a folder, are parts by longer names."""
+    if named := long_names(folders):
+        renamed = [
+            f"{_with_classes(path).relative_to(folder)} to {part}" for part, path in named.items()
+        ]
+        raise InputError(
+            f"{folder}: expected {NEEDED}, found {listed(list(named.values()))}, which look like "
+            f"the parts of a data set; rename {' and '.join(renamed)}"
+        )
+
+
+def entered(folder: Path) -> Path:
+    """Return the first folder, from `folder` down, that holds several folders or an image.
+
+    Other files beside a single folder do not matter.
+    """
+    while True:
+        inside = Listing(root=folder).visible(folder)
+        folders = [path for path in inside if path.is_dir()]
+        if len(folders) != 1 or any(path.suffix.lower() in ENDINGS for path in inside):
+            return folder
+        (folder,) = folders
+
+
 def listed(folders: Sequence[Path]) -> str:
     return " and ".join(sorted(folder.name for folder in folders)[:6])
+
+
+def _with_classes(part: Path) -> Path:
+    """Return the folder with the classes of a part, which a single folder may surround."""
+    inner = entered(part)
+    return inner if any(path.is_dir() for path in inner.iterdir()) else part
 
 
 def _instead(files: Sequence[Path]) -> str:

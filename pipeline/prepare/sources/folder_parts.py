@@ -11,6 +11,7 @@ from pipeline.prepare.sources.folder_layout import (
     Classes,
     Listing,
     classes_in,
+    expect_short_names,
     listed,
     parts_in,
 )
@@ -29,6 +30,8 @@ def parts_of(listing: Listing, asked: Sequence[Part]) -> tuple[Classes, dict[Par
     """
     folders = [path for path in listing.visible(listing.root) if path.is_dir()]
     parts = {part_of(path.name): path for path in reversed(parts_in(folders))}
+    if not parts:
+        expect_short_names(listing.root, folders)
     held_out = held_out_parts(parts, asked)
     for part in asked:
         if part not in held_out or "train" not in parts:

@@ -46,6 +46,24 @@ def part_of(name: str) -> str | None:
     )
 
 
+def part_within(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the part that one word of a longer name means, and the words with a gap for it.
+
+    For example, `seg_train` gives `train` and ("seg", ""). The result is None for other names, and
+    for those that mean a part as a whole.
+    """
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    found = {
+        place: part
+        for place, word in enumerate(words)
+        if (part := part_of(word)) in ("train", "val", "test")
+    }
+    if part_of(name) or len(found) != 1:
+        return None
+    ((gap, part),) = found.items()
+    return part, (*words[:gap], "", *words[gap + 1 :])
+
+
 def held_out_parts(there: Container[object], asked: Sequence[Part]) -> dict[Part, Part]:
     """Return which part of a source is used as each part that is asked for, if it is there.
 

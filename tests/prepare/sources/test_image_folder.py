@@ -315,6 +315,73 @@ def test_folders_that_are_no_classes_are_refused(data, folder, names, message):
         sources.open_source(data)
 
 
+@pytest.mark.parametrize(
+    ("names", "found", "remedy"),
+    [
+        (
+            [
+                *(f"seg_{part}/seg_{part}/{name}" for part in ("train", "test") for name in "ab"),
+                "seg_pred",
+            ],
+            "seg_test and seg_train",
+            "rename seg_test/seg_test to test and seg_train/seg_train to train",
+        ),
+        (
+            ["flowers_train/a", "flowers_train/b", "flowers_test/a"],
+            "flowers_test and flowers_train",
+            "rename flowers_test to test and flowers_train to train",
+        ),
+        (
+            ["Train_Cropped/a", "Test_Cropped/a"],
+            "Test_Cropped and Train_Cropped",
+            "rename Test_Cropped to test and Train_Cropped to train",
+        ),
+        (
+            ["imagenet-train/a", "imagenet-train/b", "imagenet-val/a"],
+            "imagenet-train and imagenet-val",
+            "rename imagenet-train to train and imagenet-val to val",
+        ),
+        (
+            ["train_another/a", "validation_another/a", "test/a"],
+            "train_another and validation_another",
+            "rename train_another to train and validation_another to val",
+        ),
+    ],
+)
+@pytest.mark.parametrize("n_test", [0, "from_source"])
+def test_parts_by_longer_names_are_no_classes(data, folder, names, found, remedy, n_test):
+    made(folder, *names)
+    with pytest.raises(
+        InputError, match=f"found {found}, which look like the parts of a data set; {remedy}$"
+    ):
+        sources.open_source(data.model_copy(update={"n_test": n_test}))
+
+
+def test_parts_by_longer_names_in_a_class_are_refused(data, folder):
+    made(folder, "cat/my_train", "cat/my_test", "dog")
+    with pytest.raises(InputError, match="cat: .* one class, found my_test and my_train; keep"):
+        sources.open_source(data)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["bullet_train", "test_tube"],
+        ["class1_train", "class2_test"],
+        ["steam_train", "toy_train"],
+        ["train_test_a", "train_val_a"],
+    ],
+)
+def test_classes_with_the_word_of_a_part_are_classes(data, folder, names):
+    made(folder, *names)
+    assert list(sources.open_source(data).class_names) == names
+
+
+def test_exact_names_go_before_longer_ones(data, folder):
+    made(folder, "train/a", "train/b", "test/a", "seg_train/a", "seg_test/a")
+    assert sources.open_source(data).class_names == ("a", "b")
+
+
 def linked(folder, elsewhere):
     """Replace files by links to another place, as DVC's and other caches do, and a class too."""
     elsewhere.mkdir()
@@ -396,6 +463,35 @@ def test_an_archive_s_own_split_is_used(data, folder, tmp_path_factory):
     assert source.split.tolist() == [0, 0, 1, 1]
 
 
+def test_a_single_folder_of_an_archive_may_have_files_beside_it(data, folder, tmp_path_factory):
+    before = sources.open_source(data)
+    other = tmp_path_factory.mktemp("archive")
+    shutil.copytree(folder, other / "all" / "ds")
+    (other / "all" / "README.txt").write_text("no image")
+    archive = shutil.make_archive(str(other / "x"), "zip", other / "all")
+    assert sources.open_source(data.model_copy(update={"path": archive})).sha256 == before.sha256
+    shutil.copy(folder / "cat" / "a.png", other / "all")
+    archive = shutil.make_archive(str(other / "x"), "zip", other / "all")
+    with pytest.raises(InputError, match="found ds alone"):
+        sources.open_source(data.model_copy(update={"path": archive}))
+
+
+def test_backslashes_in_the_names_of_a_zip_are_slashes(data, folder, tmp_path_factory):
+    before = sources.open_source(data)
+    path = tmp_path_factory.mktemp("archive") / "x.zip"
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ds\\cat\\", b"")
+        for file in files:
+            archive.writestr("ds\\" + "\\".join(file.relative_to(folder).parts), file.read_bytes())
+    after = sources.open_source(data.model_copy(update={"path": str(path)}))
+    assert (after.class_names, after.sha256) == (before.class_names, before.sha256)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("ds/cat/a.png", b"x")
+    with pytest.raises(InputError, match="x.zip: refused: it holds 'ds/cat/a.png' twice; unpack"):
+        sources.open_source(data.model_copy(update={"path": str(path)}))
+
+
 def zip_of(path, name):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(name, b"x")
@@ -413,6 +509,11 @@ def tar_of(path, name, kind=tarfile.REGTYPE):
     [
         ("x.zip", lambda path: zip_of(path, "../a.png"), "'../a.png', which leads out of its fold"),
         ("x.zip", lambda path: zip_of(path, "/a.png"), "'/a.png', which leads out of its folder"),
+        (
+            "x.zip",
+            lambda path: zip_of(path, "..\\a.png"),
+            "'../a.png', which leads out of its folder",
+        ),
         ("x.tar", lambda path: tar_of(path, "a/../../a.png"), "which leads out of its folder"),
         (
             "x.tar",
