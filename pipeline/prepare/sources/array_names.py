@@ -38,7 +38,8 @@ class Pair:
 class Chosen:
     """The arrays to read: those to train on, and those of the source's own other parts.
 
-    `left_out` are parts that are there and are not read.
+    `left_out` are parts that are there and are not read. A pair without a part is called by
+    the name of its images.
     """
 
     train: Pair
@@ -57,24 +58,29 @@ def choose(
     if named is not None:
         return _named(where, there, named, asked)
     pairs = _pairs(where, there)
-    train = pairs.get("") or pairs.get("train")
-    if train is None:
+    order = ("train", "") if asked else ("", "train")
+    trained = next((name for name in order if name in pairs), None)
+    if trained is None:
         raise InputError(
             f"{where}: expected arrays named images and labels, or like one of the pairs in "
             f"docs/data.md, found {listed(there)}; set data.arrays: {{images: …, labels: …}}"
         )
     held_out = held_out_parts(pairs, asked)
     for part in asked:
-        if part not in held_out or "train" not in pairs:
+        if part not in held_out:
             raise InputError(
                 f"{where}: data.n_{part}: expected the arrays of a {wanted(part, asked)} part for "
                 f"from_source, found {listed(there)}; set data.n_{part} to a number"
             )
-    read = {"train", *held_out.values()}
+    read = {trained, *held_out.values()}
     return Chosen(
-        train,
+        pairs[trained],
         {part: pairs[name] for part, name in held_out.items()},
-        tuple(part for part in HELD_OUT if part in pairs and part not in read),
+        tuple(
+            name or pairs[name].images
+            for name in ("", "train", *HELD_OUT)
+            if name in pairs and name not in read
+        ),
     )
 
 

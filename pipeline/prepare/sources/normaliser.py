@@ -46,19 +46,17 @@ def normalised(path: Path, found: Found, image_size: int | None) -> Source:
 def joined(path: Path, train: Found, held_out: Mapping[Part, Found]) -> Found:
     """Return the parts of a data set as one, with their split.
 
-    Raises InputError for parts whose images have different shapes or types.
+    Raises InputError for parts whose images have different shapes or types, for parts whose labels
+    have different forms, and for a part without one row of labels for each image.
     """
     if not held_out:
         return train
     first, parts = train.images, [train, *held_out.values()]
+    columns = [_column(path, "train", train)]
     for part, found in held_out.items():
-        other = found.images
-        if (first.shape[1:], first.dtype) != (other.shape[1:], other.dtype):
-            raise InputError(
-                f"{path}: expected the same images in all parts, found {first.dtype} "
-                f"{first.shape[1:]} to train and {other.dtype} {other.shape[1:]} to "
-                f"{IN_WORDS[part]}"
-            )
+        columns.append(_column(path, part, found))
+        _expect_alike(path, "images", part, _kind(first), _kind(found.images))
+        _expect_alike(path, "labels", part, _form(columns[0]), _form(columns[-1]))
     counts = [found.images.shape[0] for found in parts]
     starts = np.cumsum([0, *counts])
 
@@ -74,15 +72,44 @@ def joined(path: Path, train: Found, held_out: Mapping[Part, Found]) -> Found:
     return replace(
         train,
         images=Stack(shape=(int(starts[-1]), *first.shape[1:]), dtype=first.dtype, read=read),
-        labels=np.concatenate([_column(found) for found in parts]),
+        labels=np.concatenate(columns),
         split=np.repeat(np.array(numbers, np.uint8), counts),
     )
 
 
-def _column(found: Found) -> NDArray[Any]:
-    """Return labels with one row per image, so that those of two parts can be joined."""
-    rows = found.labels
-    return rows.reshape(-1) if rows.size == found.images.shape[0] else rows
+def _column(path: Path, part: str, found: Found) -> NDArray[Any]:
+    """Return the labels of a part with one row per image, so that those of two can be joined."""
+    rows, n_images = found.labels, found.images.shape[0] if found.images.shape else 0
+    if not n_images:
+        raise InputError(
+            f"{path}: images: expected some to {IN_WORDS[part]}, found shape {found.images.shape}"
+        )
+    if rows.size == n_images:
+        return rows.reshape(-1)
+    if not rows.shape or len(rows) != n_images:
+        raise InputError(
+            f"{path}: labels: expected one for each of {n_images} images to {IN_WORDS[part]}, "
+            f"found shape {rows.shape}; set data.arrays if they are those of another part"
+        )
+    return rows
+
+
+def _kind(images: Stack) -> str:
+    return f"{images.dtype} {images.shape[1:]}"
+
+
+def _form(rows: NDArray[Any]) -> str:
+    """Return what the labels of one image are, in words."""
+    what = {"U": "text", "S": "bytes", "O": "bytes"}.get(rows.dtype.kind, "numbers")
+    return f"{what} {rows.shape[1:]}" if rows.ndim > 1 else what
+
+
+def _expect_alike(path: Path, what: str, part: Part, first: str, other: str) -> None:
+    if first != other:
+        raise InputError(
+            f"{path}: {what}: expected the same form in all parts, found {first} to train and "
+            f"{other} to {IN_WORDS[part]}"
+        )
 
 
 def _checked_ids(path: Path, ids: NDArray[Any], n_images: int) -> NDArray[np.int64]:

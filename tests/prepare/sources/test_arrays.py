@@ -263,8 +263,81 @@ def test_a_split_that_is_not_there_is_refused(brought):
     with pytest.raises(InputError, match="expected the arrays of a validation or test part for fr"):
         brought({"images": IMAGES, "labels": LABELS}, n_val="from_source")
     other = {**KERAS, "x_test": KERAS["x_test"][:, :5]}
-    with pytest.raises(InputError, match=r"expected the same images in all parts, found uint8 \("):
+    with pytest.raises(InputError, match=r"images: expected the same form in all parts, found u"):
         brought(other, n_val="from_source")
+
+
+PARTS = Arrays(images="a", labels="b", val_images="c", val_labels="d")
+CUT = {"a": IMAGES[:4], "b": LABELS[:4], "c": IMAGES[4:], "d": LABELS[4:]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"b": CUT["d"], "d": CUT["b"]},
+            r"labels: expected one for each of 4 images to train, found shape \(2,\); set data.arr",
+        ),
+        ({"d": LABELS[:3]}, r"one for each of 2 images to validate, found shape \(3,\)"),
+        ({"d": np.array(1)}, r"2 images to validate, found shape \(\)|d is no array of numbers"),
+        (
+            {"d": np.eye(3)[CUT["d"]]},
+            r"labels: expected the same form in all parts, found numbers to train and numbers "
+            r"\(3,\) to validate",
+        ),
+        ({"b": np.eye(3)[CUT["b"]], "d": np.eye(4)[CUT["d"]]}, r"found numbers \(3,\) to train"),
+        (
+            {"d": np.array(["1", "2"])},
+            "same form in all parts, found numbers to train and (text|bytes) to validate",
+        ),
+        (
+            {"c": IMAGES[:0], "d": LABELS[:0]},
+            r"images: expected some to validate, found shape \(0,",
+        ),
+    ],
+)
+def test_parts_whose_labels_do_not_fit_are_refused(brought, changes, message):
+    with pytest.raises(InputError, match=message):
+        brought({**CUT, **changes}, n_val="from_source", arrays=PARTS)
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2), (2, 1, 1, 1)])
+def test_labels_of_parts_may_have_different_axes(brought, shape):
+    arrays = {**CUT, "d": CUT["d"].reshape(shape)}
+    source = brought(arrays, n_val="from_source", arrays=PARTS)
+    assert source.labels.tolist() == LABELS.tolist()
+
+
+def test_one_hot_rows_of_parts_are_joined(brought):
+    arrays = {**CUT, "b": np.eye(3)[CUT["b"]], "d": np.eye(3)[CUT["d"]]}
+    assert brought(arrays, n_val="from_source", arrays=PARTS).labels.tolist() == LABELS.tolist()
+
+
+WHOLE = {"X": IMAGES, "y": LABELS}
+HALVES = {
+    "X_train": IMAGES[:3],
+    "y_train": LABELS[:3],
+    "X_test": IMAGES[3:],
+    "y_test": LABELS[3:],
+}
+
+
+def test_the_training_part_goes_before_the_whole(brought):
+    source = brought({**WHOLE, **HALVES}, n_test="from_source")
+    assert source.split.tolist() == [0, 0, 0, 2, 2, 2]
+    assert (source.read(np.arange(6)) == IMAGES).all()
+    assert source.notes == {"parts of the data set left out (X)": 1}
+    source = brought({**WHOLE, **HALVES})
+    assert (len(source.labels), source.split) == (6, None)
+    assert source.notes == {"parts of the data set left out (train, test)": 2}
+
+
+def test_a_pair_without_a_part_trains_beside_a_test_part(brought):
+    arrays = {"images": IMAGES[:3], "labels": LABELS[:3]}
+    arrays |= {"test_images": IMAGES[3:], "test_labels": LABELS[3:]}
+    source = brought(arrays, n_test="from_source")
+    assert source.split.tolist() == [0, 0, 0, 2, 2, 2]
+    assert (source.read(np.arange(6)) == IMAGES).all()
 
 
 @pytest.mark.parametrize("names", ["class_names", "classes", "list_classes"])
