@@ -55,6 +55,7 @@ def read(root: Path, data: Data) -> Source:
     listed = _Images.of(train, held_out)
     pictures, skipped = _examined(folder, listed.paths, data)
     labels, split = listed.labels[~skipped], listed.split[~skipped]
+    _expect_readable(root, tuple(train), labels[split == SPLITS["train"]])
     shapes = ((picture.height, picture.width) for picture in pictures)
     size = data.image_size or pixels.own_size(str(root), shapes)
     whites = _whites(root, pictures, listing.notes)
@@ -199,6 +200,16 @@ def _no_images(root: Path, name: str, summary: Mapping[str, int]) -> str:
         f"{root}: {name}: expected images in the subfolder of each class "
         f"({', '.join(sorted(ENDINGS))}), found none{others if files else '; remove the folder'}"
     )
+
+
+def _expect_readable(root: Path, names: Sequence[str], labels: NDArray[np.int64]) -> None:
+    """Raise InputError for a class of which no image to train on, as in `labels`, can be read."""
+    counts = np.bincount(labels, minlength=len(names))
+    if not counts.all():
+        raise InputError(
+            f"{root}: {names[int(counts.argmin())]}: expected images that can be read "
+            "in the subfolder of each class, found none; repair them or remove the folder"
+        )
 
 
 def _whites(root: Path, pictures: list[Picture], notes: Counter[str]) -> dict[str, float]:

@@ -427,6 +427,18 @@ def test_broken_images_are_listed_or_left_out(data, folder):
     assert source.read(np.arange(6)).shape == (6, 3, 16, 16)
 
 
+@pytest.mark.parametrize("prefix", ["", "train/"])
+def test_a_class_of_broken_images_alone_is_refused(data, folder, prefix):
+    made(folder, *(f"{prefix}{name}" for name in ("cat", "dog", "eel")), "val/dog")
+    (folder / prefix / "dog" / "a.png").write_bytes(b"x")
+    shutil.rmtree(folder / "val") if not prefix else None
+    skipping = data.model_copy(update={"skip_broken": True})
+    if prefix:
+        skipping = skipping.model_copy(update={"n_val": "from_source"})
+    with pytest.raises(InputError, match=": dog: expected images that can be read in the subfold"):
+        sources.open_source(skipping)
+
+
 def test_damaged_pixels_are_all_listed(data, folder):
     for name in ("cat", "dog"):
         whole = (folder / name / "a.png").read_bytes()
