@@ -24,6 +24,7 @@ PAIRS = (
 )
 CLASS_NAMES = ("class_names", "classes", "label_names", "list_classes")
 SHOWN = 20  # arrays in an error message
+ONE_VALUE = "one value"  # the description of the shape ()
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,12 @@ def choose(
     )
 
 
-def class_names_in(there: Iterable[str]) -> str | None:
-    """Return the name of the array that names the classes, if there is one."""
-    by_name = {name.lower(): name for name in there}
+def class_names_in(there: Mapping[str, str]) -> str | None:
+    """Return the name of the array that names the classes, if there is one.
+
+    A single value, such as the number of classes, is none.
+    """
+    by_name = {name.lower(): name for name in there if not there[name].startswith(ONE_VALUE)}
     return next((by_name[name] for name in CLASS_NAMES if name in by_name), None)
 
 

@@ -133,7 +133,7 @@ def from_arrays(
 
 def described(shape: tuple[int, ...], dtype: str) -> str:
     """Return the shape and type of an array in words."""
-    return f"{' x '.join(map(str, shape)) or 'one value'} {dtype[:30]}"
+    return f"{' x '.join(map(str, shape)) or array_names.ONE_VALUE} {dtype[:30]}"
 
 
 @contextmanager
@@ -218,7 +218,12 @@ def _mapped(path: Path) -> NDArray[Any]:
     return np.memmap(path, header.dtype, "r", header.offset, header.shape, order)
 
 
-def class_names_of(path: Path, name: str, names: NDArray[Any]) -> tuple[str, ...]:
-    """Return the names of the classes. Raises InputError for what is no list of text."""
+def class_names_of(path: Path, name: str, names: NDArray[Any]) -> tuple[str, ...] | None:
+    """Return the names of the classes, or None for numbers, which name nothing.
+
+    Raises InputError for what is no list of text.
+    """
+    if names.dtype.kind in "biuf":
+        return None
     texts = labels.texts_of(f"{path}: {name}", names)
     return tuple(limits.plain_name(f"{path}: {name}", text) for text in texts)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.base import files
 from pipeline.base.untrusted import hdf5, limits
 from pipeline.prepare.params import Arrays, Part
-from pipeline.prepare.sources import array_names, normaliser
+from pipeline.prepare.sources import array_names, normaliser, pixels
 from pipeline.prepare.sources.arrays import class_names_of, described
 from pipeline.prepare.sources.common import Found, Stack
 
@@ -35,14 +35,21 @@ def found(path: Path, names: Arrays | None, asked: Sequence[Part]) -> Found:
     hdf5.check_source(path, [*(pair.images for pair in pairs), *texts], REMEDY, texts)
     sha256 = files.sha256(path)
     with hdf5.reading(path, DAMAGED) as file:
-        classes = None if named is None else class_names_of(path, named, file[named][...])
+        classes = (
+            None if named is None else class_names_of(path, named, np.asarray(file[named][...]))
+        )
+        notes = array_names.left_out(chosen)
+        turned = [file[pair.images] for pair in pairs if _is_turned(file[pair.images])]
+        if turned:
+            words = "images of MATLAB whose height and width were exchanged back"
+            notes[words] = sum(len(dataset) for dataset in turned)
         train, *others = [
             Found(
                 images=_stack(path, file, pair.images),
                 labels=np.asarray(file[pair.labels][...]),
                 class_names=classes,
                 sha256=sha256,
-                notes=array_names.left_out(chosen),
+                notes=notes,
             )
             for pair in pairs
         ]
@@ -68,15 +75,29 @@ def _listed(path: Path, names: Arrays | None) -> dict[str, str]:
 
 
 def _stack(path: Path, file: h5py.File, name: str) -> Stack:
+    shape, is_turned = file[name].shape, _is_turned(file[name])
+
     def read(rows: NDArray[np.int64]) -> NDArray[Any]:
         with hdf5.reading(path, DAMAGED) as file:
             spans = [
                 _span(file[name], part)
                 for part in np.split(rows, range(SPAN_ROWS, len(rows), SPAN_ROWS))
             ]
-        return np.concatenate(spans)
+        images = np.concatenate(spans)
+        return images.swapaxes(-2, -1) if is_turned else images
 
-    return Stack(shape=file[name].shape, dtype=file[name].dtype, read=read)
+    if is_turned:
+        shape = (*shape[:-2], shape[-1], shape[-2])
+    return Stack(shape=shape, dtype=file[name].dtype, read=read)
+
+
+def _is_turned(dataset: h5py.Dataset) -> bool:
+    """Return whether height and width of images are exchanged, because MATLAB wrote them.
+
+    It stores the axes of (H, W, C, N) and (H, W, N) in reverse.
+    """
+    plain = dataset.ndim == 3 or (dataset.ndim == 4 and dataset.shape[1] in pixels.CHANNELS)
+    return plain and "MATLAB_class" in dataset.attrs
 
 
 def _span(dataset: h5py.Dataset, rows: NDArray[np.int64]) -> NDArray[Any]:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,29 @@ ONE_EACH = "expected one for each of {} images, found shape {}"
 
 
 def classes_of(
-    where: str, labels: NDArray[Any], n_images: int, class_names: Sequence[str] | None
+    where: str,
+    labels: NDArray[Any],
+    n_images: int,
+    class_names: Sequence[str] | None,
+    per_part: Container[int] = (),
 ) -> tuple[Labels, tuple[str, ...], Notes]:
     """Return labels as int64 (n_images,) from 0 without gaps, the classes' names, and notes.
 
     `labels` are whole numbers in any type, text, bytes or one-hot rows. Text is sorted, by number
     if all of it is whole numbers. Other numbers than 0, 1, 2, … become the names of their classes.
-    Raises InputError, which begins with `where`, for labels of another form.
+    `class_names` with an entry for each image, or for each image of a part, are left out.
+    `per_part` are the numbers of images of the parts. Raises InputError, which begins with `where`,
+    for labels of another form.
     """
     notes: Notes = Counter()
     plain = _plain(where, labels, n_images, notes)
     values, positions = np.unique(plain, return_inverse=True)
     if len(values) < 2:
         raise InputError(f"{where}: labels: expected at least two classes, found {values[0]} alone")
+    n_names = len(class_names or ())
+    if n_names > len(values) and (n_names == n_images or n_names in per_part):
+        notes["names of classes left out, because there is one for each image"] = n_names
+        class_names = None
     if plain.dtype.kind == "U":
         return _of_text(where, values.tolist(), positions, class_names, notes)
     if values[0] < 0:
@@ -122,7 +132,7 @@ def texts_of(where: str, values: NDArray[Any]) -> list[str]:
     try:
         listed: list[Any] = values.tolist()
     except (SystemError, ValueError) as error:  # Python raises these for numbers beyond Unicode
-        raise InputError(f"{where}: not text; save it again with numpy.savez") from error
+        raise InputError(f"{where}: not text; save it again as text") from error
     if values.ndim != 1:
         raise InputError(f"{where}: expected one text for each, found shape {values.shape}")
     texts = [
@@ -145,7 +155,7 @@ def _of_text(
     notes: Notes,
 ) -> tuple[Labels, tuple[str, ...], Notes]:
     if class_names is not None and set(class_names) >= set(values):
-        order = [name for name in class_names if name in values]
+        order = [name for name in dict.fromkeys(class_names) if name in values]
     else:
         order = in_order(f"{where}: labels", values)
     rank = np.array([order.index(value) for value in values], dtype=np.int64)

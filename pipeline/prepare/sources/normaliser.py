@@ -28,7 +28,11 @@ def normalised(path: Path, found: Found, image_size: int | None) -> Source:
         raise InputError(f"{path}: images: expected some, found shape {found.images.shape}")
     read, size, image_notes = pixels.as_rgb(str(path), found.images, image_size)
     numbers, class_names, label_notes = labels.classes_of(
-        str(path), found.labels, n_images, found.class_names
+        str(path),
+        found.labels,
+        n_images,
+        found.class_names,
+        () if found.split is None else np.bincount(found.split).tolist(),
     )
     notes: Notes = Counter(found.notes) + image_notes + label_notes
     return Source(

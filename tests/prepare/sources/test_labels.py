@@ -68,6 +68,24 @@ def test_text_takes_the_order_of_the_class_names():
     assert numbers.tolist() == [2, 1, 0, 2, 1, 0]
 
 
+def test_a_repeated_class_name_is_taken_once():
+    numbers, names, _ = classes_of(np.array(["a", "b", "c"])[PLAIN], ("c", "b", "c", "a"))
+    assert names == ("c", "b", "a")
+    assert numbers.tolist() == [2, 1, 0, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [(PLAIN, ("0", "1", "2")), (np.array(["b", "a", "c"])[PLAIN], ("a", "b", "c"))],
+)
+def test_a_name_for_each_image_names_no_class(values, expected):
+    _, names, notes = classes_of(values, tuple(np.array(["b", "a", "c"])[PLAIN]))
+    assert names == expected
+    assert notes["names of classes left out, because there is one for each image"] == 6
+    each = np.arange(6)
+    assert classes_of(each, tuple("abcdef"))[1] == tuple("abcdef"), "as many classes as images"
+
+
 @pytest.mark.parametrize(
     ("values", "names", "reason"),
     [
