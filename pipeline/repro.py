@@ -262,13 +262,16 @@ def _check_stages() -> None:
 def _check_source(settings: Document) -> None:
     """Raise InputError for a source that `prepare` would refuse.
 
-    Also for an attack whose loss compares more classes than the source has.
+    Also for an attack whose loss compares more classes than the source has. Print what `prepare`
+    would convert and leave out.
     """
     from pipeline.prepare import preparation, sources
 
     source = sources.open_source(settings.data)
+    for line in preparation.told(source):
+        console.say(f"{settings.data.path}: {line}")
     try:
-        rows = preparation.choose_rows(source.labels, settings.data)
+        rows = preparation.choose_rows(source.labels, settings.data, source.class_names)
         preparation.split_of(source, rows, settings.data)
     except InputError as error:
         raise InputError(f"{params.FILE}: {error}") from error

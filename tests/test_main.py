@@ -191,6 +191,25 @@ def test_check_counts_the_classes_that_a_loss_compares(folder, monkeypatch):
         call(monkeypatch, "check")
 
 
+def test_check_prints_what_prepare_does(folder, monkeypatch, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (8, 3, 16, 16), dtype=np.uint8)
+    np.savez(folder / "data/raw/two.npz", images=images, labels=np.array(["b", "a"] * 4))
+    path = folder / "params.yaml"
+    path.write_text(
+        path.read_text()
+        .replace("source: digits", "source: npz")
+        .replace("path: data/raw ", "path: data/raw/two.npz ")
+        .replace("n_val: 200", "n_val: 2")
+        .replace("n_test: 297", "n_test: 0")
+    )
+    assert call(monkeypatch, "check") == "params.yaml is sound"
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "data/raw/two.npz: 8 images resized to 32 x 32",
+        "data/raw/two.npz: 8 labels read as the names of classes",
+        "data/raw/two.npz: classes 0 = a, 1 = b",
+    ]
+
+
 def test_a_tracked_source_that_is_missing_is_fetched_by_dvc(folder, monkeypatch):
     call(monkeypatch, "preset", "cifar10-cpu")
     (folder / "data/raw/cifar10.npz.dvc").touch()

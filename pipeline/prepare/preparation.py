@@ -1,6 +1,7 @@
 """Choose, split and store the images of a source as the clean image set."""
 
 import json
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from pipeline.base import files, store
 from pipeline.base.errors import InputError
 from pipeline.base.words import counted
 from pipeline.prepare import params, sources
-from pipeline.prepare.sources.common import Labels
+from pipeline.prepare.sources.common import Labels, numbered
 from pipeline.prepare.sources.parts import IN_WORDS
 
 Split = NDArray[np.uint8]
+SHOWN_CLASSES = 20
 
 
 def prepare(
@@ -25,7 +27,7 @@ def prepare(
     Rows keep the order and the ids of the source. Raises InputError where the source has fewer
     images than requested, or where a class has too few images for both parts of the split.
     """
-    rows = choose_rows(source.labels, data)
+    rows = choose_rows(source.labels, data, source.class_names)
     labels = source.labels[rows]
     split = split_of(source, rows, data)
     attributes: store.Attributes = {
@@ -60,10 +62,25 @@ def prepare(
     return store.ImageSet(out)
 
 
-def choose_rows(labels: Labels, data: params.Data) -> NDArray[np.int64]:
+def told(source: sources.Source) -> Iterator[str]:
+    """Yield what the source did to the images, and the number of each class that has a name."""
+    for words, count in source.notes.items():
+        yield f"{count:,} {words}"
+    names = [f"{number} = {name[:40]}" for number, name in enumerate(source.class_names)]
+    if source.class_names != numbered(len(names)):
+        shown = (
+            names if len(names) <= SHOWN_CLASSES else [*names[: SHOWN_CLASSES - 1], "…", names[-1]]
+        )
+        yield f"classes {', '.join(shown)}"
+
+
+def choose_rows(
+    labels: Labels, data: params.Data, class_names: Sequence[str] = ()
+) -> NDArray[np.int64]:
     """Return the source rows to use (int64), in the source's order.
 
-    They are all rows, or `n_images` of them with every class in its share.
+    They are all rows, or `n_images` of them with every class in its share. Errors call the classes
+    by `class_names`, if there are any.
     """
     n_images = len(labels) if data.n_images is None else data.n_images
     if n_images > len(labels):
@@ -73,22 +90,29 @@ def choose_rows(labels: Labels, data: params.Data) -> NDArray[np.int64]:
         )
     if n_images == len(labels):
         return np.arange(len(labels))
-    return np.flatnonzero(_stratified_choice(labels, n_images, data.seed, "data.n_images"))
+    return np.flatnonzero(
+        _stratified_choice(labels, n_images, data.seed, "data.n_images", class_names)
+    )
 
 
-def split_rows(labels: Labels, data: params.Data, own: Split | None = None) -> Split:
+def split_rows(
+    labels: Labels,
+    data: params.Data,
+    own: Split | None = None,
+    class_names: Sequence[str] = (),
+) -> Split:
     """Return 0 (train), 1 (val) or 2 (test) for each row (uint8).
 
     Of the rows to train on, which are all or those of the source's `own` split, exactly `n_test`
     become 2 and then `n_val` become 1, where these are numbers. Every class has its share, and is
-    present in all parts.
+    present in all parts. Errors call the classes by `class_names`, if there are any.
     """
     split = np.zeros(len(labels), dtype=np.uint8) if own is None else own.copy()
     for part in ("test", "val"):
         key = f"n_{part}"
         if isinstance(count := getattr(data, key), int) and count:
             rest = np.flatnonzero(split == store.SPLITS["train"])
-            chosen = _stratified_choice(labels[rest], count, data.seed, f"data.{key}")
+            chosen = _stratified_choice(labels[rest], count, data.seed, f"data.{key}", class_names)
             split[rest[chosen]] = store.SPLITS[part]
     return split
 
@@ -113,14 +137,16 @@ def split_of(
                     f"{IN_WORDS[name]} of class {source.class_names[missing[0]]}; "
                     f"set data.n_{part} to a number"
                 )
-    return split_rows(labels, data, own)
+    return split_rows(labels, data, own, source.class_names)
 
 
-def _stratified_choice(labels: Labels, n_chosen: int, seed: int, key: str) -> NDArray[np.bool_]:
+def _stratified_choice(
+    labels: Labels, n_chosen: int, seed: int, key: str, class_names: Sequence[str]
+) -> NDArray[np.bool_]:
     """Return a mask of exactly `n_chosen` rows in which every class has its share.
 
     Every class has at least one row inside the mask and one outside. Raises InputError, which
-    names `key`, where that is not possible.
+    names `key` and the class, where that is not possible.
     """
     from sklearn.model_selection import train_test_split
 
@@ -147,9 +173,10 @@ def _stratified_choice(labels: Labels, n_chosen: int, seed: int, key: str) -> ND
     unsplit = np.flatnonzero((inside == 0) | (inside == counts))
     if len(unsplit):
         label = unsplit[counts[unsplit].argmin()]
+        name = class_names[label] if class_names else label
         raise InputError(
             f"{key}: expected every class on both sides of the choice, "
-            f"found class {label} with {counted(counts[label], 'image')}, too few for "
+            f"found class {name} with {counted(counts[label], 'image')}, too few for "
             f"{n_chosen} of {len(labels)}; raise {key} or leave the class out"
         )
     return chosen

@@ -110,6 +110,24 @@ def test_impossible_choices_are_refused(change, counts, message):
         preparation.split_rows(labels[preparation.choose_rows(labels, data)], data)
 
 
+def test_a_class_that_is_too_small_is_called_by_its_name():
+    labels = np.repeat([0, 1], [59, 1])
+    source = sources.Source(
+        labels=labels,
+        ids=np.arange(60),
+        read=lambda rows: rows,
+        class_names=("cat", "dog"),
+        sha256="",
+        image_size=8,
+    )
+    with pytest.raises(InputError, match="data.n_val: .* found class dog with 1 image, too few"):
+        preparation.split_of(source, np.arange(60), DATA.model_copy(update={"n_val": 5}))
+    with pytest.raises(InputError, match="data.n_images: .* found class dog with 1 image, too few"):
+        preparation.choose_rows(
+            labels, DATA.model_copy(update={"n_images": 20}), source.class_names
+        )
+
+
 def test_prepared_digits_are_the_source_row_by_row(tmp_path):
     data = DATA.model_copy(update={"n_images": 200, "n_val": 40})
     source = sources.open_source(data)
@@ -161,11 +179,11 @@ def test_many_class_names_are_shortened():
         class_names=tuple(f"n{n}" * 90 for n in range(300)),
         sha256="",
     )
-    (line,) = prepare.told(source)
+    (line,) = preparation.told(source)
     assert line.startswith("classes 0 = n0n0")
     assert ", …, 299 = n299" in line
     assert len(line) < 1000
 
 
 def test_digits_have_nothing_to_tell():
-    assert list(prepare.told(sources.open_source(DATA))) == []
+    assert list(preparation.told(sources.open_source(DATA))) == []
