@@ -63,7 +63,7 @@ def found_npz(path: Path, names: Arrays | None, asked: Sequence[Part]) -> Found:
     that has no such arrays.
     """
     limits.regular(path, "set data.path to the .npz file of your images")
-    with _reading(path), path.open("rb") as file:
+    with _reading(path, ".npz", "numpy.savez"), path.open("rb") as file:
         archive, members = limits.zip_members(file, (ZIP_STORED, ZIP_DEFLATED))
         there = {
             name.removesuffix(".npy"): member
@@ -88,8 +88,9 @@ def found_npy(folder: Path, names: Arrays | None, asked: Sequence[Part]) -> Foun
         raise InputError(
             f"{folder}: expected a folder with images.npy and labels.npy, found none; set data.path"
         )
-    there = {path.stem: path for path in sorted(folder.glob("*.npy"))}
-    words = {name: _npy_header(path).words for name, path in there.items()}
+    paths = sorted(path for path in folder.glob("*.npy") if not path.name.startswith("."))
+    there = {path.stem: path for path in paths}
+    words = {name: _npy_words(path) for name, path in there.items()}
     read: list[Path] = []
 
     def load(name: str) -> NDArray[Any]:
@@ -137,8 +138,11 @@ def described(shape: tuple[int, ...], dtype: str) -> str:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Make one InputError with the path of every error of reading a NumPy file."""
+def _reading(path: Path, ending: str, function: str) -> Iterator[None]:
+    """Make one InputError with the path of every error of reading a NumPy file.
+
+    `function` is that of NumPy which writes such files, of that `ending`.
+    """
     try:
         yield
     except InputError as error:
@@ -146,8 +150,8 @@ def _reading(path: Path) -> Iterator[None]:
         raise InputError(f"{where}{error}") from error
     except NPZ_ERRORS as error:
         raise InputError(
-            f"{path}: cannot be read as .npz ({' '.join(str(error).split())[:200]}); "
-            "save it again with numpy.savez"
+            f"{path}: cannot be read as {ending} ({' '.join(str(error).split())[:200]}); "
+            f"save it again with {function}"
         ) from error
 
 
@@ -162,7 +166,7 @@ def _header(name: str, file: IO[bytes]) -> _Header:
     if version not in HEADERS:
         raise InputError(
             f"{name}: refused: an .npy header of version {version}, expected 1.0 or 2.0; "
-            "save it again with numpy.savez"
+            "save it again as numbers or text"
         )
     shape, fortran, dtype = HEADERS[version](file)
     return _Header(shape, fortran, dtype, file.tell())
@@ -201,9 +205,17 @@ def _array(name: str, archive: ZipFile, member: ZipInfo) -> NDArray[Any]:
     return content.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
 
+def _npy_words(path: Path) -> str:
+    """Return the shape and type of a file's array, or that it cannot be read."""
+    try:
+        return _npy_header(path).words
+    except InputError:
+        return "that cannot be read"
+
+
 def _npy_header(path: Path) -> _Header:
     size = limits.regular(path, "save it again with numpy.save")
-    with _reading(path), path.open("rb") as file:
+    with _reading(path, ".npy", "numpy.save"), path.open("rb") as file:
         header = _header(path.stem, file)
         _check_header(path.stem, header, size - header.offset, "the file")
     return header

@@ -209,7 +209,12 @@ def entered(folder: Path) -> Path:
 
 
 def listed(folders: Sequence[Path]) -> str:
-    return " and ".join(sorted(folder.name for folder in folders)[:6])
+    return " and ".join(sorted(shown(folder.name) for folder in folders)[:6])
+
+
+def shown(name: str) -> str:
+    """Return a name of a file as text that can be stored and printed, also if it is not UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _with_classes(part: Path) -> Path:

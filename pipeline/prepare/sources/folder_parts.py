@@ -46,7 +46,7 @@ def parts_of(listing: Listing, asked: Sequence[Part]) -> tuple[Classes, dict[Par
     train = classes_in(listing, parts["train"])
     read = {parts["train"], *(parts[name] for name in held_out.values())}
     if others := [path for path in folders if path not in read]:
-        words = f"folders beside {parts['train'].name} left out ({listed(others)})"
+        words = f"folders beside {listed([parts['train']])} left out ({listed(others)})"
         listing.notes[words] += len(others)
     return train, {
         part: _held_out(listing, part, parts[name], train) for part, name in held_out.items()

@@ -23,7 +23,7 @@ from pipeline.base.words import counted
 from pipeline.prepare.params import Data, Part
 from pipeline.prepare.sources import archives, image_files, image_headers, pixels
 from pipeline.prepare.sources.common import Images, Source
-from pipeline.prepare.sources.folder_layout import NEEDED, Classes, Listing
+from pipeline.prepare.sources.folder_layout import NEEDED, Classes, Listing, shown
 from pipeline.prepare.sources.folder_parts import parts_of
 from pipeline.prepare.sources.image_files import ENDINGS, Picture
 
@@ -72,7 +72,7 @@ def read(root: Path, data: Data) -> Source:
         notes=listing.summary(),
         split=split if held_out else None,
         skipped=tuple(
-            str(path.relative_to(folder))
+            shown(str(path.relative_to(folder)))
             for path, is_skipped in zip(listed.paths, skipped, strict=True)
             if is_skipped
         ),

@@ -16,6 +16,7 @@ from pipeline.prepare.sources.common import Images, Notes, Stack
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 SPAN_ROWS = 256  # rows that are examined together
 WHITE_16 = 65535
+ROUNDING = 1e-6  # of floats above 1, which become 255 as 1 does
 LAYOUTS = "(N, H, W), (N, C, H, W) or (N, H, W, C) with 1, 3 or 4 channels"
 Read = Callable[[NDArray[np.int64]], Images]
 
@@ -181,7 +182,7 @@ def _to_bytes(
     if kind not in "iuf":
         raise InputError(f"{where}: images: expected numbers, found {stack.dtype}")
     low, high, whole = _range(stack)
-    if low >= 0 and high <= 1 and kind == "f":
+    if low >= 0 and high <= 1 + ROUNDING and kind == "f":
         return _scaled(1), f"images of {stack.dtype} scaled to 8 bits so that 1 becomes 255"
     if low >= 0 and high <= 255 and whole:
         return _scaled(255), f"images of {stack.dtype} taken as levels from 0 to 255"

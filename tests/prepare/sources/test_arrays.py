@@ -447,6 +447,43 @@ def test_missing_and_broken_npy_files(data, tmp_path):
             sources.open_source(of_folder)
 
 
+def test_npy_files_that_are_not_needed_do_not_matter(data, tmp_path):
+    folder = write_npy(tmp_path, {"images": IMAGES, "labels": LABELS})
+    of_folder = data.model_copy(update={"source": "npy", "path": str(folder)})
+    before = sources.open_source(of_folder)
+    for name in ("._images.npy", "broken.npy", ".npy"):
+        (folder / name).write_bytes(b"")
+    np.save(folder / "objects.npy", np.array([None]))
+    after = sources.open_source(of_folder)
+    assert (after.sha256, after.notes) == (before.sha256, before.notes)
+    (folder / "labels.npy").unlink()
+    with pytest.raises(
+        InputError, match="found broken that cannot be read, images 6 .* objects that cannot be re"
+    ):
+        sources.open_source(of_folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "labels.npy: cannot be read as .npy .*; save it again with numpy.save$"),
+        (b"\x93NUMPY\x03\0" + b" " * 80, "version .*, expected 1.0 or 2.0; save it again as numbe"),
+    ],
+)
+def test_errors_about_npy_files_say_so(data, tmp_path, content, message):
+    folder = write_npy(tmp_path, {"images": IMAGES, "labels": LABELS})
+    (folder / "labels.npy").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        sources.open_source(data.model_copy(update={"source": "npy", "path": str(folder)}))
+
+
+def test_floats_may_exceed_one_by_rounding(brought):
+    source = brought({"images": IMAGES / 255 * (1 + 1e-6), "labels": LABELS})
+    assert (source.read(ROWS) == IMAGES[ROWS]).all()
+    with pytest.raises(InputError, match="floats from 0 to 1 .* found float64 from 0 to 1.00001;"):
+        brought({"images": IMAGES / 255 * (1 + 1e-5), "labels": LABELS})
+
+
 def test_the_hash_of_npy_files_is_of_those_read(data, tmp_path):
     of_folder = data.model_copy(
         update={"source": "npy", "path": str(write_npy(tmp_path, {"X": IMAGES, "y": LABELS}))}

@@ -427,6 +427,14 @@ def test_broken_images_are_listed_or_left_out(data, folder):
     assert source.read(np.arange(6)).shape == (6, 3, 16, 16)
 
 
+def test_names_that_are_not_utf8_can_be_stored(data, folder):
+    made(folder, "train/cat", "train/dog", "val/cat", "caf\udce9")
+    (folder / "train" / "cat" / "z\udce9.png").write_bytes(b"x")
+    source = sources.open_source(data.model_copy(update={"skip_broken": True}))
+    assert source.skipped == ("train/cat/z\\udce9.png",)
+    assert source.notes["folders beside train left out (caf\\udce9 and val)"] == 2
+
+
 @pytest.mark.parametrize("prefix", ["", "train/"])
 def test_a_class_of_broken_images_alone_is_refused(data, folder, prefix):
     made(folder, *(f"{prefix}{name}" for name in ("cat", "dog", "eel")), "val/dog")
