@@ -1,24 +1,23 @@
 """Write presets, which are whole settings for known jobs.
 
-The preset `quickstart` is complete. The others contain only what differs from it.
+The preset `quickstart` is complete, and so is every preset that has all of its sections. The others
+contain only what differs from it.
 """
 
 import copy
 import io
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.scalarfloat import ScalarFloat
 from ruamel.yaml.scalarint import ScalarInt
 from ruamel.yaml.scalarstring import PlainScalarString
 
-from pipeline import document, place
+from pipeline import place
 from pipeline.base import files, params
 from pipeline.base.errors import InputError
 from pipeline.document import Document
@@ -35,13 +34,14 @@ def names() -> list[str]:
 def complete(name: str) -> str:
     """Return the whole text of `params.yaml` for a preset.
 
-    It is the text of the quickstart, including comments and anchors, with the preset's values
-    inserted. A value that an anchor marks changes wherever the anchor is used.
+    That of a complete preset is its own. Otherwise it is the text of the quickstart, including
+    comments and anchors, with the preset's values inserted. A value that an anchor marks changes
+    wherever the anchor is used. Raises InputError for a preset that cannot be read.
     """
-    text = (FOLDER / f"{BASE}.yaml").read_text(encoding="utf-8")
-    if name == BASE:
-        return text
-    own = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    sections, text = _read(BASE)
+    changed, own = _read(name)
+    if sections <= changed:
+        return own
     yaml = YAML()
     yaml.width = 4096
     yaml.representer.add_representer(
@@ -55,11 +55,22 @@ def complete(name: str) -> str:
     return f"{_head(own)}\n\n{written.getvalue()}"
 
 
+def _read(name: str) -> tuple[set[str], str]:
+    """Return the sections that a preset has, and its text."""
+    path = _path(name)
+    return set(params.read(path)), path.read_text(encoding="utf-8")
+
+
+def _path(name: str) -> Path:
+    return FOLDER / f"{name}.yaml"
+
+
 def use(name: str) -> str:
     """Write a preset as `params.yaml`, and return a message about it.
 
     A previous `params.yaml` that is not itself a preset is kept beside it as a backup. Raises
-    InputError for a name that no preset has, and while a `repro` is running.
+    InputError for a name that no preset has, for a preset that cannot be read, and while a `repro`
+    is running.
     """
     _expect(name, f"NAME={name}")
     if place.DVC.is_dir():  # else nothing can be running
@@ -70,9 +81,7 @@ def use(name: str) -> str:
 
 def _use(name: str) -> str:
     text, kept = complete(name), ""
-    if params.FILE.exists() and params.FILE.read_text(encoding="utf-8") not in map(
-        complete, names()
-    ):
+    if params.FILE.exists() and params.FILE.read_bytes() not in _readable():
         backup = params.FILE.with_suffix(".yaml.bak")
         shutil.copyfile(params.FILE, backup)
         kept = f"; your own is kept as {backup}"
@@ -80,28 +89,29 @@ def _use(name: str) -> str:
     return f"{params.FILE} is now the preset {name}{kept}"
 
 
+def _readable() -> Iterator[bytes]:
+    """Yield what each preset writes to `params.yaml`, without presets that cannot be read."""
+    for name in names():
+        with suppress(InputError):
+            yield complete(name).encode()
+
+
 def settings(name: str) -> Document:
     """Return the checked values of a preset, without writing `params.yaml`.
 
-    Raises InputError for a name that no preset has.
+    Raises InputError for a name that no preset has, and for a preset that cannot be used.
     """
     _expect(name, f"plan {name}")
-    with _written(name) as path:
-        return document.load(path)
+    return params.checked(_path(name), Document, values(name))
 
 
 def values(name: str) -> dict[str, Any]:
-    """Return the values that a preset writes to `params.yaml`, unchecked."""
-    with _written(name) as path:
-        return params.read(path)
+    """Return the values that a preset writes to `params.yaml`, unchecked.
 
-
-@contextmanager
-def _written(name: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, params.FILE)
-        path.write_text(complete(name), encoding="utf-8")
-        yield path
+    Raises InputError for a preset that cannot be read.
+    """
+    found: dict[str, Any] = YAML(typ="safe", pure=True).load(complete(name))
+    return found
 
 
 def _expect(name: str, where: str) -> None:
@@ -139,8 +149,12 @@ def _merge(target: CommentedMap, changes: CommentedMap, whole: CommentedMap) -> 
 
 
 def _is_first(whole: CommentedMap, target: CommentedMap, key: str) -> bool:
-    """Return whether an anchored value is defined here, and only used in other places."""
-    above, name, _ = next(found for found in _places(whole) if found[2] is target[key])
+    """Return whether an anchored value is defined here, and only used in other places.
+
+    A value that `<<` inherits is defined elsewhere, also where that was replaced before.
+    """
+    found = (place for place in _places(whole) if place[2] is target[key])
+    above, name, _ = next(found, (None, "", None))
     return above is target and name == key
 
 
@@ -161,10 +175,11 @@ def _places(mapping: CommentedMap) -> list[tuple[CommentedMap, str, Any]]:
 
 
 def _anchored(value: Any, anchor: str) -> Any:
-    """Return the same value, marked by an anchor."""
+    """Return the same value, marked by an anchor if it is of a kind that can be marked."""
     if isinstance(value, str):
         return PlainScalarString(value, anchor=anchor)
-    if isinstance(value, ScalarFloat):
+    if hasattr(value, "yaml_set_anchor"):
         value.yaml_set_anchor(anchor, always_dump=True)
-        return value
-    return ScalarInt(value, anchor=anchor)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        return ScalarInt(value, anchor=anchor)
+    return value

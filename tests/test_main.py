@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline import __main__ as command
-from pipeline import repro
+from pipeline import presets, repro
 from pipeline.base.errors import InputError
 from pipeline.networks import downloads
 from tests.conftest import ROOT
@@ -59,6 +59,47 @@ def test_an_unknown_preset_is_refused_with_those_there_are(folder, monkeypatch):
         ),
     ):
         call(monkeypatch, "preset", "nope")
+
+
+def test_a_copy_of_whole_params_is_a_preset(folder, monkeypatch):
+    own = (folder / "params.yaml").read_text().replace("seed: 0 ", "seed: 10 ")
+    (folder / "presets/mine.yaml").write_text(own)
+    assert call(monkeypatch, "preset", "mine") == "params.yaml is now the preset mine"
+    assert (folder / "params.yaml").read_text() == own
+    assert presets.settings("mine").seed == 10
+
+
+def test_a_preset_may_change_what_a_threat_inherits(folder):
+    (folder / "presets/mine.yaml").write_text(
+        "attacks: {fgsm: {eps: 8/255}}\nevaluate: {threats: {fgsm: {eps: 4/255}}}"
+    )
+    settings = presets.settings("mine")
+    assert settings.attacks["fgsm"].eps == settings.evaluate.threats["pgd"].eps == 8 / 255
+    assert settings.evaluate.threats["fgsm"].eps == 4 / 255
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "presets/mine.yaml: expected sections such as data and model, found 'None'"),
+        (b"a: [", "presets/mine.yaml:1: not YAML: expected the node content, but found"),
+        (b"\xff", "presets/mine.yaml: not YAML: 'utf-8' codec can't decode byte 0xff"),
+        (b"attacks: {fgsm: {eps: null}}", "presets/mine.yaml: attacks.fgsm.eps: expected more t"),
+        (b"attacks: {pgd: {steps: yes}}", "presets/mine.yaml: attacks.pgd.steps: expected .* fou"),
+    ],
+)
+def test_a_preset_that_cannot_be_used_is_refused(folder, content, message):
+    (folder / "presets/mine.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=f"^{message}"):
+        presets.settings("mine")
+
+
+@pytest.mark.parametrize("content", [b"", b"a: [", b"\xff"])
+def test_other_presets_work_beside_one_that_cannot_be_read(folder, monkeypatch, content):
+    (folder / "presets/mine.yaml").write_bytes(content)
+    (folder / "params.yaml").write_bytes(b"\xff")
+    assert call(monkeypatch, "preset", "cifar10").endswith("; your own is kept as params.yaml.bak")
+    assert (folder / "params.yaml.bak").read_bytes() == b"\xff"
 
 
 def test_check_finds_a_missing_source_before_anything_runs(folder, monkeypatch):

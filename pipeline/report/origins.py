@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pipeline import figures, presets
 from pipeline.audit import lineage
 from pipeline.audit.project import Project
 from pipeline.base import costs, files, params
+from pipeline.base.errors import InputError
 from pipeline.report.parts import Picture, picture
 from pipeline.report.results import Results
 
@@ -116,12 +118,14 @@ def _text(value: Any) -> str:
 def preset_differences(project: Project) -> tuple[str, list[tuple[str, str, str]]]:
     """Return the preset that the params differ least from, and the keys that differ.
 
-    A difference is a key, its value in the preset and its value here.
+    A difference is a key, its value in the preset and its value here. Presets that cannot be read
+    are left out.
     """
     own = lineage.flatten(project.values)
-    found = {
-        name: _differences(lineage.flatten(presets.values(name)), own) for name in presets.names()
-    }
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for name in presets.names():
+        with suppress(InputError):
+            found[name] = _differences(lineage.flatten(presets.values(name)), own)
     if not found:
         return "", []
     nearest = min(found, key=lambda name: len(found[name]))
