@@ -1,5 +1,7 @@
 """Stage `export`: the chosen model -> the plain state_dict that is submitted."""
 
+from pathlib import Path
+
 from pipeline import networks
 from pipeline.base import console, files, params, store
 from pipeline.export import card, ranking, submission
@@ -33,7 +35,8 @@ def export_model() -> str:
     accuracy = submission.export(checkpoint, clean.load(clean.judged), args.out)
     submission.write_classes(clean.class_names, args.classes)
     source, size = str(clean.attributes["source"]), clean.image_shape[2]
-    written = card.text(name, checkpoint, metrics, source, size)
+    origin = _origin(checkpoint, args.models)
+    written = card.text(name, checkpoint, origin, metrics, source, size)
     files.write_bytes(args.card, written.encode())
     lines = submission.expectation(metrics)
     for line in ranking.table(ranked):
@@ -49,6 +52,14 @@ def export_model() -> str:
         f"{args.out}: a stock {checkpoint.architecture} for {len(clean.class_names)} classes, "
         f"SHA-256 {files.sha256(args.out)}"
     )
+
+
+def _origin(checkpoint: networks.Checkpoint, models: Path) -> networks.Checkpoint:
+    """Return the model that a model's fine-tunings began with, or the model itself."""
+    names = tuple(checkpoint.class_names)
+    while parent := checkpoint.provenance.get("training.of"):
+        checkpoint = networks.load(models / f"{parent}.safetensors", class_names=names)
+    return checkpoint
 
 
 if __name__ == "__main__":

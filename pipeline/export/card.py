@@ -18,8 +18,8 @@ CARD = """\
 
 ## How it was judged
 
-Accuracy in %, on {judged}. No training step used them. Robust
-accuracy is measured under white-box attacks that ran freshly against this model itself.
+Accuracy in %, on {judged} Robust accuracy is measured under
+white-box attacks that ran freshly against this model itself.
 
 | | accuracy | 95 % interval | images |
 |---|---|---|---|
@@ -55,18 +55,23 @@ model.eval()  # takes images (B, 3, {size}, {size}) in [0, 1], not normalised
 
 
 JUDGED = {
-    "test": "test images, which chose nothing",
-    "val": "validation images, which also chose the kept epoch",
+    "test": ("test images", "which chose nothing"),
+    "val": ("validation images", "which also chose the kept epoch"),
 }
 
 
 def text(
-    name: str, checkpoint: Checkpoint, metrics: Mapping[str, Any], source: str, size: int
+    name: str,
+    checkpoint: Checkpoint,
+    origin: Checkpoint,
+    metrics: Mapping[str, Any],
+    source: str,
+    size: int,
 ) -> str:
     """Return the card of a model.
 
-    `metrics` are those of its evaluation. `source` is where its images came from, and `size` their
-    pixels a side.
+    `origin` is the model that its fine-tunings began with, or the model itself. `metrics` are those
+    of its evaluation. `source` is where its images came from, and `size` their pixels a side.
     """
     results = submission.named(metrics)
     return CARD.format(
@@ -75,7 +80,7 @@ def text(
         architecture=checkpoint.architecture,
         n_classes=len(checkpoint.class_names),
         lead=_lead(name, checkpoint.provenance),
-        judged=JUDGED[metrics["data_set"]["judged"]],
+        judged=_judged(metrics["data_set"]["judged"], checkpoint, origin),
         results="\n".join(_result(*result) for result in results.items()),
         evidence=metrics["diagnostics"]["verdict"],
         training="\n".join(
@@ -110,6 +115,15 @@ def _head(
     yaml.default_flow_style = False
     yaml.dump(content, text)
     return text.getvalue()
+
+
+def _judged(part: str, checkpoint: Checkpoint, origin: Checkpoint) -> str:
+    """Return which images judged a model, and whether it may have been trained on them."""
+    images, use = JUDGED[part]
+    if "file.sha256" not in origin.provenance:
+        return f"{images}, {use}. No training step used them."
+    trained = "This model" if checkpoint is origin else "The model that it is fine-tuned from"
+    return f"{images}. {trained} was trained elsewhere; whether on these images is not known."
 
 
 def _lead(name: str, provenance: Mapping[str, Any]) -> str:

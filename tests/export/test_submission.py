@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 
 import pytest
@@ -125,14 +126,14 @@ def test_the_card_has_metadata_figures_and_lines_that_load_the_file(
     submission.export(checkpoint, val, tmp_path / "submission.pt")
     trained = {"training.of": "clean", "attack_passes": 12345, "weights.sha256": ""}
     about = networks.Checkpoint(**{**vars(checkpoint), "provenance": trained})
-    text = card.text("refreshed", about, METRICS, "digits", 16)
+    text = card.text("refreshed", about, checkpoint, METRICS, "digits", 16)
     _, head, body = text.split("---\n", 2)
     (judged,) = YAML(typ="safe").load(head)["model-index"][0]["results"]
     assert judged["dataset"]["name"] == "digits"
     assert [metric["value"] for metric in judged["metrics"]] == [0.9, 0.05, 0.04]
     assert "| robust, pgd, eps 8/255, 20 steps | 5.0 | 4.0 to 6.0 | 500 |" in body
     assert "fine-tuned from `clean`" in body
-    assert "on test images, which chose nothing." in body
+    assert "on test images, which chose nothing. No training step used them. Robust" in body
     assert "12,345 gradients" in body
     assert "70.0" not in body, "transfer accuracy"
     lines = body.split("```python\n")[1].split("```")[0]
@@ -140,3 +141,13 @@ def test_the_card_has_metadata_figures_and_lines_that_load_the_file(
     found = {}
     exec(lines, found)
     assert found["model"](torch.rand(1, 3, 16, 16)).shape == (1, 3)
+
+
+def test_the_card_of_a_model_trained_elsewhere_promises_nothing(checkpoint):
+    adopted = dataclasses.replace(checkpoint, provenance={"file.sha256": "a" * 64})
+    tuned = dataclasses.replace(checkpoint, provenance={"training.of": "mine"})
+    unknown = "was trained elsewhere; whether on these images is not known. Robust"
+    for model, name in ((adopted, "This model"), (tuned, "The model that it is fine-tuned from")):
+        text = card.text("x", model, adopted, METRICS, "digits", 16)
+        assert f"on test images. {name} {unknown}" in text
+        assert "No training step" not in text
