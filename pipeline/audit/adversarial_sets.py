@@ -192,10 +192,10 @@ def _refreshed_images(
     spec = project.settings.attacks[str(origin.attributes["attack"])]
     yield from _distances(stage, source, clean, images, spec)
     pairs = zip(images.blocks(), origin.blocks(), strict=True)
-    moved = sum(int((a.images != b.images).any((1, 2, 3))[a.split == 1].sum()) for a, b in pairs)
+    moved = sum(int((a.images != b.images).any((1, 2, 3))[a.split > 0].sum()) for a, b in pairs)
     yield judged(
         stage,
-        "validation rows",
+        "held-out rows",
         f"{moved} of them differ from {cached}" if moved else "",
         "as in the cached set",
         f"{source}, {cached}",

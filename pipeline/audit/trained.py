@@ -23,7 +23,7 @@ from pipeline.networks.params import Model
 def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
     """Check that a checkpoint came from the sets and the model that its stage read.
 
-    Also check that no validation image is among the training rows.
+    Also check that no held-out image is among the training rows.
     """
     entry, checkpoint = project.recorded[stage], project.checkpoint(path)
     yield Row(
@@ -56,9 +56,9 @@ def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
     original = project.rows(project.clean)
     for name, source in sets.items():
         rows = project.rows(source)
-        seen = np.intersect1d(original.ids[original.split == 1], rows.ids[rows.split == 0])
+        seen = np.intersect1d(original.ids[original.split > 0], rows.ids[rows.split == 0])
         fault = (
-            f"{len(seen)} validation images among the training rows, such as id {seen[0]}"
+            f"{len(seen)} held-out images among the training rows, such as id {seen[0]}"
             if len(seen)
             else ""
         )
@@ -66,7 +66,7 @@ def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
             stage,
             f"training rows of {name}",
             fault,
-            f"{(rows.split == 0).sum()}, no validation image",
+            f"{(rows.split == 0).sum()}, no held-out image",
             source,
         )
     yield _best_epoch(project, stage, path, checkpoint)

@@ -32,7 +32,7 @@ from pipeline.audit import (
 from pipeline.audit.adversarial_sets import adversarial_set
 from pipeline.base import files
 from pipeline.base.errors import InputError
-from pipeline.base.store import manifest
+from pipeline.base.store import SPLITS, manifest
 from pipeline.networks import scores
 from pipeline.networks.device import threads_of
 from tests import tiny_project
@@ -288,12 +288,24 @@ def test_whoever_renews_the_hashes_is_found_by_recomputation(folder, shard, name
     assert f"{row.split(':')[0]}: output {Path(shard).parent}" not in found, "dvc.lock agrees"
 
 
-def test_a_validation_image_among_the_training_rows_is_found(folder):
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_held_out_image_among_the_training_rows_is_found(folder, part):
+    for shard in sorted((folder / CLEAN).glob("*.h5")):
+        spoil(folder, f"{CLEAN}/{shard.name}", "split", held_out_for(part), rehash=True)
     spoil(folder, f"{PGD}/00000.h5", "split", lambda array: array.fill(0), rehash=True)
     assert (
-        "validation images among the training rows"
+        "held-out images among the training rows"
         in failures_of(folder, "finetune@robust")["training rows of pgd"]
     )
+
+
+def held_out_for(part):
+    """Return an edit of a split, whose held-out images become those of another part."""
+
+    def edit(array):
+        array[array > 0] = SPLITS[part]
+
+    return edit
 
 
 @pytest.mark.parametrize("row", ["fooled again", "attacked again"])
@@ -366,6 +378,16 @@ def test_a_few_values_of_an_attack_may_differ_on_a_gpu(folder, monkeypatch, shar
 REFRESHED, AGAIN = "data/refreshed/refreshed", "data/refreshed/again"
 
 
+def test_test_images_of_a_refreshed_set_are_compared_too(folder):
+    shard = f"{REFRESHED}/pgd/00001.h5"
+    spoil(folder, shard, "split", held_out_for("test"), rehash=True)
+    changed = lambda array: np.bitwise_xor(array, 1, out=array)  # noqa: E731
+    spoil(folder, shard, "images", changed, rehash=True)
+    relock(folder, REFRESHED)
+    found = failures_of(folder, "finetune@refreshed")
+    assert "of them differ from" in found[f"{REFRESHED}/pgd held-out rows"]
+
+
 @pytest.mark.parametrize(
     ("name", "edit", "row", "text"),
     [
@@ -374,7 +396,7 @@ REFRESHED, AGAIN = "data/refreshed/refreshed", "data/refreshed/again"
         (
             "images",
             lambda array: np.bitwise_xor(array, 1, out=array),
-            "pgd validation rows",
+            "pgd held-out rows",
             "of them differ from data/adversarial/clean/pgd",
         ),
     ],
@@ -454,7 +476,7 @@ def test_a_set_of_the_parent_in_place_of_another_source_is_found(twice):
     assert found.keys() == {
         f"made from {R_PGD}",
         f"{AGAIN}/clean-pgd made with {R_PGD}",
-        f"{AGAIN}/clean-pgd validation rows",
+        f"{AGAIN}/clean-pgd held-out rows",
     }
     assert found[f"made from {R_PGD}"].startswith("recorded ")
 
