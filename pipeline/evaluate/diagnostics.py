@@ -75,17 +75,18 @@ def converged(
     """Return what more steps and restarts of a PGD threat find beyond all attacks already tried.
 
     `found` tells which images (n,) of `block` withstood those attacks, which were in the threat's
-    eps ball.
+    eps ball. The further restarts follow those of the threat, and so have other random numbers.
     """
     entry, restarts = threat.model_dump(), settings.restarts - threat.restarts
     varied = {
-        "more_steps_find_more": {**entry, "steps": settings.steps[-1], "restarts": 1},
-        "more_restarts_find_more": {**entry, "restarts": restarts},
+        "more_steps_find_more": ({**entry, "steps": settings.steps[-1], "restarts": 1}, 0),
+        "more_restarts_find_more": ({**entry, "restarts": restarts}, threat.restarts),
     }
     checks = {}
-    for name, values in varied.items():
+    for name, (values, earlier) in varied.items():
+        attack = Threat.model_validate(values)
         after = whitebox.withstands(
-            target, block, Threat.model_validate(values), f"check: {name}", found
+            target, block, attack, f"check: {name}", found, earlier=earlier
         ).standing
         checks[name] = share(found & ~after, CONVERGED)
     return checks

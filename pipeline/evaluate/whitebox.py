@@ -39,18 +39,26 @@ class Outcome:
 
 
 def withstands(
-    target: Target, block: Block, threat: Threat, text: str, standing: Mask | None = None
+    target: Target,
+    block: Block,
+    threat: Threat,
+    text: str,
+    standing: Mask | None = None,
+    *,
+    earlier: int = 0,
 ) -> Outcome:
     """Return which of a block's images (N,) withstand every restart of a fresh attack.
 
     The network gets such an image right unattacked, and after every restart against the network
     itself. A lost image is not attacked again. `standing` excludes images that were lost before, to
-    an attack in the same ball.
+    an attack in the same ball. `earlier` is the number of restarts whose random numbers are left
+    out, because they were used before.
     """
     passes = Passes(target.attacked)
     after = [np.empty(len(block), dtype=bool) for _ in range(threat.restarts)]
     with console.progress(len(block) * threat.restarts, text, "images") as bar:
-        for rows, found in target.each_part(withstands_part, block, threat, standing=standing):
+        parts = target.each_part(withstands_part, block, threat, earlier, standing=standing)
+        for rows, found in parts:
             for restart, mask in enumerate(found.after):
                 after[restart][rows] = mask
             passes.add(found.forward, found.backward)
@@ -67,14 +75,14 @@ class OfPart(NamedTuple):
 
 
 def withstands_part(
-    target: Target, first: int, block: Block, threat: Threat, standing: Mask | None
+    target: Target, first: int, block: Block, threat: Threat, earlier: int, standing: Mask | None
 ) -> OfPart:
     """Return what a fresh attack finds on a part of a block that begins at place `first`."""
     attack = attacks.build(threat, target.attacked, target.n_classes)
     passes = Passes(target.attacked)
     standing = target.is_right(block) if standing is None else standing.copy()
     after = []
-    for restart in range(threat.restarts):
+    for restart in range(earlier, earlier + threat.restarts):
         for start, rows in target.batches(standing):
             if len(rows):
                 images, labels = target.tensors(block, rows)

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import document
+from pipeline import document, networks
 from pipeline.attacks.params import Attack, Generate, Threat
-from pipeline.base import params
+from pipeline.base import params, seeds
 from pipeline.cluster import Here
 from pipeline.evaluate import checks, diagnostics, judgement, sweeps
 from pipeline.evaluate.params import Curves, Evaluate
 from pipeline.evaluate.target import Target
 from pipeline.generate import generation
 from tests import small_networks as small
-from tests.conftest import write_set
+from tests.conftest import make_block, write_set
 from tests.small_networks import EPS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -128,6 +128,21 @@ def test_more_steps_are_compared_with_what_all_attacks_found(bench):
     verdict, _, checks = bench.diagnose(bench.undefended, "undefended", **few)
     found = checks["more_steps_find_more"]
     assert (found["value"], found["verdict"]) == (0, "passed"), "APGD has found them before"
+
+
+def test_further_restarts_follow_those_of_the_threat(monkeypatch):
+    block = make_block(4, size=8)
+    block = dataclasses.replace(block, labels=networks.predict(small.network(), block.images, 4))
+    restarts = []
+    monkeypatch.setattr(
+        seeds, "batch_seed", lambda _, restart, __: restarts.append(restart) or restart
+    )
+    harmless = {"eps": 1e-6, "alpha": 1e-6, "restarts": 2}
+    threat = Threat.model_validate({**PGD, **harmless})
+    curves = Curves(threat="pgd", n_eval=4, eps=[1.0], steps=[1, 2], restarts=4, queries=1)
+    target = Target.of(small.network(), 10, batch_size=4, seed=0)
+    diagnostics.converged(target, block, np.ones(4, dtype=bool), threat, curves)
+    assert restarts == [0, 2, 3], "one of more steps, then two that the threat did not have"
 
 
 def test_fine_tuning_on_stored_images_is_static_only(bench):

@@ -85,6 +85,14 @@ def test_more_restarts_never_help_the_defender(judged):
         assert (more <= fewer).all()
 
 
+def test_later_restarts_continue_the_earlier_ones(judged):
+    block, entry = block_of(24), {**PGD, "eps": 2 / 255, "alpha": 1 / 255, "steps": 2}
+    threats = [Threat.model_validate({**entry, "restarts": count}) for count in (1, 2, 3)]
+    one, _, three = (whitebox.withstands(judged, block, threat, "t") for threat in threats)
+    later = whitebox.withstands(judged, block, threats[1], "t", one.standing, earlier=1)
+    np.testing.assert_array_equal([*one.after, *later.after], three.after)
+
+
 def test_attacked_images_are_held_to_the_ball(judged):
     class TooFar(Attack):
         def forward(self, images, labels):
