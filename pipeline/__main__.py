@@ -56,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     discarding.add_argument("path", type=Path, help="the image set or model, such as data/clean")
     preset = commands.add_parser("preset", help="copy a preset over params.yaml")
-    preset.add_argument("name", help=f"one of {', '.join(presets.names())}")
+    known = ", ".join(presets.names(place.project_above(Path())))
+    preset.add_argument("name", help=f"one of {known}" if known else "a file of presets/, no .yaml")
     planning = commands.add_parser("plan", help="measure a few steps, print what a run will cost")
     planning.add_argument("preset", nargs="?", help="a preset; params.yaml, if left out")
     planning.add_argument("--images", type=int, help="number of images, where it is not known")
@@ -114,10 +115,11 @@ def plan(preset: str | None, n_images: int | None) -> str:
     """Print what a run of `params.yaml` or of a preset will cost on this machine."""
     if n_images is not None and n_images < 1:
         raise InputError(f"--images: expected 1 or more, found {n_images}")
-    settings = document.load(params.FILE) if preset is None else presets.settings(preset)
     from pipeline.plan import planning
 
-    return planning.plan(settings, n_images, keep=preset is None and n_images is None)
+    if preset is None:
+        return planning.plan(document.load(params.FILE), n_images, keep=n_images is None)
+    return planning.plan(presets.settings(preset), n_images, where=f"the preset {preset}")
 
 
 def audit_project(path: Path, *, robust: bool) -> str:

@@ -78,6 +78,11 @@ class Document(Section):
             },
         }
 
+    @property
+    def guesses(self) -> list[float]:
+        """Every eps of the grid, if there is one."""
+        return self.evaluate.grid.eps if self.evaluate.grid is not None else []
+
     def architecture_of(self, model: str) -> str:
         """Return the architecture of a model, by the model's name.
 
@@ -187,7 +192,7 @@ class Document(Section):
             raise ValueError(
                 f"export.model: {AUTO} means the best model; name that model otherwise"
             )
-        guesses = self.evaluate.grid.eps if self.evaluate.grid is not None else []
+        guesses = self.guesses
         if self.export.model == AUTO and not any(map(self.export.score.covers, guesses)):
             raise ValueError(
                 f"export.model: expected a name, found {AUTO}, which needs an eps of evaluate.grid "
@@ -210,6 +215,12 @@ def remarks(settings: Document) -> Iterator[str]:
         yield (
             f"attacks.{name}: in no mix, so its images are stored and no model is trained on them; "
             "an attack that only judges belongs under evaluate.threats"
+        )
+    guesses, score = settings.guesses, settings.export.score
+    if guesses and not any(map(score.covers, guesses)):  # then export.model names a model
+        yield (
+            f"export.score: no eps of evaluate.grid is up to max_eps {score.max_eps:g}, "
+            "so the models are not ranked"
         )
 
 

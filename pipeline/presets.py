@@ -26,9 +26,9 @@ FOLDER = Path("presets")
 BASE = "quickstart"
 
 
-def names() -> list[str]:
-    """Return the names of all presets, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+def names(project: Path = Path()) -> list[str]:
+    """Return the names of all presets of a project, sorted."""
+    return sorted(path.stem for path in (project / FOLDER).glob("*.yaml"))
 
 
 def complete(name: str) -> str:
@@ -115,6 +115,11 @@ def values(name: str) -> dict[str, Any]:
 
 
 def _expect(name: str, where: str) -> None:
+    if not names():
+        raise InputError(
+            f"{Path().absolute()}: not the project folder: no {FOLDER}; "
+            "change to the folder that holds them"
+        )
     if name not in names():
         raise InputError(f"{where}: no such preset; there are {', '.join(names())}")
 

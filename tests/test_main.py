@@ -61,6 +61,46 @@ def test_an_unknown_preset_is_refused_with_those_there_are(folder, monkeypatch):
         call(monkeypatch, "preset", "nope")
 
 
+def test_the_presets_are_named_in_any_folder_of_the_project(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder / "pipeline")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "preset", "--help")
+    assert "one of assignment, assignment-2026," in capsys.readouterr().out
+
+
+def test_presets_need_a_project(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("preset", "plan"):
+        with pytest.raises(
+            InputError, match=f"^{tmp_path}: not the project folder: no presets; change to the fol"
+        ):
+            call(monkeypatch, name, "cifar10")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "preset", "--help")
+    assert "one of" not in capsys.readouterr().out
+
+
+def test_a_plan_of_a_preset_names_the_preset(folder, monkeypatch):
+    from pipeline.plan import planning
+
+    asked = []
+    monkeypatch.setattr(planning, "plan", lambda *_, **named: asked.append(named) or "")
+    call(monkeypatch, "plan", "cifar10")
+    call(monkeypatch, "plan")
+    assert asked == [{"where": "the preset cifar10"}, {"keep": True}]
+
+
+def test_check_says_why_there_will_be_no_ranking(folder, monkeypatch, capsys):
+    path = folder / "params.yaml"
+    text = path.read_text().replace("score: {max_eps: *eps}", "score: {max_eps: 4/255}")
+    path.write_text(re.sub("model: auto", "model: robust", text))
+    assert call(monkeypatch, "check") == "params.yaml is sound"
+    assert capsys.readouterr().out == (
+        "params.yaml: export.score: no eps of evaluate.grid is up to max_eps 0.0156863, "
+        "so the models are not ranked\n"
+    )
+
+
 def test_a_copy_of_whole_params_is_a_preset(folder, monkeypatch):
     own = (folder / "params.yaml").read_text().replace("seed: 0 ", "seed: 10 ")
     (folder / "presets/mine.yaml").write_text(own)

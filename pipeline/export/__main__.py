@@ -43,14 +43,19 @@ def export_model() -> str:
         console.say(line)
     console.say("\n".join([f"a grader with these attacks is expected to find of {name}", *lines]))
     if accuracy <= rule.min_clean:
-        console.say(
-            f"warning: {path}: clean validation accuracy {accuracy:.4f} "
-            f"is not above export.min_clean ({rule.min_clean}); "
-            "a grader with that limit would refuse the file"
-        )
+        console.say(f"warning: {path}: {low(accuracy, clean.judged, rule.min_clean)}")
     return (
         f"{args.out}: a stock {checkpoint.architecture} for {len(clean.class_names)} classes, "
         f"SHA-256 {files.sha256(args.out)}"
+    )
+
+
+def low(accuracy: float, judged: str, floor: float) -> str:
+    """Return what a clean accuracy that is not above the floor means."""
+    images, _ = card.JUDGED[judged]
+    return (
+        f"clean accuracy {accuracy:.4f} on {images} is not above export.min_clean ({floor}); "
+        "a grader with that limit would refuse the file"
     )
 
 

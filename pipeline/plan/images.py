@@ -46,16 +46,17 @@ class Images:
         return 3 * self.size**2 + store.ROW_BYTES
 
 
-def known(data: Data, n_images: int | None = None) -> Images:
+def known(data: Data, n_images: int | None = None, where: str = str(params.FILE)) -> Images:
     """Return the images that `data` describes.
 
     `n_images` is what the user says. Without it, the number comes from the clean image set, from
-    `data` or from a source that is quick to read. Raises InputError where none of them tells.
+    `data` or from a source that is quick to read. `where` names what `data` is from. Raises
+    InputError where none of them tells.
     """
     n_images = n_images or data.n_images
-    found = _prepared(data, n_images) or _declared(data, n_images) or _read(data)
+    found = _prepared(data, n_images) or _declared(data, n_images, where) or _read(data)
     if found is None:
-        raise InputError(_missing(data, n_images))
+        raise InputError(_missing(data, n_images, where))
     if found.n_train < 1:
         raise InputError(
             f"data.n_val and n_test: expected fewer than the {found.n_images} images "
@@ -91,11 +92,11 @@ def _prepared(data: Data, n_images: int | None) -> Images | None:
     )
 
 
-def _declared(data: Data, n_images: int | None) -> Images | None:
+def _declared(data: Data, n_images: int | None, where: str) -> Images | None:
     """Return the images that the params alone describe."""
     if n_images is None or data.image_size is None:
         return None
-    origin = f"data.n_images of {params.FILE}" if n_images == data.n_images else "--images"
+    origin = f"data.n_images of {where}" if n_images == data.n_images else "--images"
     return Images(
         n_images=n_images,
         n_val=_part(data.n_val, n_images),
@@ -139,13 +140,13 @@ def _bytes_of(path: Path) -> int:
     return sum(file.stat().st_size for file in found if file.is_file())
 
 
-def _missing(data: Data, n_images: int | None) -> str:
+def _missing(data: Data, n_images: int | None, where: str) -> str:
     if n_images is None:
         return (
-            f"data.n_images: not known before {data.path} is read (null in {params.FILE}); "
+            f"data.n_images: not known before {data.path} is read (null in {where}); "
             "write --images N"
         )
     return (
-        f"data.image_size: not known before {data.path} is read (null in {params.FILE}); "
+        f"data.image_size: not known before {data.path} is read (null in {where}); "
         "set it, or run `dvc repro prepare` first"
     )

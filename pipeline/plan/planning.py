@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
-from pipeline.base import console, remaining
+from pipeline.base import console, params, remaining
 from pipeline.document import Document
 from pipeline.networks import device as devices
 from pipeline.plan import images as image_counts
@@ -14,14 +14,20 @@ from pipeline.plan.stages import Plan
 from pipeline.plan.work import Stage
 
 
-def plan(settings: Document, n_images: int | None = None, *, keep: bool = False) -> str:
+def plan(
+    settings: Document,
+    n_images: int | None = None,
+    *,
+    keep: bool = False,
+    where: str = str(params.FILE),
+) -> str:
     """Print what a run of these params costs on this machine, and return what it took to know.
 
     `n_images` is the number of images, where it is not known otherwise. `keep` keeps what each
-    stage costs for the next run of `params.yaml`.
+    stage costs for the next run of `params.yaml`. `where` names what the params are from.
     """
     started, device = time.perf_counter(), devices.choose()
-    images = image_counts.known(settings.data, n_images)
+    images = image_counts.known(settings.data, n_images, where)
     costs = measured(Plan(settings, images, device).stages(), Rates(images, device))
     if keep:
         remaining.keep({cost.stage.name: cost.seconds for cost in costs})

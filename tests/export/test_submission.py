@@ -9,6 +9,7 @@ from torchvision import models
 from pipeline import networks
 from pipeline.base import files, store
 from pipeline.base.errors import InputError
+from pipeline.export import __main__ as stage
 from pipeline.export import card, submission
 from tests.conftest import make_block
 
@@ -151,3 +152,8 @@ def test_the_card_of_a_model_trained_elsewhere_promises_nothing(checkpoint):
         text = card.text("x", model, adopted, METRICS, "digits", 16)
         assert f"on test images. {name} {unknown}" in text
         assert "No training step" not in text
+
+
+def test_a_low_accuracy_is_said_of_the_images_that_it_is_on():
+    assert stage.low(0.4, "test", 0.5).startswith("clean accuracy 0.4000 on test images is not")
+    assert stage.low(0.4, "val", 0.5).startswith("clean accuracy 0.4000 on validation images is n")

@@ -34,6 +34,7 @@ def test_n_images_is_taken_from_the_params(monkeypatch, tmp_path):
         2500,
         "data.n_images of params.yaml",
     )
+    assert images.known(data, where="the preset x").origin == "data.n_images of the preset x"
 
 
 def test_an_unknown_number_is_asked_for(settings):
@@ -43,6 +44,8 @@ def test_an_unknown_number_is_asked_for(settings):
         match=r"^data.n_images: not known before data/raw/mine.npz is read .*; write --images N$",
     ):
         images.known(data)
+    with pytest.raises(InputError, match=r"is read \(null in the preset x\); write --images N$"):
+        images.known(data, where="the preset x")
     found = images.known(data, 1000)
     assert (found.n_images, found.origin) == (1000, "--images")
 
