@@ -1,5 +1,6 @@
 """Show the results, and tell which of them are not those of the present params and models."""
 
+import shutil
 import subprocess
 import textwrap
 from collections.abc import Iterator
@@ -96,7 +97,9 @@ def _value(content: Any, key: str) -> Any:
 
 
 def _commit() -> Iterator[str]:
-    """Yield the commit that the metrics are from, in a Git repository."""
+    """Yield the commit that the metrics are from, in a Git repository, where there is a git."""
+    if shutil.which("git") is None:
+        return
     last, changed = (
         subprocess.run(
             ["git", *arguments, "--", str(METRICS)],  # noqa: S607

@@ -167,6 +167,11 @@ def test_results_of_another_model_or_run_are_marked(folder):
     assert results.outdated(["clean"]) == {"clean": "not in dvc.lock"}
 
 
+def test_results_need_no_git(folder, monkeypatch):
+    monkeypatch.setenv("PATH", str(folder))
+    assert "Commit" not in results.results()
+
+
 def test_results_name_their_commit(folder):
     def git(*arguments):
         command = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *arguments]
