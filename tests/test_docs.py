@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from pipeline.audit.samples import SAMPLE
 from tests.conftest import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -31,3 +32,9 @@ def test_anchors_lead_to_headings(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_whose_output_is_too_wide_are_not_recommended(page):
     assert not re.findall(rf"`{WIDE}", page.read_text(encoding="utf-8"))
+
+
+def test_the_sample_of_an_audit_is_as_large_as_its_page_says():
+    text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    assert text.count(f"a sample of whole batches, {SAMPLE} images or more") == 2
+    assert "audit.sample" not in text, "no such parameter"
