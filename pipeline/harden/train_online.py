@@ -104,7 +104,7 @@ def _fresh(
     """Return a network that did not start from the clean model, and the origin of its weights."""
     weights = networks.pretrained_weights(start, where)
     network = networks.build(start, len(clean.class_names), recipe.seed, weights)
-    return network, {"weights": start.weights or "none", "weights.sha256": weights.sha256}
+    return network, checkpointed.first_weights(start, weights.sha256)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from pipeline.base import console, params, store
 from pipeline.base.values import CLEAN
 from pipeline.cluster import training
 from pipeline.networks import device, scores
-from pipeline.networks.params import Model
 from pipeline.train import augmentation, checkpointed, group, mixing
 from pipeline.train.params import TrainParams
 
@@ -56,20 +55,10 @@ def train(args: Namespace) -> str:
         class_names=clean.class_names,
         provenance={
             "clean.digest": clean.digest,
-            **first_weights(settings.model, pretrained.sha256),
+            **checkpointed.first_weights(settings.model, pretrained.sha256),
         },
         device=processor,
     )
-
-
-def first_weights(model: Model, sha256: str) -> dict[str, str]:
-    """Return what identifies the weights that training starts from."""
-    taken = [key for key in ("keep_head", "ignore_normalisation") if getattr(model, key)]
-    return {
-        "weights": model.weights or "none",
-        "weights.sha256": sha256,
-        **{f"weights.{key}": "true" for key in taken},  # a key that is left out changes no bytes
-    }
 
 
 if __name__ == "__main__":

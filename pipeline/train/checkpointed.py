@@ -13,6 +13,7 @@ from pipeline import networks
 from pipeline.base import console, files, unfinished
 from pipeline.base.values import Section
 from pipeline.networks.device import describe
+from pipeline.networks.params import Model
 from pipeline.networks.precision import precision_for, recorded
 from pipeline.networks.scores import Validate
 from pipeline.train import group, params
@@ -72,6 +73,16 @@ def train(
     also_write(checkpoint)
     part.unlink()
     return done
+
+
+def first_weights(model: Model, sha256: str) -> dict[str, str]:
+    """Return what identifies the weights that training starts from."""
+    taken = [key for key in ("keep_head", "ignore_normalisation") if getattr(model, key)]
+    return {
+        "weights": model.weights or "none",
+        "weights.sha256": sha256,
+        **{f"weights.{key}": "true" for key in taken},  # a key that is left out changes no bytes
+    }
 
 
 def _kept(fitted: Fit) -> str:

@@ -3,7 +3,6 @@ import pytest
 from pipeline import networks
 from pipeline.networks.params import Model
 from pipeline.train import checkpointed, loop
-from pipeline.train.__main__ import first_weights
 from tests.train.conftest import CPU, Tiny, scores
 
 
@@ -108,9 +107,12 @@ def test_a_key_that_is_left_out_is_not_recorded(recipe):
 def test_how_the_first_weights_are_taken_is_part_of_where_a_model_comes_from():
     own = {"architecture": "resnet18", "weights": "models/pretrained/own.pth"}
     plain, whole = (Model.model_validate({**own, **more}) for more in ({}, {"keep_head": True}))
-    assert first_weights(plain, "1") == {"weights": own["weights"], "weights.sha256": "1"}
-    assert first_weights(whole, "1") == {
-        **first_weights(plain, "1"),
+    assert checkpointed.first_weights(plain, "1") == {
+        "weights": own["weights"],
+        "weights.sha256": "1",
+    }
+    assert checkpointed.first_weights(whole, "1") == {
+        **checkpointed.first_weights(plain, "1"),
         "weights.keep_head": "true",
     }
 
