@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from torch import distributed
 
 from pipeline.base.errors import InputError
@@ -25,8 +26,13 @@ def narrow_train(args):
 
 def train_alone(rank, args, folder):
     """Train on one of two processes that no cluster has started."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
     os.chdir(folder / ("project" if rank == 0 else "second"))
     narrow_train(args)
+    distributed.destroy_process_group()
 
 
 def dying_train(args):
