@@ -1,29 +1,45 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.base.errors import InputError
 from pipeline.train import group, part, step
-from tests import forked
-from tests.train import workers
+from tests.conftest import ROOT
 from tests.train.conftest import CPU, Tiny
+from tests.train.workers import SIZE
 
 
-def run(folder, size, scenarios):
+def run(folder, size):
     """What every process of a group found, and what it said on standard error."""
     folder.mkdir()
-    said = forked.run(workers.work, size, folder, scenarios, folder)
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.train.workers", str(rank), str(size), str(folder)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "".join(said)
     return [torch.load(folder / f"{rank}.pt") for rank in range(size)], said
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    scenarios = (workers.gradients, workers.tiny_parts, workers.validated, workers.refreshed)
-    return run(tmp_path_factory.mktemp("group") / "together", workers.SIZE, scenarios)
+    return run(tmp_path_factory.mktemp("group") / "together", SIZE)
 
 
 def test_gradients_of_workers_are_those_of_the_whole_batch(together, tmp_path):
-    (alone,), _ = run(tmp_path / "alone", 1, (workers.gradients,))
+    (alone,), _ = run(tmp_path / "alone", 1)
     expected = alone["gradients"]
     assert expected["sizes"] == [16, 16, 16, 2]
     for found in together[0]:
@@ -64,8 +80,8 @@ def test_refreshed_rows_belong_to_workers_and_the_first_gathers_them(together):
     for rank, own in enumerate(runs):
         changed = (own["images"] != own["stored"]).flatten(1).any(1).numpy()
         if rank:
-            assert set(rows[changed] % workers.SIZE) == {rank}
-        is_own = rows % workers.SIZE == rank
+            assert set(rows[changed] % SIZE) == {rank}
+        is_own = rows % SIZE == rank
         assert torch.equal(runs[0]["images"][is_own], own["images"][is_own])
     changed = (runs[0]["images"] != runs[0]["stored"]).flatten(1).any(1)
     assert changed[48:].all(), "three epochs draw every adversarial image"

@@ -1,6 +1,8 @@
 """What three processes do together in the tests of a group of workers."""
 
 import copy
+import sys
+from pathlib import Path
 
 import torch
 from torch import distributed, nn
@@ -137,7 +139,20 @@ def _trained(sets, settings, own, out, stop_after):
     }
 
 
-def work(rank, scenarios, folder):
-    torch.save(
-        {scenario.__name__: scenario(folder) for scenario in scenarios}, folder / f"{rank}.pt"
-    )
+def work(rank, size, folder):
+    torch.set_num_threads(1)
+    if size > 1:
+        distributed.init_process_group(
+            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size
+        )
+    found = {
+        scenario.__name__: scenario(folder)
+        for scenario in (gradients, tiny_parts, validated, refreshed)[: 1 if size == 1 else None]
+    }
+    torch.save(found, folder / f"{rank}.pt")
+    if size > 1:
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
