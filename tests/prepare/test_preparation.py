@@ -21,6 +21,14 @@ DATA = document.load(ROOT / "params.yaml").data.model_copy(update={"n_test": 0})
 STORED = Store(shard_rows=64)
 
 
+def source_of(labels, class_names, **more):
+    ids = np.arange(len(labels))
+    return sources.Source(
+        labels=labels, ids=ids, read=lambda rows: rows, class_names=class_names, sha256="",
+        image_size=8, **more,
+    )  # fmt: skip
+
+
 @given(
     st.lists(st.integers(10, 60), min_size=2, max_size=5), st.integers(1, 100), st.integers(0, 5)
 )
@@ -55,16 +63,7 @@ def test_test_images_are_held_out_first_and_in_every_class_its_share():
 
 def test_a_source_with_its_own_split_gives_the_test_from_its_training_part():
     labels, own = np.arange(200) % 2, (np.arange(200) >= 150).astype(np.uint8)
-    source = sources.Source(
-        labels=labels,
-        ids=np.arange(200),
-        read=lambda rows: rows,
-        class_names=("a", "b"),
-        sha256="",
-        image_size=8,
-        notes={},
-        split=own,
-    )
+    source = source_of(labels, ("a", "b"), split=own)
     data = DATA.model_copy(update={"n_val": "from_source", "n_test": 30})
     split = preparation.split_of(source, np.arange(200), data)
     assert (split[150:] == 1).all()
@@ -112,14 +111,7 @@ def test_impossible_choices_are_refused(change, counts, message):
 
 def test_a_class_that_is_too_small_is_called_by_its_name():
     labels = np.repeat([0, 1], [59, 1])
-    source = sources.Source(
-        labels=labels,
-        ids=np.arange(60),
-        read=lambda rows: rows,
-        class_names=("cat", "dog"),
-        sha256="",
-        image_size=8,
-    )
+    source = source_of(labels, ("cat", "dog"))
     with pytest.raises(InputError, match="data.n_val: .* found class dog with 1 image, too few"):
         preparation.split_of(source, np.arange(60), DATA.model_copy(update={"n_val": 5}))
     with pytest.raises(InputError, match="data.n_images: .* found class dog with 1 image, too few"):
