@@ -9,7 +9,7 @@ import sys
 
 from tests.conftest import ROOT
 
-KILLS = 4
+KILLS = 2
 
 
 def test_disturbed_runs_end_with_the_bytes_of_undisturbed_ones():

@@ -13,43 +13,42 @@ from tests.train.conftest import CPU, Tiny
 from tests.train.workers import SIZE
 
 
-def run(folder, size):
-    """What every process of a group found, and what it said on standard error."""
-    folder.mkdir()
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.train.workers", str(rank), str(size), str(folder)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "".join(said)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(size)], said
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """What a process alone found, what each of a group found, and all they said as errors."""
+    folder = tmp_path_factory.mktemp("group")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.train.workers", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    together = [torch.load(folder / "together" / f"{rank}.pt") for rank in range(SIZE)]
+    return torch.load(folder / "alone" / "0.pt"), together, done.stderr
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("group") / "together", SIZE)
+def together(ran):
+    return ran[1]
 
 
-def test_gradients_of_workers_are_those_of_the_whole_batch(together, tmp_path):
-    (alone,), _ = run(tmp_path / "alone", 1)
+def test_gradients_of_workers_are_those_of_the_whole_batch(ran):
+    alone, together, _ = ran
     expected = alone["gradients"]
     assert expected["sizes"] == [16, 16, 16, 2]
-    for found in together[0]:
+    for found in together:
         assert torch.allclose(found["gradients"]["totals"], expected["totals"], rtol=1e-5)
         for name, tensor in found["gradients"]["network"].items():
             assert torch.allclose(tensor, expected["network"][name], atol=1e-6), name
 
 
-def test_small_parts_are_filled_up_and_all_workers_end_the_same(together):
-    found, said = together
+def test_small_parts_are_filled_up_and_all_workers_end_the_same(ran):
+    _, found, said = ran
     assert [each["gradients"]["sizes"] for each in found] == [
         [6, 6, 6, 2],
         [5, 5, 5, 2],
@@ -65,17 +64,17 @@ def test_small_parts_are_filled_up_and_all_workers_end_the_same(together):
     (state, history), (again, again_history), _ = first
     assert history == again_history, "the same seeds and number of workers give the same bytes"
     assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
-    assert not any("Warning" in text for text in said)
+    assert "Warning" not in said
 
 
 def test_workers_share_the_images_to_validate_on(together):
-    for each in together[0]:
+    for each in together:
         for shared, alone in each["validated"]["found"]:
             assert shared == pytest.approx(alone)
 
 
 def test_refreshed_rows_belong_to_workers_and_the_first_gathers_them(together):
-    runs = [each["refreshed"]["whole"] for each in together[0]]
+    runs = [each["refreshed"]["whole"] for each in together]
     rows = np.arange(len(runs[0]["images"]))
     for rank, own in enumerate(runs):
         changed = (own["images"] != own["stored"]).flatten(1).any(1).numpy()
@@ -89,7 +88,7 @@ def test_refreshed_rows_belong_to_workers_and_the_first_gathers_them(together):
 
 
 def test_workers_that_were_stopped_resume_to_the_same_bytes(together):
-    first = together[0][0]["refreshed"]
+    first = together[0]["refreshed"]
     whole, resumed = first["whole"], first["resumed"]
     assert [name for name in resumed["kept"] if name.endswith(".part")]
     assert whole["epochs"] == 3

@@ -1,6 +1,11 @@
-"""What three processes do together in the tests of a group of workers."""
+"""What three processes do together in the tests of a group of workers.
+
+`python -m tests.train.workers FOLDER` runs one process alone and a group of three. They are forks
+of one that has no threads yet, so that torch is imported once.
+"""
 
 import copy
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -130,6 +135,7 @@ def _trained(sets, settings, own, out, stop_after):
         stored, images = run()
     else:
         kept = []
+    distributed.barrier()  # the first worker writes the last files
     return {
         "stored": stored,
         "images": copy.copy(images),
@@ -154,5 +160,22 @@ def work(rank, size, folder):
         distributed.destroy_process_group()
 
 
+def main(folder):
+    forks = multiprocessing.get_context("fork")
+    groups = {folder / "alone": 1, folder / "together": SIZE}
+    for each in groups:
+        each.mkdir()
+    processes = [
+        forks.Process(target=work, args=(rank, size, each))
+        for each, size in groups.items()
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(any(process.exitcode for process in processes))
+
+
 if __name__ == "__main__":
-    work(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(Path(sys.argv[1]))
