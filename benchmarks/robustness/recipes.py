@@ -15,6 +15,8 @@ EMA, LONG_EMA = 0.093, 0.19  # the time constant of an average, as a share of al
 
 Entry = dict[str, Any]
 SINGLE_STEP = {"steps": 1, "random_start": True}
+MORE_CLEAN = {"clean": 0.4, "fgsm": 0.2, "pgd": 0.4}
+HIGHER_LR = {"mix": MORE_CLEAN, "lr": 0.1}
 # What differs from the preset's models. Here `ema` is a time constant, and `epochs` is a share of
 # those of the setting. The order is that of work.
 RECIPES: dict[str, tuple[str, Entry]] = {
@@ -23,6 +25,7 @@ RECIPES: dict[str, tuple[str, Entry]] = {
     "refreshed, half of the epochs": ("refreshed", {"epochs": 0.5}),
     "refreshed + regularise": ("refreshed", {"refresh": {"regularise": 10.0}}),
     "online PGD-10": ("online", {}),
+    "online PGD-10, lr 0.1": ("online", {"lr": 0.1}),
     "online N-FGSM": (
         "online",
         {"clean_weight": 0.0, "adversary": {**SINGLE_STEP, "noise": 2.0, "alpha": "eps/1"}},
@@ -35,7 +38,15 @@ RECIPES: dict[str, tuple[str, Entry]] = {
         "refreshed",
         {"schedule": "onecycle", "lr": 0.1, "warmup_epochs": 3},
     ),
-    "refreshed + more clean": ("refreshed", {"mix": {"clean": 0.4, "fgsm": 0.2, "pgd": 0.4}}),
+    "refreshed + more clean": ("refreshed", {"mix": MORE_CLEAN}),
+    "refreshed + more clean, lr 0.1, 1.2 of the epochs": (
+        "refreshed",
+        {**HIGHER_LR, "epochs": 1.2},
+    ),
+    "refreshed + more clean, lr 0.1, 0.6 of the epochs": (
+        "refreshed",
+        {**HIGHER_LR, "epochs": 0.6},
+    ),
     "refreshed + half clean": ("refreshed", {"mix": {"clean": 0.5, "fgsm": 0.15, "pgd": 0.35}}),
     "refreshed + regularise 2": ("refreshed", {"refresh": {"regularise": 2.0}}),
     "refreshed + smoothing": ("refreshed", {"label_smoothing": 0.4}),

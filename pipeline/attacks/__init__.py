@@ -4,40 +4,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.attacks.ascent import LOSSES, Ascent, ascend, margin
-    from pipeline.attacks.library import build, perturb, scaled
-    from pipeline.attacks.stored import eps_levels, identity, passes, quantise, versions
+    from pipeline.attacks.ascent import LOSSES as LOSSES
+    from pipeline.attacks.ascent import Ascent as Ascent
+    from pipeline.attacks.ascent import margin as margin
+    from pipeline.attacks.library import build as build
+    from pipeline.attacks.library import perturb as perturb
+    from pipeline.attacks.library import scaled as scaled
+    from pipeline.attacks.stored import eps_levels as eps_levels
+    from pipeline.attacks.stored import identity as identity
+    from pipeline.attacks.stored import passes as passes
+    from pipeline.attacks.stored import quantise as quantise
+    from pipeline.attacks.stored import versions as versions
 
 # Where each public name is defined. A name is imported on first use, so that reading the params of
 # this folder does not import torch.
 HOMES = {
-    "LOSSES": "ascent",
-    "Ascent": "ascent",
-    "ascend": "ascent",
-    "margin": "ascent",
-    "build": "library",
-    "perturb": "library",
-    "scaled": "library",
-    "eps_levels": "stored",
-    "identity": "stored",
-    "passes": "stored",
-    "quantise": "stored",
-    "versions": "stored",
+    name: home
+    for home, names in {
+        "ascent": "LOSSES Ascent margin",
+        "library": "build perturb scaled",
+        "stored": "eps_levels identity passes quantise versions",
+    }.items()
+    for name in names.split()
 }
-__all__ = [
-    "LOSSES",
-    "Ascent",
-    "ascend",
-    "build",
-    "eps_levels",
-    "identity",
-    "margin",
-    "passes",
-    "perturb",
-    "quantise",
-    "scaled",
-    "versions",
-]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,19 +7,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.networks.captured import Graphs, Step, captured
+from pipeline.networks.captured import CudaGraphs, Step, captured
 from pipeline.networks.memory_fit import fitted
 
 
 class Ascent:
-    """Signed-gradient ascent whose step is captured where `graphs` is given.
+    """Signed-gradient ascent, with the loss `loss`, away from labels or `towards` them.
 
-    `loss` and `towards` are those of `ascend`. The captured step is kept from call to call, as long
-    as they attack the same network. Its weights may be updated in place between the calls.
+    This serves what torchattacks' PGD cannot do: begin at a stored perturbation, give each image
+    its own `eps` and `alpha`, use another loss, or go `towards` labels that are wrong. From the
+    images themselves, it takes the same steps as torchattacks' PGD.
+
+    Where `graphs` is given, the step is captured. The captured step is kept from call to call, as
+    long as they attack the same network. Its weights may be updated in place between the calls.
     """
 
     def __init__(
-        self, *, loss: str = "cross_entropy", towards: bool = False, graphs: Graphs | None = None
+        self,
+        *,
+        loss: str = "cross_entropy",
+        towards: bool = False,
+        graphs: CudaGraphs | None = None,
     ) -> None:
         self._loss, self._sign, self._graphs = LOSSES[loss], -1 if towards else 1, graphs
         self._network: nn.Module | None = None
@@ -36,7 +44,11 @@ class Ascent:
         alpha: Tensor | float,
         steps: int,
     ) -> Tensor:
-        """Return the result of `steps` steps from `start`, as `ascend` does."""
+        """Return the result of `steps` steps from `start` (B, C, H, W).
+
+        Each step is projected to the eps ball around `images` and to [0, 1] (Madry et al., ICLR
+        2018). `eps` and `alpha` are numbers, or tensors (B, 1, 1, 1).
+        """
         if network is not self._network:
             self._network = network
             self._step = captured(self._moved, "an attack's step", self._graphs)
@@ -65,30 +77,6 @@ class Ascent:
 
         moved = adv_images + self._sign * alpha * fitted(network, images, gradient).sign()
         return (images + (moved - images).clamp(-eps, eps)).clamp(0, 1)  # type: ignore[arg-type]
-
-
-def ascend(
-    network: nn.Module,
-    images: Tensor,
-    start: Tensor,
-    labels: Tensor,
-    *,
-    eps: Tensor | float,
-    alpha: Tensor | float,
-    steps: int,
-    loss: str = "cross_entropy",
-    towards: bool = False,
-) -> Tensor:
-    """Return the result of signed-gradient steps from `start` (B, C, H, W).
-
-    Each step is projected to the eps ball around `images` and to [0, 1] (Madry et al., ICLR 2018).
-
-    This serves what torchattacks' PGD cannot do: begin at a stored perturbation, give each image
-    its own `eps` and `alpha` (B, 1, 1, 1), use another loss, or go `towards` labels that are wrong.
-    From the images themselves, it takes the same steps as torchattacks' PGD.
-    """
-    ascent = Ascent(loss=loss, towards=towards)
-    return ascent(network, images, start, labels, eps=eps, alpha=alpha, steps=steps)
 
 
 def _for_each(size: Tensor | float, images: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from pipeline.adopt import adoption
-from pipeline.audit.project import Project, Row, judged
+from pipeline.audit.project import Project, Row, judged, matches
 from pipeline.base import files
 
 
@@ -16,13 +16,7 @@ def adopted_model(project: Project, stage: str, path: str) -> Iterator[Row]:
     recipe = project.settings.adopted[name]
     file = project.root / recipe.file
     recorded, found = checkpoint.provenance.get("file.sha256"), files.sha256(file)
-    yield judged(
-        stage,
-        f"made from {recipe.file}",
-        "" if recorded == found else f"recorded {recorded}, is {found}",
-        f"SHA-256 {found}",
-        path,
-    )
+    yield matches(stage, f"made from {recipe.file}", recorded, found, path)
     wanted = adoption.adopted(recipe, file, project.class_names, f"adopted.{name}.file").state_dict
     differing = [
         key for key, tensor in wanted.items() if not torch.equal(tensor, checkpoint.state_dict[key])

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline import attacks
 from pipeline.attacks.params import Attack
 from pipeline.audit import samples
-from pipeline.audit.project import Project, Row, judged
+from pipeline.audit.project import Project, Row, judged, matches
 from pipeline.audit.tally import CHUNK, Tally
 from pipeline.base import params, store
 from pipeline.base.errors import InputError
@@ -40,26 +40,10 @@ def adversarial_set(project: Project, stage: str, path: str) -> Iterator[Row]:
         project.settings.generate,
     )
     for key, what in (("clean.digest", project.clean), ("model.sha256", model)):
-        other = (
-            ""
-            if images.attributes[key] == expected[key]
-            else f"recorded {images.attributes[key]}, {what} has {expected[key]}"
-        )
-        yield judged(stage, f"made from {what}", other, f"SHA-256 {expected[key]}", path)
-    bounds = (
-        ""
-        if images.bounds == clean.bounds
-        else f"{len(images)} rows in {len(images.bounds)} shards, {project.clean} has {len(clean)}"
-    )
-    yield judged(
-        stage,
-        "rows",
-        bounds,
-        f"{len(images)}, none twice, none missing",
-        f"{path}, {project.clean}",
-        len(images),
-    )
-    if not bounds:
+        yield matches(stage, f"made from {what}", images.attributes[key], expected[key], path)
+    rows = _same_rows(project, stage, "rows", path)
+    yield rows
+    if rows.verdict == "ok":
         yield from _distances(stage, path, clean, images, spec)
         yield from samples.checks(
             project, stage, path, model, samples.sample_of(clean, images, project.settings)
@@ -148,24 +132,24 @@ def refreshed_sets(project: Project, stage: str, path: str) -> Iterator[Row]:
     (model,) = project.checkpoints(project.recorded[stage].outs)
     cached = project.adversarial(project.recorded[stage].deps)
     for name, source in project.refreshed(path).items():
-        images, clean = project.images(source), project.images(project.clean)
         yield from _made_with(project, stage, source, cached[name], model)
-        bounds = (
-            ""
-            if images.bounds == clean.bounds
-            else f"{len(images)} rows, {project.clean} has {len(clean)}"
-        )
-        yield judged(
-            stage,
-            f"{source} rows",
-            bounds,
-            f"{len(images)}, none twice, none missing",
-            f"{source}, {project.clean}",
-            len(images),
-        )
-        if not bounds:
+        rows = _same_rows(project, stage, f"{source} rows", source)
+        yield rows
+        if rows.verdict == "ok":
             for row in _refreshed_images(project, stage, source, cached[name], model):
                 yield dataclasses.replace(row, parameter=f"{source} {row.parameter}")
+
+
+def _same_rows(project: Project, stage: str, parameter: str, path: str) -> Row:
+    """Check that a set has the rows of the clean set, in the same shards."""
+    images, clean = project.images(path), project.images(project.clean)
+    problem = (
+        ""
+        if images.bounds == clean.bounds
+        else f"{len(images)} rows in {len(images.bounds)} shards, {project.clean} has {len(clean)}"
+    )
+    whole = f"{len(images)}, none twice, none missing"
+    return judged(stage, parameter, problem, whole, f"{path}, {project.clean}", len(images))
 
 
 def _made_with(project: Project, stage: str, source: str, cached: str, model: str) -> Iterator[Row]:
@@ -177,10 +161,7 @@ def _made_with(project: Project, stage: str, source: str, cached: str, model: st
         "model.sha256": (model, project.sha256(model)),
     }
     for key, (what, value) in made_with.items():
-        other = (
-            "" if attributes[key] == value else f"recorded {attributes[key]}, {what} has {value}"
-        )
-        yield judged(stage, f"{source} made with {what}", other, f"SHA-256 {value}", source)
+        yield matches(stage, f"{source} made with {what}", attributes[key], value, source)
 
 
 def _refreshed_images(

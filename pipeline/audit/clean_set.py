@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit.project import Project, Row, Rows, Verdict, judged
+from pipeline.audit.project import Project, Row, Rows, Verdict, judged, matches
 from pipeline.audit.tally import CHUNK, Tally
 from pipeline.base import store
 from pipeline.base.words import counted
@@ -104,12 +104,7 @@ def _against_source(project: Project, stage: str, path: str) -> Iterator[Row]:
         f"{path}, {data.path}",
     )
     recorded = images.attributes["source.sha256"]
-    changed = (
-        ""
-        if recorded == source.sha256
-        else f"recorded SHA-256 {recorded}, raw data: {source.sha256}"
-    )
-    yield judged(stage, "raw data", changed, f"SHA-256 {source.sha256}", where)
+    yield matches(stage, "raw data", recorded, source.sha256, where)
     missing = (
         "" if len(chosen) == len(images) else f"{len(images)} rows, the raw data give {len(chosen)}"
     )

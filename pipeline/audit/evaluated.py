@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline import networks
 from pipeline.audit.margins import TIGHT, guesses_of, margins_of
-from pipeline.audit.project import Project, Row, judged
+from pipeline.audit.project import Project, Row, judged, matches
 from pipeline.base import store
 from pipeline.base.values import CLEAN, MIXED
 from pipeline.base.words import counted
@@ -35,13 +35,7 @@ def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
     entry, metrics = project.recorded[stage], project.metrics(path)
     (model,) = project.checkpoints(entry.deps)
     sha256 = project.sha256(model)
-    yield judged(
-        stage,
-        f"judges {model}",
-        "" if metrics["sha256"] == sha256 else f"recorded {metrics['sha256']}, is {sha256}",
-        sha256,
-        path,
-    )
+    yield matches(stage, f"judges {model}", metrics["sha256"], sha256, path)
     yield _data_set(project, stage, path)
     yield from _stored_accuracies(project, stage, path, model)
     for name, source in project.adversarial(entry.deps).items():
@@ -62,14 +56,9 @@ def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
 def _data_set(project: Project, stage: str, path: str) -> Row:
     """Check that the metrics name the clean set and its source."""
     recorded, wanted = (
-        project.metrics(path).get("data_set"),
+        project.metrics(path)["data_set"],
         judgement.data_set(project.images(project.clean)),
     )
-    if recorded is None:
-        text = "not recorded: made by an earlier version; `dvc repro` judges again"
-        return Row(
-            stage=stage, parameter="data set", value=text, where=path, verdict="not comparable"
-        )
     differing = [
         f"{key}: recorded {recorded.get(key)}, is {value}"
         for key, value in wanted.items()

@@ -54,6 +54,12 @@ def judged(
     )
 
 
+def matches(stage: str, parameter: str, recorded: object, found: object, where: str) -> Row:
+    """Return a row that is ok if the SHA-256 that is recorded is the one that was found."""
+    problem = "" if recorded == found else f"recorded {recorded}, is {found}"
+    return judged(stage, parameter, problem, f"SHA-256 {found}", where)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """Labels, ids and split (N,) of all rows of an image set."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline import networks
-from pipeline.audit.project import Project, Row, judged
+from pipeline.audit.project import Project, Row, judged, matches
 from pipeline.base import files
 from pipeline.base.errors import InputError, discarding
 from pipeline.base.values import CLEAN
@@ -44,14 +44,7 @@ def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
     for model in {project.attacked(source) for name, source in sets.items() if "-" in name}:
         origins[f"source.{Path(model).stem}.sha256"] = (model, project.sha256(model))
     for key, (source, value) in origins.items():
-        recorded = checkpoint.provenance.get(key)
-        yield judged(
-            stage,
-            f"made from {source}",
-            "" if recorded == value else f"recorded {recorded}, is {value}",
-            f"SHA-256 {value}",
-            path,
-        )
+        yield matches(stage, f"made from {source}", checkpoint.provenance.get(key), value, path)
     yield _pretrained(project, stage, path, checkpoint)
     original = project.rows(project.clean)
     for name, source in sets.items():
@@ -110,14 +103,7 @@ def _pretrained(project: Project, stage: str, path: str, checkpoint: networks.Ch
             where=path,
             verdict="not comparable",
         )
-    found = files.sha256(file)
-    return judged(
-        stage,
-        "weights",
-        "" if found == recorded else f"recorded {recorded}, {file.name} has {found}",
-        f"SHA-256 {found}",
-        path,
-    )
+    return matches(stage, "weights", recorded, files.sha256(file), path)
 
 
 def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Checkpoint) -> Row:

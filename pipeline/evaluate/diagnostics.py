@@ -46,13 +46,14 @@ def diagnose(
     )
     outputs, repeated = _logits(target, block), _logits(target, block)
     standing = curves.restarts[threat.restarts]
+    after_square = whitebox.withstands(
+        target, few, square(threat.eps, queries), "check: Square", standing
+    ).standing
     return {
         "fgsm_stronger_than_pgd": gain(white_box, after_fgsm & clean),
         "fgsm_above_clean": gain(after_fgsm, clean),
         "fgsm_far_above_pgd": share((after_fgsm & clean & ~white_box)[clean], COLLAPSED),
-        "black_box_finds_more": share(
-            standing & ~_withstands_square(target, few, threat.eps, queries, standing)
-        ),
+        "black_box_finds_more": share(standing & ~after_square),
         "transfer_finds_more": share(transferred) if stored else NOT_RUN,
         "stands_at_eps_1": share(curves.eps[1.0]),
         "gradients_zero_or_not_finite": share(_without_gradient(target, block)),
@@ -103,10 +104,8 @@ def _right_after_fgsm(target: Target, block: Block, threat: Threat) -> Mask:
     ).standing
 
 
-def _withstands_square(
-    target: Target, block: Block, eps: float, queries: int, standing: Mask
-) -> Mask:
-    """Return which of the standing images (N,) withstand a black-box attack without gradients."""
+def square(eps: float, queries: int) -> Threat:
+    """Return Square, a black-box attack without gradients."""
     entry = {
         "attack": "Square",
         "n_queries": queries,
@@ -115,8 +114,7 @@ def _withstands_square(
         "loss": "margin",
         "resc_schedule": True,
     }
-    square = Threat.model_validate({**entry, "eps": eps, "restarts": 1})
-    return whitebox.withstands(target, block, square, "check: Square", standing).standing
+    return Threat.model_validate({**entry, "eps": eps, "restarts": 1})
 
 
 def _without_gradient(target: Target, block: Block) -> Mask:

@@ -5,7 +5,7 @@ result.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,12 +75,7 @@ def _guesses(
     fgsm = Threat.model_validate({"attack": "FGSM", "eps": eps, "restarts": 1})
     shown: Row = {"guess": "FGSM", "eps": round(eps, 6), "alpha": "", "steps": ""}
     yield shown, whitebox.withstands(target, block, fgsm, f"grid: FGSM, eps {eps:.4f}").standing
-    runs: dict[tuple[str, float], list[int]] = defaultdict(list)
-    for step in settings.alphas:
-        for steps in settings.steps:
-            alpha = min(1.0, step_size(step, eps, steps))
-            runs[step if isinstance(step, str) else f"{step:.4g}", alpha].append(steps)
-    for (written, alpha), counts in runs.items():
+    for (written, alpha), counts in grid_runs(settings, eps).items():
         standing = whitebox.by_steps(
             target,
             block,
@@ -96,7 +91,17 @@ def _guesses(
             )
 
 
-def pgd(eps: float, alpha: float, steps: int, restarts: int = 1) -> Threat:
+def grid_runs(settings: params.Grid, eps: float) -> Mapping[tuple[str, float], list[int]]:
+    """Return the numbers of steps that share a run of PGD at one eps, by alpha as written."""
+    runs: dict[tuple[str, float], list[int]] = defaultdict(list)
+    for step in settings.alphas:
+        for steps in settings.steps:
+            alpha = min(1.0, step_size(step, eps, steps))
+            runs[step if isinstance(step, str) else f"{step:.4g}", alpha].append(steps)
+    return runs
+
+
+def pgd(eps: float, alpha: float, steps: int) -> Threat:
     """Return PGD with a random start, with eps and alpha in units of pixels in [0, 1]."""
     entry = {
         "attack": "PGD",
@@ -104,7 +109,7 @@ def pgd(eps: float, alpha: float, steps: int, restarts: int = 1) -> Threat:
         "alpha": alpha,
         "steps": steps,
         "random_start": True,
-        "restarts": restarts,
+        "restarts": 1,
     }
     return Threat.model_validate(entry)
 

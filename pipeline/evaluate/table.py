@@ -22,7 +22,7 @@ NOTE = (
     "evidence: how well the robust accuracy was tested,"
     " not how robust the model is (docs/evaluation.md)."
 )
-KEYS = ("attack_passes", "clean", "transfer", "robust", "diagnostics")
+KEYS = ("attack_passes", "data_set", "clean", "transfer", "robust", "diagnostics")
 JUDGED = {"test": "test images", "val": "validation images, which also chose the kept epochs"}
 REMEDY = "delete it, and `make repro` makes it again"
 WORTH = {
@@ -65,7 +65,7 @@ def results(
             NOTE,
             *reasons,
             worth(verdicts),
-            *_warnings(metrics, marked),
+            *_warnings(marked),
         ]
     )
 
@@ -105,9 +105,7 @@ def _of(models: Sequence[str], metrics: Mapping[str, Any]) -> str:
 
 
 def _data_set(content: Mapping[str, Any]) -> str:
-    found = content.get("data_set")
-    if found is None:
-        return ""
+    found = content["data_set"]
     size = found["image_size"]
     return (
         f"{found['source']}, {found['n']:,} images of {size}x{size} in {found['classes']} classes,"
@@ -126,13 +124,8 @@ def _attacked(content: Mapping[str, Any]) -> str:
     return "; ".join(f"{', '.join(names)} on {text}" for text, names in groups.items())
 
 
-def _warnings(metrics: Mapping[str, Any], outdated: Mapping[str, str]) -> Iterator[str]:
-    """Yield which results are of an earlier version of the code or of other params."""
-    if models := [model for model, content in metrics.items() if "data_set" not in content]:
-        yield (
-            f"{', '.join(models)}: made by an earlier version of the code, which did not record the"
-            " data set and the number of images of each check; `make repro` makes it again"
-        )
+def _warnings(outdated: Mapping[str, str]) -> Iterator[str]:
+    """Yield which results are of other params or of earlier outputs."""
     for reason in dict.fromkeys(outdated.values()):
         models = [model for model, why in outdated.items() if why == reason]
         yield (
@@ -222,8 +215,7 @@ def _undecided(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def limit(check: Mapping[str, Any]) -> str:
-    """Return the limit with its sign, which metrics of earlier versions lack."""
-    return f"limit {check.get('sign', '')} {number(check['limit'])}".replace("  ", " ")
+    return f"limit {check['sign']} {number(check['limit'])}"
 
 
 def _images(check: Mapping[str, Any]) -> str:

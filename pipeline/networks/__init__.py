@@ -4,62 +4,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.networks.checkpoint import Checkpoint, load
-    from pipeline.networks.downloads import weights_file
-    from pipeline.networks.prediction import (
-        BATCH_SIZE,
-        accuracy,
-        frozen_copy,
-        is_right,
-        pixels,
-        predict,
-    )
-    from pipeline.networks.pretrained import (
-        expect_weights,
-        pretrained_weights,
-        read_network,
-        read_state_dict,
-    )
-    from pipeline.networks.resnet import SCRATCH, Pretrained, build
+    from pipeline.networks.checkpoint import Checkpoint as Checkpoint
+    from pipeline.networks.checkpoint import load as load
+    from pipeline.networks.downloads import weights_file as weights_file
+    from pipeline.networks.prediction import BATCH_SIZE as BATCH_SIZE
+    from pipeline.networks.prediction import accuracy as accuracy
+    from pipeline.networks.prediction import frozen_copy as frozen_copy
+    from pipeline.networks.prediction import is_right as is_right
+    from pipeline.networks.prediction import pixels as pixels
+    from pipeline.networks.prediction import predict as predict
+    from pipeline.networks.pretrained import expect_weights as expect_weights
+    from pipeline.networks.pretrained import pretrained_weights as pretrained_weights
+    from pipeline.networks.pretrained import read_network as read_network
+    from pipeline.networks.pretrained import read_state_dict as read_state_dict
+    from pipeline.networks.resnet import SCRATCH as SCRATCH
+    from pipeline.networks.resnet import Pretrained as Pretrained
+    from pipeline.networks.resnet import build as build
 
 # Where each public name is defined. A name is imported on its first use, so that reading the params
 # of this folder does not import torch.
 HOMES = {
-    "BATCH_SIZE": "prediction",
-    "Checkpoint": "checkpoint",
-    "load": "checkpoint",
-    "accuracy": "prediction",
-    "frozen_copy": "prediction",
-    "is_right": "prediction",
-    "pixels": "prediction",
-    "predict": "prediction",
-    "expect_weights": "pretrained",
-    "pretrained_weights": "pretrained",
-    "read_network": "pretrained",
-    "read_state_dict": "pretrained",
-    "weights_file": "downloads",
-    "SCRATCH": "resnet",
-    "Pretrained": "resnet",
-    "build": "resnet",
+    name: home
+    for home, names in {
+        "checkpoint": "Checkpoint load",
+        "downloads": "weights_file",
+        "prediction": "BATCH_SIZE accuracy frozen_copy is_right pixels predict",
+        "pretrained": "expect_weights pretrained_weights read_network read_state_dict",
+        "resnet": "SCRATCH Pretrained build",
+    }.items()
+    for name in names.split()
 }
-__all__ = [
-    "BATCH_SIZE",
-    "SCRATCH",
-    "Checkpoint",
-    "Pretrained",
-    "accuracy",
-    "build",
-    "expect_weights",
-    "frozen_copy",
-    "is_right",
-    "load",
-    "pixels",
-    "predict",
-    "pretrained_weights",
-    "read_network",
-    "read_state_dict",
-    "weights_file",
-]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,6 @@ nothing of what it computes. Tensors that are updated between its calls must be 
 import os
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,21 +20,6 @@ VARIABLE = "PIPELINE_CUDA_GRAPHS"
 WARM_UP = 3  # calls before capturing, in which libraries allocate and choose their kernels
 
 Step = Callable[..., Tensor]
-
-
-class Graphs(Protocol):
-    """A way to capture steps."""
-
-    def warm_up(self, step: Step, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Return the result of a call that prepares for capturing."""
-        ...
-
-    def capture(self, step: Step, inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
-        """Return a function that repeats the step on the present content of `inputs`.
-
-        The step itself is not run. Raises RuntimeError for a step that cannot be captured.
-        """
-        ...
 
 
 class CudaGraphs:
@@ -55,7 +39,10 @@ class CudaGraphs:
         return output
 
     def capture(self, step: Step, inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
-        """Return a function that replays the step's kernels."""
+        """Return a function that repeats the step on the present content of `inputs`.
+
+        The step itself is not run. Raises RuntimeError for a step that cannot be captured.
+        """
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=self._stream):
             output = step(*inputs)
@@ -67,7 +54,7 @@ class CudaGraphs:
         return replay
 
 
-def graphs_for(device: torch.device) -> Graphs | None:
+def graphs_for(device: torch.device) -> CudaGraphs | None:
     """Return the way to capture steps on a device, or None if there is none.
 
     CUDA graphs were not run on a GPU yet, so they are used only where VARIABLE is 1.
@@ -89,7 +76,7 @@ class Captured:
     as they are, and one line says so. Every call does the step's work exactly once.
     """
 
-    def __init__(self, step: Step, what: str, graphs: Graphs) -> None:
+    def __init__(self, step: Step, what: str, graphs: CudaGraphs) -> None:
         self._step, self._what, self._graphs = step, what, graphs
         self._seen: Counter[object] = Counter()
         self._failed = False
@@ -123,6 +110,6 @@ class Captured:
             )
 
 
-def captured(step: Step, what: str, graphs: Graphs | None) -> Step:
+def captured(step: Step, what: str, graphs: CudaGraphs | None) -> Step:
     """Return the step, captured if `graphs` is a way to do that, and unchanged if it is None."""
     return step if graphs is None else Captured(step, what, graphs)

@@ -4,11 +4,10 @@ An image that has fallen is not attacked again. How many fall is not known befor
 share that stays is assumed. Everything else is exact.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from pipeline.attacks.params import Threat
-from pipeline.base.values import step_size
-from pipeline.evaluate import checks, ensemble, params, sweeps
+from pipeline.evaluate import checks, diagnostics, ensemble, params, sweeps
 from pipeline.evaluate.target import BATCH_SIZE
 from pipeline.plan.work import Work, attacked, classified
 
@@ -77,7 +76,7 @@ class Judging:
         fgsm = Threat.model_validate({"attack": "FGSM", "eps": "8/255", "restarts": 1})
         for eps in settings.eps:
             yield from self._withstands(fgsm, n_images)
-            for (_, alpha), steps in grid_runs(settings, eps).items():
+            for (_, alpha), steps in sweeps.grid_runs(settings, eps).items():
                 yield from self._by_steps(n_images, steps, eps, alpha)
 
     def _by_steps(
@@ -105,10 +104,8 @@ class Judging:
         """Yield the checks of `diagnostics.diagnose`, on the threats' images and the curves'."""
         fgsm = {"attack": "FGSM", "eps": self._threat.eps, "restarts": 1}
         yield from self._attacked(Threat.model_validate(fgsm), n_images)
-        square = {"attack": "Square", "n_queries": self._settings.curves.queries, "n_restarts": 1}
-        square |= {"p_init": 0.8, "loss": "margin", "resc_schedule": True}
-        threat = Threat.model_validate({**square, "eps": self._threat.eps, "restarts": 1})
-        yield from self._attacked(threat, n_curves * self._stays)
+        square = diagnostics.square(self._threat.eps, self._settings.curves.queries)
+        yield from self._attacked(square, n_curves * self._stays)
         # The clean images once, the stored sets, the outputs twice, and a gradient as three.
         yield self._classified(n_images * (n_stored + 6))
 
@@ -121,12 +118,3 @@ class Judging:
         yield from self._attacked(longer, n_images * self._stays)
         for _ in range(curves.restarts - threat.restarts):
             yield from self._attacked(threat, n_images * self._stays)
-
-
-def grid_runs(settings: params.Grid, eps: float) -> Mapping[tuple[float | str, float], list[int]]:
-    """Return the numbers of steps that share a run of the grid, by their step size."""
-    runs: dict[tuple[float | str, float], list[int]] = {}
-    for step in settings.alphas:
-        for steps in settings.steps:
-            runs.setdefault((step, min(1.0, step_size(step, eps, steps))), []).append(steps)
-    return runs

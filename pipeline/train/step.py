@@ -13,7 +13,7 @@ from torchvision import models
 
 from pipeline.base.errors import InputError
 from pipeline.networks import matrix_products
-from pipeline.networks.captured import Graphs, captured
+from pipeline.networks.captured import CudaGraphs, captured
 from pipeline.networks.memory_fit import Offload
 from pipeline.networks.precision import Computed, precision_for
 from pipeline.train import group, pairs, params, schedule
@@ -36,7 +36,7 @@ class Step:
         network: nn.Module,
         settings: params.Training,
         device: torch.device,
-        graphs: Graphs | None,
+        graphs: CudaGraphs | None,
     ) -> None:
         computed = precision_for(settings.precision, device)
         self._group = group.current()

@@ -332,12 +332,12 @@ def test_ascent_from_the_image_matches_torchattacks_pgd(network):
     theirs = torchattacks.PGD(
         networks.frozen_copy(network), eps=8 / 255, alpha=2 / 255, steps=3, random_start=False
     )(images, labels)
-    ours = attacks.ascend(
+    ours = attacks.Ascent()(
         networks.frozen_copy(network), images, images, labels, eps=8 / 255, alpha=2 / 255, steps=3
     )
     assert torch.equal(ours, theirs)
     eps, alpha = torch.full((6, 1, 1, 1), 8 / 255), torch.full((6, 1, 1, 1), 2 / 255)
-    each = attacks.ascend(
+    each = attacks.Ascent()(
         networks.frozen_copy(network), images, images, labels, eps=eps, alpha=alpha, steps=3
     )
     assert torch.equal(each, theirs)
@@ -346,15 +346,15 @@ def test_ascent_from_the_image_matches_torchattacks_pgd(network):
 def test_ascent_keeps_each_bound_from_any_start_in_both_signs():
     images, start = torch.full((3, 3, 8, 8), 0.5), torch.full((3, 3, 8, 8), 0.52)
     eps = torch.tensor([0.01, 0.05, 0.3]).view(3, 1, 1, 1)
-    away = attacks.ascend(Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=2)
+    away = attacks.Ascent()(Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=2)
     assert ((away - images).abs().amax((1, 2, 3)) <= eps.flatten() + 1e-7).all()
     assert ((away - images).abs().amax((1, 2, 3))[2] - 0.06).abs() < 1e-6
-    towards = attacks.ascend(
-        Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=2, towards=True
+    towards = attacks.Ascent(towards=True)(
+        Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=2
     )
     assert torch.allclose((away - start)[2], -(towards - start)[2], atol=1e-6)
     assert torch.equal(
-        attacks.ascend(Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=0), start
+        attacks.Ascent()(Linear(), images, start, LABELS[:3], eps=eps, alpha=0.02, steps=0), start
     )
 
 
@@ -370,7 +370,7 @@ def test_a_captured_ascent_takes_the_same_steps(eps):
     captured = attacks.Ascent(graphs=graphs)
     for _ in range(2):
         found = captured(network, images, images, LABELS[:3], **taken)
-        assert torch.equal(found, attacks.ascend(network, images, images, LABELS[:3], **taken))
+        assert torch.equal(found, attacks.Ascent()(network, images, images, LABELS[:3], **taken))
     assert graphs.calls.count("capture") == 1, "the step is kept from call to call"
     captured(Linear(), images, images, LABELS[:3], **taken)
     assert graphs.calls.count("capture") == 2, "another network has a step of its own"

@@ -27,7 +27,7 @@ def test_it_finds_at_least_what_pgd_100_with_10_restarts_finds(monkeypatch):
     block = digits.select(np.arange(len(digits)) < 40)
     target = Target.of(network, 10, batch_size=256, seed=0)
     pgd = whitebox.withstands(
-        target, block, sweeps.pgd(EPS, EPS / 4, 100, restarts=10), "t"
+        target, block, sweeps.pgd(EPS, EPS / 4, 100).model_copy(update={"restarts": 10}), "t"
     ).standing
     standing, about = ensemble.withstands(target, block, settings(iterations=20), EPS)
     assert 0.2 < pgd.mean() < 0.9, (

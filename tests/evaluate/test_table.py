@@ -17,6 +17,16 @@ def result(accuracy, **more):
     }
 
 
+DATA_SET = {
+    "source": "digits",
+    "n": 1_797,
+    "image_size": 32,
+    "classes": 10,
+    "judged": "test",
+    "sha256": "0" * 64,
+}
+
+
 def diagnosed(verdict="strong", **failed):
     checks = {
         name: {"value": value, "limit": 0.02, "sign": "<=", "n": 48, "verdict": "failed"}
@@ -31,6 +41,7 @@ def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
         tmp_path / "older.json",
         {
             "attack_passes": 0,
+            "data_set": DATA_SET,
             "clean": result(0.5),
             "transfer": {},
             "robust": {},
@@ -38,7 +49,7 @@ def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
         },
     )
     own = {"made_against_this_model": True}
-    trained = {"attack_passes": 1_234_567}
+    trained = {"attack_passes": 1_234_567, "data_set": DATA_SET}
     suspect = diagnosed("suspect", black_box_finds_more=0.125)
     files.write_json(
         tmp_path / "robust.json",
@@ -54,6 +65,7 @@ def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
         tmp_path / "clean.json",
         {
             "attack_passes": 0,
+            "data_set": DATA_SET,
             "clean": result(0.97),
             "transfer": {"pgd": result(0.1, **own)},
             "robust": {"pgd": result(0.1), "other": result(0.2)},
@@ -90,12 +102,12 @@ def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
         "-",
         "suspect",
     ]
-    assert "says nothing about an attacker" in note[1]
-    assert note[-3] == "robust: suspect: black_box_finds_more (0.125, limit <= 0.02, n = 48)"
-    assert note[-2].startswith(
+    assert "says nothing about an attacker" in note[2]
+    assert note[-2] == "robust: suspect: black_box_finds_more (0.125, limit <= 0.02, n = 48)"
+    assert note[-1].startswith(
         "What the numbers are worth: worst of clean was found with APGD-CE and targeted APGD, and "
     )
-    assert note[-2].endswith("; a check of robust failed, so worst may be far too high.")
+    assert note[-1].endswith("; a check of robust failed, so worst may be far too high.")
     assert names.index("pgd") + len("pgd") == robust.index("70.0") + len("70.0 ±2.0")
 
 
@@ -114,9 +126,15 @@ def test_checks_are_a_line_each():
 def test_checks_that_could_not_decide_are_named(tmp_path):
     unclear = {"value": 0.375, "limit": 0.02, "sign": "<=", "n": 8, "verdict": "inconclusive"}
     found = {**diagnosed("too few images"), "checks": {"black_box_finds_more": unclear}}
-    parts = {"attack_passes": 0, "clean": result(0.9), "transfer": {}, "robust": {}}
+    parts = {
+        "attack_passes": 0,
+        "data_set": DATA_SET,
+        "clean": result(0.9),
+        "transfer": {},
+        "robust": {},
+    }
     files.write_json(tmp_path / "a.json", {**parts, "diagnostics": found})
-    *_, named, worth, _ = table.results(tmp_path, ["a"]).splitlines()
+    *_, named, worth = table.results(tmp_path, ["a"]).splitlines()
     assert named == "a: too few images: black_box_finds_more (0.375, limit <= 0.02, n = 8)"
     assert "a check of a had too few images to decide" in worth
 

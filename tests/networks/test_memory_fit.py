@@ -100,7 +100,7 @@ def test_an_attack_on_parts_is_the_attack_on_the_batch(entry, where, images, lab
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_steps_from_a_stored_perturbation_are_the_same(where, images, labels):
     def attacked(network):
-        return attacks.ascend(
+        return attacks.Ascent()(
             network, images, images + 0.01, labels, eps=8 / 255, alpha=2 / 255, steps=3
         )
 

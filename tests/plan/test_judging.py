@@ -1,4 +1,5 @@
-from pipeline.plan.judging import Judging, grid_runs
+from pipeline.evaluate import sweeps
+from pipeline.plan.judging import Judging
 
 
 def passes(settings, stays, **changes):
@@ -46,4 +47,4 @@ def test_fewer_images_are_judged_with_n_eval(settings):
 
 def test_guesses_that_differ_in_steps_alone_share_a_run(settings):
     grid = settings.evaluate.grid.model_copy(update={"alphas": ["eps/4", "eps/steps"]})
-    assert list(grid_runs(grid, 0.2).values()) == [[5, 10], [5], [10]]
+    assert list(sweeps.grid_runs(grid, 0.2).values()) == [[5, 10], [5], [10]]

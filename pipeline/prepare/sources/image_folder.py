@@ -8,10 +8,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,9 +51,9 @@ def read(root: Path, data: Data) -> Source:
         limits.plain_name(f"{root}: classes", name)
         if not inside:
             raise InputError(_no_images(root, name, listing.summary()))
-    listed = _Images.of(train, held_out)
-    pictures, skipped = _examined(folder, listed.paths, data)
-    labels, split = listed.labels[~skipped], listed.split[~skipped]
+    paths, labels, split = _listed(train, held_out)
+    pictures, skipped = _examined(folder, paths, data)
+    labels, split = labels[~skipped], split[~skipped]
     _expect_readable(root, tuple(train), labels[split == SPLITS["train"]])
     shapes = ((picture.height, picture.width) for picture in pictures)
     size = data.image_size or pixels.own_size(str(root), shapes)
@@ -73,7 +72,7 @@ def read(root: Path, data: Data) -> Source:
         split=split if held_out else None,
         skipped=tuple(
             shown(str(path.relative_to(folder)))
-            for path, is_skipped in zip(listed.paths, skipped, strict=True)
+            for path, is_skipped in zip(paths, skipped, strict=True)
             if is_skipped
         ),
     )
@@ -98,29 +97,22 @@ def _decoded(
     return np.stack(whole)
 
 
-@dataclass(frozen=True)
-class _Images:
-    """All images of a folder, with their labels and split."""
-
-    paths: list[Path]
-    labels: NDArray[np.int64]
-    split: NDArray[np.uint8]
-
-    @classmethod
-    def of(cls, train: Classes, held_out: Mapping[Part, Classes]) -> Self:
-        """Order the images by part and class."""
-        numbers = {name: number for number, name in enumerate(train)}
-        found = [
-            (path, numbers[name], SPLITS[part])
-            for part, classes in (("train", train), *held_out.items())
-            for name, inside in classes.items()
-            for path in inside
-        ]
-        return cls(
-            [path for path, _, _ in found],
-            np.array([label for _, label, _ in found], dtype=np.int64),
-            np.array([part for _, _, part in found], dtype=np.uint8),
-        )
+def _listed(
+    train: Classes, held_out: Mapping[Part, Classes]
+) -> tuple[list[Path], NDArray[np.int64], NDArray[np.uint8]]:
+    """Return the paths, labels and split of all images, ordered by part and class."""
+    numbers = {name: number for number, name in enumerate(train)}
+    found = [
+        (path, numbers[name], SPLITS[part])
+        for part, classes in (("train", train), *held_out.items())
+        for name, inside in classes.items()
+        for path in inside
+    ]
+    return (
+        [path for path, _, _ in found],
+        np.array([label for _, label, _ in found], dtype=np.int64),
+        np.array([part for _, _, part in found], dtype=np.uint8),
+    )
 
 
 def _examined(
