@@ -9,6 +9,7 @@ import io
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ def use(name: str) -> str:
 def _use(name: str) -> str:
     text, kept = complete(name), ""
     if params.FILE.exists() and params.FILE.read_bytes() not in _readable():
-        backup = params.FILE.with_suffix(".yaml.bak")
+        endings = (f".yaml.bak{number}" for number in chain([""], count(2)))
+        named = (params.FILE.with_suffix(ending) for ending in endings)
+        backup = next(path for path in named if not path.exists())
         shutil.copyfile(params.FILE, backup)
         kept = f"; your own is kept as {backup}"
     files.write_bytes(params.FILE, text.encode())

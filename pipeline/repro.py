@@ -6,15 +6,15 @@ The run is checked before it starts and stops cleanly. Earlier results are resto
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from pipeline import document, place
+from pipeline import document, earlier, place
 from pipeline.attacks.params import expect_classes
 from pipeline.audit import lineage
 from pipeline.base import console, files, params, remaining, unfinished
@@ -24,38 +24,35 @@ from pipeline.networks.params import Model
 from pipeline.results import METRICS, results
 from pipeline.watch import LOCK, Watch
 
-ADVERSARIAL = Path("data/adversarial")
-SOURCES = ADVERSARIAL / "sources"
 REPORT = Path("report/index.html")
-UNCACHED = (METRICS, Path("plots"))  # kept in Git, not in DVC's cache
+LOOK = 0.2  # seconds between two looks at a run
 
 
 def repro() -> str:
     """Check the params before DVC deletes anything, run `dvc repro`, and print the results."""
     place.check(Path())
-    SOURCES.mkdir(parents=True, exist_ok=True)
+    earlier.SOURCES.mkdir(parents=True, exist_ok=True)
     with place.only_one(Path()) as lock:
         _write_home()
         check()
-        remove_undeclared_sets(document.load(params.FILE))
+        earlier.remove_undeclared_sets(document.load(params.FILE))
         stages = lineage.declared(Path())
-        small = {
-            path: path.read_bytes()
-            for folder in UNCACHED
-            for path in folder.rglob("*")
-            if path.is_file()
-        }
+        small = earlier.small_results()
         _plan()
         watch = Watch()
         dvc = [sys.executable, "-m", "pipeline.numbered", str(len(stages)), "repro"]
-        with console.stopping() as stop:
-            failed = _run_and_pass_on_signals(dvc, environment(), stop, watch, lock)
+        try:
+            with console.stopping() as stop:
+                failed = _run_and_pass_on_signals(dvc, environment(), stop, watch, lock)
+        except KeyboardInterrupt:
+            earlier.write_missing(small)
+            raise
         if watch.is_edited:
             watch.restore()
-        if failed or watch.is_edited:
-            _restore(small)
+        lost = earlier.restore(stages, small, environment()) if failed or watch.is_edited else []
+        but = f", except {', '.join(lost)}, which DVC's cache lacks" if lost else ""
         if stop.asked:
-            raise console.Interrupted("earlier results are as they were")
+            raise console.Interrupted(f"earlier results are as they were{but}")
         if watch.is_edited:
             raise InputError(
                 f"{params.FILE}: edited while the pipeline ran, so the run was stopped; finished"
@@ -65,7 +62,7 @@ def repro() -> str:
         if failed:
             if _is_judged():
                 console.say(results())
-            raise InputError("a stage failed (see above); previous results were restored")
+            raise InputError(f"a stage failed (see above); previous results were restored{but}")
         if not watch.is_recorded:  # else the audit ran, which reads everything
             _expect_whole(set(stages))
     return f"{results()}\n{REPORT}: all of this as a page, with pictures; open it in a browser"
@@ -81,7 +78,13 @@ def _plan() -> None:
     status = [sys.executable, "-m", "dvc", "status", "--quiet"]
     if subprocess.run(status, env=environment(), stderr=subprocess.DEVNULL, check=False).returncode:
         console.say("measuring this machine to tell how long the run takes:")
-        subprocess.run([sys.executable, "-m", "pipeline", "plan"], env=environment(), check=False)
+        plan = [sys.executable, "-m", "pipeline", "plan"]
+        done = subprocess.run(
+            plan, env=environment(), check=False, stderr=subprocess.PIPE, text=True
+        )
+        if done.returncode:
+            reason = done.stderr.strip().removeprefix("error: ").partition(";")[0]
+            console.say(f"it is not known how long the run takes: {reason}")
 
 
 def environment() -> dict[str, str]:
@@ -95,24 +98,6 @@ def environment() -> dict[str, str]:
         **os.environ,
         "PIPELINE_PYTHON": sys.executable,
     }
-
-
-def _restore(small: Mapping[Path, bytes]) -> None:
-    """Restore the earlier outputs of a stage that did not end.
-
-    DVC deletes them before it runs the stage. Cached outputs come back from DVC's cache, and the
-    others from `small`. (`persist: true` would keep those too. But DVC would then never take such a
-    stage from its run cache: it would train again.)
-    """
-    subprocess.run(
-        [sys.executable, "-m", "dvc", "checkout", "--quiet", "dvc.yaml"],
-        env=environment(),
-        check=False,
-        stderr=subprocess.DEVNULL,
-    )
-    for path in small:
-        if not path.exists():
-            files.write_bytes(path, small[path])
 
 
 def _expect_whole(stages: set[str]) -> None:
@@ -191,11 +176,14 @@ def _run_and_pass_on_signals(
                     os.killpg(process.pid, signal.SIGINT)
                     passed_on = True
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(0.2)
+                    process.wait(LOOK)
         except KeyboardInterrupt:
             os.killpg(process.pid, signal.SIGKILL)
             raise
     watch.look()
+    while watch.is_unsure:
+        time.sleep(LOOK)
+        watch.look()
     return process.returncode != 0
 
 
@@ -276,24 +264,3 @@ def _check_source(settings: Document) -> None:
     except InputError as error:
         raise InputError(f"{params.FILE}: {error}") from error
     expect_classes(settings.all_attacks, len(source.class_names))
-
-
-def remove_undeclared_sets(settings: Document) -> None:
-    """Delete the adversarial sets of models and attacks that params.yaml no longer names.
-
-    Print the path of each. DVC's cache keeps them.
-    """
-    wanted = {
-        ADVERSARIAL / model / attack for model in settings.attacked for attack in settings.attacks
-    }
-    wanted |= {
-        SOURCES / model / attack for model in settings.sources for attack in settings.attacks
-    }
-    own = [folder for folder in ADVERSARIAL.glob("[!.]*/[!.]*/") if folder.parent != SOURCES]
-    for folder in sorted([*own, *SOURCES.glob("[!.]*/[!.]*/")]):
-        if folder not in wanted:
-            shutil.rmtree(folder)
-            console.say(
-                f"{folder}: removed, since {params.FILE} no longer asks for it (DVC's cache keeps "
-                "it)"
-            )

@@ -46,6 +46,10 @@ def test_a_preset_replaces_params_and_keeps_ones_own(folder, monkeypatch):
     assert call(monkeypatch, "preset", "quickstart").endswith(
         "; your own is kept as params.yaml.bak"
     )
+    (folder / "params.yaml").write_text(own.replace("seed: 10 ", "seed: 11 "))
+    assert call(monkeypatch, "preset", "quickstart").endswith(
+        "; your own is kept as params.yaml.bak2"
+    )
     assert (folder / "params.yaml.bak").read_text() == own
     assert (folder / "params.yaml").read_bytes() == (ROOT / "presets/quickstart.yaml").read_bytes()
 
@@ -181,6 +185,14 @@ def test_check_reads_the_starting_weights_that_are_here(folder, monkeypatch, cap
 
 def refuse():
     raise OSError("no network")
+
+
+def test_the_home_of_a_user_that_is_not_there_is_one_line(folder, monkeypatch):
+    path = folder / "params.yaml"
+    path.write_text(path.read_text().replace("path: data/raw ", "path: ~nobody-here/raw "))
+    line = "params.yaml: data.path: expected ~ or a user of this machine after it, found ~nobody-he"
+    with pytest.raises(InputError, match=line):
+        call(monkeypatch, "check")
 
 
 def test_the_home_folder_is_written_out_for_dvc(folder, monkeypatch, capsys):

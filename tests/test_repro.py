@@ -3,11 +3,13 @@
 DVC and the stages run in this process.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import dvc.repo
 import numpy as np
@@ -16,7 +18,8 @@ import torch
 from dvc import cli
 
 from pipeline import __main__ as command
-from pipeline import networks, repro
+from pipeline import document, earlier, networks, repro
+from pipeline.audit import lineage
 from pipeline.base import remaining, store
 from pipeline.base.errors import InputError
 from tests import narrow, samples, tiny_project
@@ -86,6 +89,34 @@ def test_a_changed_attack_makes_its_own_set_again(folder):
     change_params(folder, lambda params: params["attacks"]["pgd"].update(eps="12/255"))
     sets = ("generate@clean-fgsm", "generate@clean-pgd")
     assert reproduce(folder, *sets) == {"generate@clean-pgd"}
+
+
+def test_results_of_a_stage_that_did_not_end_are_restored_together(folder):
+    before, stages = contents(folder), lineage.declared(folder)
+    own = folder / "data/adversarial/mine/pgd/00000.h5"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"no run made this")
+    with here(folder):
+        small = earlier.small_results()
+        model = folder / "models/refreshed.safetensors"
+        tiny_project.replace(model, lambda new: new.write_bytes(b"of the run that did not end"))
+        shutil.rmtree(folder / "data/refreshed/refreshed")
+        (folder / "metrics/clean.json").unlink()
+        assert earlier.restore(stages, small, repro.environment()) == []
+        earlier.remove_undeclared_sets(document.load(Path("params.yaml")))
+    after = contents(folder)
+    assert after.pop(str(own)) == b"no run made this"
+    assert after == before
+
+
+def test_results_that_the_cache_lacks_are_named(folder):
+    model = folder / "models/refreshed.safetensors"
+    md5 = hashlib.md5(model.read_bytes(), usedforsecurity=False).hexdigest()
+    model.unlink()
+    (folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).unlink()
+    with here(folder):
+        lost = earlier.restore(lineage.declared(folder), {}, repro.environment())
+    assert lost == ["models/refreshed.safetensors"]
 
 
 def test_a_new_attack_is_one_entry_and_its_share(folder, capsys):
@@ -188,6 +219,7 @@ def test_params_that_are_edited_meanwhile_end_the_run_with_one_line(folder):
         change_params(folder, lambda params: params["attacks"]["pgd"].update(eps="12/255"))
         tiny_project.replace(folder / "dvc.lock", lambda path: path.write_text("stages: {}\n"))
         watch.look()
+        watch.look()
         return True
 
     with pytest.raises(InputError) as caught:
@@ -206,7 +238,7 @@ def test_params_that_are_edited_meanwhile_end_the_run_with_one_line(folder):
     [(True, True, True), (True, False, False), (False, True, False)],
 )
 def test_a_run_is_planned_first_where_somebody_watches(
-    tmp_path, monkeypatch, in_terminal, is_changed, is_planned
+    tmp_path, monkeypatch, capsys, in_terminal, is_changed, is_planned
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text("seed: 0")
@@ -215,11 +247,14 @@ def test_a_run_is_planned_first_where_somebody_watches(
 
     def run(command, **_):
         commands.append(command[1:])
-        return subprocess.CompletedProcess(command, int(is_changed))
+        error = "error: data.n_images: not known before data/raw is read; write --images N\n"
+        return subprocess.CompletedProcess(command, int(is_changed), stderr=error)
 
     monkeypatch.setattr(subprocess, "run", run)
     repro._plan()
     assert (["-m", "pipeline", "plan"] in commands) is is_planned
+    unknown = "it is not known how long the run takes: data.n_images: not known before data/raw is"
+    assert (unknown in capsys.readouterr().out) is is_planned
     commands.clear()
     remaining.keep({"prepare": 1.0})
     repro._plan()  # a kept plan is used

@@ -37,7 +37,21 @@ def test_comments_may_be_edited_and_values_not(folder):
     assert not watching.is_edited
     edit(folder, "seed: 0 ", "seed: 1 ")
     watching.look()
+    assert watching.is_unsure
+    watching.look()
     assert watching.is_edited
+
+
+def test_a_moment_without_values_is_no_edit(folder):
+    watching, path = watch.Watch(), folder / "params.yaml"
+    content = path.read_text()
+    path.write_text("")
+    watching.look()
+    path.write_text(content.replace("# of everything random", "# of all that is random"))
+    watching.look()
+    watching.look()
+    assert not watching.is_edited
+    assert not watching.is_unsure
 
 
 @pytest.mark.parametrize("content", [None, "seed: ["])
@@ -46,6 +60,7 @@ def test_params_that_cannot_be_read_are_edited(folder, content):
     (folder / "params.yaml").unlink()
     if content:
         (folder / "params.yaml").write_text(content)
+    watching.look()
     watching.look()
     assert watching.is_edited
 
@@ -58,6 +73,7 @@ def test_what_was_recorded_after_the_edit_is_undone(folder):
     assert watching.is_recorded
     edit(folder, "seed: 0 ", "seed: 1 ")
     lock.write_text("stages: {a: {cmd: x}, b: {cmd: y}}\n")
+    watching.look()
     watching.look()
     watching.restore()
     assert lock.read_text() == "stages: {a: {cmd: x}}\n"

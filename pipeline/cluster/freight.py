@@ -45,10 +45,10 @@ def inside(path: Path) -> Path:
 
 
 def pieces(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """Yield the bytes of a file, a piece at a time."""
-    size = path.stat().st_size
-    for start in range(0, size, PIECE):
-        yield np.fromfile(path, np.uint8, min(PIECE, size - start), offset=start)
+    """Yield the bytes of a file, a piece at a time, also if it is replaced meanwhile."""
+    with path.open("rb") as file:
+        while len(piece := np.fromfile(file, np.uint8, PIECE)):
+            yield piece
 
 
 def packed(paths: Iterable[Path]) -> list[File]:

@@ -43,7 +43,7 @@ class Nodes:
         self.kind: str = self._slot.kind
         self._expect_free()
         kinds = self._kinds()
-        _expect_same_libraries(kinds)
+        _expect_same_libraries(kind.versions for kind in kinds)
         found = sorted({kind.processor for kind in kinds})
         if len(found) > 1 and os.environ.get(MIXED) != "1":
             raise InputError(
@@ -77,6 +77,7 @@ class Nodes:
                     raise sent.done
                 assert sent.done is not None
                 self._expect_allowed(sent.done.processor)
+                _expect_same_libraries([sent.done.versions])
                 self._pace.saw(sent.batches, sent.done.seconds)
                 yield sent.done.result
         finally:
@@ -151,9 +152,13 @@ class Nodes:
 
     def _expect_allowed(self, processor: str) -> None:
         if processor not in self._allowed:
+            remedy = (
+                "It came after the start. Run again, so that it is recorded."
+                if os.environ.get(MIXED) == "1"
+                else f"Remove it, or run again with {MIXED}=1, which is recorded."
+            )
             raise InputError(
-                f"{VARIABLE}: a node computes on {processor}, expected {self.processors}."
-                f" Remove it, or run again with {MIXED}=1, which is recorded."
+                f"{VARIABLE}: a node computes on {processor}, expected {self.processors}. {remedy}"
             )
 
 
@@ -240,10 +245,11 @@ class _Flight:
         except RayError as error:
             sent.deaths += 1
             if sent.deaths >= ATTEMPTS:
+                share = f": raise {slots.CORES}, so that fewer share a node"
                 return InputError(
                     f"{VARIABLE}: the workers of one task died {ATTEMPTS} times"
-                    f" ({type(error).__name__}). Give tasks more memory: raise {slots.CORES},"
-                    " so that fewer of them share a node."
+                    f" ({type(error).__name__}). Give tasks more memory"
+                    f"{share if self._slot.kind == 'cpu' else ''}."
                 )
             console.say_once("a worker or node of the cluster died: its work runs again elsewhere")
             return None
@@ -276,13 +282,13 @@ def _kind(reference: Any) -> on_worker.Kind | None:
     return kind
 
 
-def _expect_same_libraries(kinds: list[on_worker.Kind]) -> None:
-    """Raise InputError unless the nodes have the versions that this process records."""
+def _expect_same_libraries(found: Iterable[tuple[str, ...]]) -> None:
+    """Raise InputError unless nodes have the versions that this process records."""
     own = on_worker.libraries()
-    for kind in kinds:
-        if kind.versions != own:
+    for versions in found:
+        if versions != own:
             raise InputError(
-                f"{VARIABLE}: a node has {', '.join(kind.versions)}, expected {', '.join(own)}."
+                f"{VARIABLE}: a node has {', '.join(versions)}, expected {', '.join(own)}."
                 " Install the same requirements on all nodes."
             )
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -22,9 +22,11 @@ class Done(NamedTuple):
 
     result: Any
     processor: str
+    versions: tuple[str, ...]
     seconds: float
 
 
+@cache
 def libraries() -> tuple[str, ...]:
     """Return the libraries that decide an attack's bits, with their versions."""
     return tuple(f"{name} {version(name)}" for name in LIBRARIES)
@@ -49,7 +51,7 @@ def run(job: list[Any], item: Any, device_type: str, threads: int) -> Done:
     start = time.perf_counter()
     result = _compute(job[0], device_type, threads)(item)
     processor = device.processor(_device(device_type, threads))
-    return Done(result, processor, time.perf_counter() - start)
+    return Done(result, processor, libraries(), time.perf_counter() - start)
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.base.errors import InputError
+from pipeline.cluster.connection import VARIABLE
 from pipeline.networks.device import VARIABLE as DEVICE
 
 CORES = "PIPELINE_CLUSTER_CPUS"
@@ -79,7 +80,7 @@ def for_training(nodes: list[dict[str, Any]]) -> tuple[Slot, int]:
 
     PIPELINE_TRAIN_WORKERS asks for a number. Otherwise there is a worker for each GPU, or one for
     each node where GPUs are not used. Raises InputError for another value than a whole number from
-    1 on, and for a device that no node has.
+    1 on, for a device that no node has, and where no node has a core.
     """
     resources = _alive(nodes)
     asked = _asked(WORKERS)
@@ -87,6 +88,10 @@ def for_training(nodes: list[dict[str, Any]]) -> tuple[Slot, int]:
         return Slot("cuda", 1), asked or sum(int(node.get("GPU", 0)) for node in resources)
     cores = [int(node.get("CPU", 0)) for node in resources]
     n_workers = asked or sum(count > 0 for count in cores)
+    if not any(cores):
+        raise InputError(
+            f"{VARIABLE}: no node has a core yet. Wait for the nodes; `ray status` shows them."
+        )
     fitting = [
         each
         for each in range(1, max(cores) + 1)

@@ -109,7 +109,7 @@ class _Training:
                 reason = self._attempt()
                 if self._outcome is not None:
                     break
-                failures = 1 if self._saved else failures + 1
+                failures = 0 if self._saved else failures + 1
                 if failures == FAILURES:
                     raise InputError(
                         f"{self._out}: the workers failed {failures} times without saving anything "

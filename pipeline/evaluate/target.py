@@ -15,6 +15,7 @@ from pipeline.base.store import Block
 from pipeline.cluster import Here, Workers
 from pipeline.networks import matrix_products
 from pipeline.networks.memory_fit import InParts
+from pipeline.networks.precision import exact
 from pipeline.networks.scores import Mask
 
 Found = TypeVar("Found")
@@ -75,7 +76,12 @@ class Target:
 
     def on(self, _: torch.device) -> Callable[["Part"], Any]:
         """Return the function that computes a part of a block: a target is a `Job`."""
-        return lambda part: part.compute(self, part.start, part.block, *part.arguments)
+
+        @exact()
+        def compute(part: "Part") -> Any:
+            return part.compute(self, part.start, part.block, *part.arguments)
+
+        return compute
 
     def each_part(
         self,

@@ -54,7 +54,7 @@ def known(data: Data, n_images: int | None = None, where: str = str(params.FILE)
     InputError where none of them tells.
     """
     n_images = n_images or data.n_images
-    found = _prepared(data, n_images) or _declared(data, n_images, where) or _read(data)
+    found = _prepared(data, n_images) or _declared(data, n_images, where) or _read(data, n_images)
     if found is None:
         raise InputError(_missing(data, n_images, where))
     if found.n_train < 1:
@@ -107,13 +107,13 @@ def _declared(data: Data, n_images: int | None, where: str) -> Images | None:
     )
 
 
-def _read(data: Data) -> Images | None:
+def _read(data: Data, n_images: int | None) -> Images | None:
     """Return the images of the source, if it is there and quick to read."""
     path = Path(data.path).expanduser()
     if data.source != "digits" and not (path.exists() and _bytes_of(path) <= CHEAP):
         return None
     source = sources.open_source(data)
-    n_images = data.n_images or len(source.labels)
+    n_images = n_images or len(source.labels)
     counts = {"val": data.n_val, "test": data.n_test}
     if source.split is not None:
         counts |= {part: _count(source.split, part) for part in data.own_parts}

@@ -23,6 +23,7 @@ from pipeline.networks.memory_fit import InParts
 from pipeline.plan import training_steps, trial_sets
 from pipeline.plan.images import Images
 from pipeline.plan.work import Kind, Work, passes
+from pipeline.train.params import Training
 
 SIZES = (32, 256)  # batches on which attacks and predictions are measured
 FEW = 4  # images of the first batch, which tells whether the others take too long
@@ -129,8 +130,8 @@ class Rates:
         classify = self.of(Kind(name="classify", architecture=kind.architecture))
         steps = 3 * (1 + _attack_steps(recipe))
         affordable = int(LONGEST / (classify.per_image * steps))
-        batch_size = min(recipe.batch_size, max(16, affordable))
-        recipe = recipe.model_copy(update={"batch_size": batch_size})
+        recipe = _with_batches(recipe, max(16, affordable))
+        batch_size = recipe.batch_size
         with tempfile.TemporaryDirectory(prefix="plan-") as name:
             folder, n_classes = Path(name), self._images.n_classes
             stored = trial_sets.write(
@@ -196,6 +197,16 @@ def shortened(spec: Attack) -> Attack:
     entry = spec.model_dump()
     fewer = {key: min(entry[key], most) for key, most in SHORT.items() if key in entry}
     return type(spec).model_validate({**entry, **fewer, "eps": EPS})
+
+
+def _with_batches(recipe: Training, size: int) -> Training:
+    """Return the recipe with batches of at most `size` images, or of as few as its mix allows."""
+    for batch_size in range(min(size, recipe.batch_size), recipe.batch_size):
+        smaller = recipe.model_copy(update={"batch_size": batch_size})
+        with contextlib.suppress(ValueError):
+            if smaller.counts:
+                return smaller
+    return recipe
 
 
 def _attack_steps(recipe: object) -> int:

@@ -1,5 +1,6 @@
 """Define the sections `data` and `store` of `params.yaml`."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -88,6 +89,12 @@ class Data(Section):
                     f"{key}: expected no such key for source {self.source} "
                     f"(only for {', '.join(sources)}), found one"
                 )
+        try:
+            Path(self.path).expanduser()
+        except RuntimeError as error:
+            raise ValueError(
+                f"path: expected ~ or a user of this machine after it, found {self.path}"
+            ) from error
         for part in self.own_parts:
             if self.source not in SPLIT:
                 raise ValueError(

@@ -141,17 +141,26 @@ def _open(
     project: Project, sets: Mapping[str, str], split: store.Split
 ) -> tuple[store.Block, list[Source]]:
     """Return the first images of a split of the clean set, and the same of stored sets."""
-    clean = project.images(project.clean).load(split)
-    first = np.arange(len(clean)) < SEARCHED
     sources = [
         Source(
             name=name,
-            images=project.images(path).load(split).images[:SEARCHED],
+            images=_first(project.images(path), split).images,
             eps=float(project.images(path).attributes["eps.stored"]),
         )
         for name, path in sets.items()
     ]
-    return clean.select(first), sources
+    return _first(project.images(project.clean), split), sources
+
+
+def _first(images: store.ImageSet, split: store.Split) -> store.Block:
+    """Return the first SEARCHED rows of a split, without reading more shards than they need."""
+    found: list[store.Block] = []
+    for block in images.blocks():
+        found.append(block.select(block.split == store.SPLITS[split]))
+        if sum(map(len, found)) >= SEARCHED:
+            break
+    rows = store.join(found)
+    return rows.select(np.arange(len(rows)) < SEARCHED)
 
 
 def _chosen(

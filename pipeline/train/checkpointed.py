@@ -23,6 +23,9 @@ from pipeline.train.loop import SOFTER, Fit, Row, Watch, fit
 # Of the weights on the disk, at most. The unfinished work is there twice, with up to six copies
 # each, and the checkpoint is there twice.
 COPIES = 14
+# Of the images that a training refreshes: the unfinished work is there twice, and at the end they
+# become sets.
+IMAGE_COPIES = 3
 
 
 def train(
@@ -45,10 +48,9 @@ def train(
     """Train, write the best epoch's checkpoint and the history, and return what to print.
 
     `attack_passes` returns how many gradients of single images attacks have computed after so many
-    epochs, with those before the training. `also_write` writes what
-    else the training makes. `watch` is that of `loop.fit`. Every epoch prints a line and writes the
-    history. The unfinished work is deleted last. Of several workers that train together, the first
-    one writes and prints.
+    epochs, with those before the training. `also_write` writes what else the training makes.
+    `watch` is that of `loop.fit`. Every epoch prints a line and writes the history. The unfinished
+    work is deleted last. Of several workers that train together, the first one writes and prints.
     """
     workers = group.current()
     origin = _origin(provenance, settings, device)
@@ -137,9 +139,10 @@ def _outcome(fitted: Fit, attack_passes: Callable[[int], int]) -> dict[str, str 
 
 
 def _size(network: nn.Module, batches: Batches) -> int:
-    """Return the bytes that the unfinished work and the checkpoint take."""
+    """Return the bytes that the unfinished work and the results take."""
     weights: int = sum(tensor.nbytes for tensor in network.state_dict().values())
-    return COPIES * weights + sum(tensor.nbytes for tensor in batches.state.values())
+    images = sum(tensor.nbytes for tensor in batches.state.values())
+    return COPIES * weights + IMAGE_COPIES * images
 
 
 def _origin(

@@ -8,7 +8,7 @@ import torch
 from pipeline import cluster
 from pipeline.base import console
 from pipeline.base.errors import InputError
-from pipeline.cluster import connection, slots
+from pipeline.cluster import connection, freight, slots
 from tests.cluster.job import Square
 
 CPU = torch.device("cpu")
@@ -108,6 +108,24 @@ def test_slots_that_no_node_has_are_refused(monkeypatch, name, value, message):
     monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message):
         slots.choose([node(CPU=4.0)])
+
+
+def test_a_training_needs_a_node_with_a_core(monkeypatch):
+    monkeypatch.delenv("PIPELINE_DEVICE", raising=False)
+    for nodes in ([], [node(CPU=0.0)]):
+        with pytest.raises(InputError, match="PIPELINE_CLUSTER: no node has a core yet"):
+            slots.for_training(nodes)
+
+
+def test_a_file_that_is_replaced_while_it_is_sent_is_sent_as_it_was(monkeypatch, tmp_path):
+    monkeypatch.setattr(freight, "PIECE", 4)
+    path = tmp_path / "a"
+    path.write_bytes(b"the earlier")
+    sent = freight.pieces(path)
+    first = bytes(next(sent))
+    (tmp_path / "b").write_bytes(b"a later one")
+    (tmp_path / "b").replace(path)
+    assert first + b"".join(map(bytes, sent)) == b"the earlier"
 
 
 @pytest.mark.parametrize("value", ["0", "two", "-1"])

@@ -41,6 +41,15 @@ def test_nodes_with_other_libraries_are_refused(answers):
         nodes.Nodes()
 
 
+def test_nodes_that_come_late_are_checked(answers, monkeypatch):
+    opened = nodes.Nodes()
+    with pytest.raises(InputError, match=r"computes on cpu \(AVX2\).*Remove it, or run again with"):
+        opened._expect_allowed("cpu (AVX2)")
+    monkeypatch.setenv(nodes.MIXED, "1")
+    with pytest.raises(InputError, match="It came after the start. Run again, so that"):
+        opened._expect_allowed("cpu (AVX2)")
+
+
 def test_no_node_that_answers_is_one_line(answers, monkeypatch):
     opened = nodes.Nodes()
     monkeypatch.undo()

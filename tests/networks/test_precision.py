@@ -3,7 +3,9 @@ import pytest
 import torch
 
 from pipeline import networks
+from pipeline.evaluate.target import Part, Target
 from pipeline.networks import device, precision
+from tests import small_networks
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -72,6 +74,15 @@ def test_tf32_is_restored_after_an_error():
     with pytest.raises(ValueError, match="inside"), precision.exact():
         raise ValueError("inside")
     assert settings() == before
+
+
+def test_a_target_computes_in_full_wherever_it_is():
+    target = Target.of(small_networks.network(), 10, batch_size=4, seed=0)
+    found = []
+    with precision.tensor_floats():
+        compute = target.on(torch.device("cpu"))
+        compute(Part(lambda *_: found.append(settings()), 0, None, ()))
+    assert found == [("ieee", "ieee")]
 
 
 def test_predictions_are_exact():

@@ -87,6 +87,7 @@ def test_a_small_source_is_read(settings, tmp_path):
     data = changed(settings, source="npz", path="data/mine.npz", image_size=None, n_val=8)
     found = images.known(data)
     assert (found.n_images, found.size, found.n_classes) == (40, 16, 4)
+    assert images.known(data, 600).n_images == 600, "what the user says counts"
 
 
 def test_a_large_source_is_not_read(settings, tmp_path, monkeypatch):

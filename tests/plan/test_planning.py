@@ -108,6 +108,16 @@ def test_work_that_takes_long_is_measured_on_small_batches(monkeypatch):
     assert sizes == [4, 4, 8]
 
 
+def test_a_batch_is_not_made_smaller_than_its_mix_allows(settings):
+    recipe = settings.finetuned["robust"].model_copy(
+        update={"mix": {"clean": 0.96, "fgsm": 0.02, "pgd": 0.02}, "batch_size": 128}
+    )
+    smaller = rates._with_batches(recipe, 16)
+    assert smaller.batch_size == 26
+    assert min(smaller.counts.values()) == 1
+    assert rates._with_batches(recipe, 200) == recipe
+
+
 def test_a_short_attack_is_the_same_attack(settings):
     pgd = rates.shortened(settings.evaluate.threats["pgd"])
     assert json.loads(pgd.model_dump_json()) == {

@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.report import gallery
+from tests.conftest import write_set
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,12 @@ def test_refreshed_images_count_in_the_budget(room, n_classes, n_sets, n_refresh
     n_shown, shown = expected
     pictures = n_shown * (1 + n_sets) * (1 + 2 * n_sets) + shown * (1 + 2 * (n_sets + n_refreshed))
     assert pictures <= room or expected == (1, 1)
+
+
+def test_only_the_shards_of_the_first_images_are_read(monkeypatch, tmp_path, block):
+    images = write_set(tmp_path / "set", block, shard_rows=4)
+    monkeypatch.setattr(gallery, "SEARCHED", 3)
+    expected = images.load("train").images[:3]
+    for shard in sorted((tmp_path / "set").rglob("*.h5"))[3:]:
+        shard.write_bytes(b"damaged")
+    assert (gallery._first(images, "train").images == expected).all()

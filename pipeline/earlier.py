@@ -1,0 +1,84 @@
+"""What the folder holds of earlier runs: results to restore, and sets that no stage makes now."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pipeline.audit import lineage
+from pipeline.base import console, files, params, unfinished
+from pipeline.document import Document
+from pipeline.results import METRICS
+
+ADVERSARIAL = Path("data/adversarial")
+SOURCES = ADVERSARIAL / "sources"
+UNCACHED = (METRICS, Path("plots"))  # kept in Git, not in DVC's cache
+
+
+def small_results() -> dict[Path, bytes]:
+    """Return the content of all results that DVC's cache does not keep."""
+    return {
+        path: path.read_bytes()
+        for folder in UNCACHED
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def write_missing(small: Mapping[Path, bytes]) -> None:
+    """Write those of the small results that are not there any more."""
+    for path, content in small.items():
+        if not path.exists():
+            files.write_bytes(path, content)
+
+
+def restore(
+    stages: Iterable[str], small: Mapping[Path, bytes], environment: Mapping[str, str]
+) -> list[str]:
+    """Restore the earlier outputs of stages that did not end, and return those that are lost.
+
+    DVC deletes them before it runs a stage. If one of a stage is missing, the others are not the
+    earlier ones either: they are replaced, and unfinished work can make them again. Outputs come
+    back from DVC's cache, and small ones from `small`. (`persist: true` would keep small ones too.
+    But DVC would then never take such a stage from its run cache: it would train again.)
+    """
+    write_missing(small)
+    recorded = _recorded()
+    outs = [
+        out
+        for name in stages
+        if name in recorded and not all(Path(out).exists() for out in recorded[name].outs)
+        for out in recorded[name].outs
+        if unfinished.is_cached(out)
+    ]
+    if outs:
+        checkout = [sys.executable, "-m", "dvc", "checkout", "--quiet", "--force", *outs]
+        subprocess.run(checkout, env=environment, check=False, stderr=subprocess.DEVNULL)
+    return [out for out in outs if not Path(out).exists()]
+
+
+def remove_undeclared_sets(settings: Document) -> None:
+    """Delete the adversarial sets of models and attacks that params.yaml no longer names.
+
+    Print the path of each. DVC's cache keeps them. What no run has recorded stays.
+    """
+    wanted = {
+        ADVERSARIAL / model / attack for model in settings.attacked for attack in settings.attacks
+    }
+    wanted |= {
+        SOURCES / model / attack for model in settings.sources for attack in settings.attacks
+    }
+    own = [folder for folder in ADVERSARIAL.glob("[!.]*/[!.]*/") if folder.parent != SOURCES]
+    recorded = {Path(out) for stage in _recorded().values() for out in stage.outs}
+    for folder in sorted([*own, *SOURCES.glob("[!.]*/[!.]*/")]):
+        if folder in recorded and folder not in wanted:
+            shutil.rmtree(folder)
+            console.say(
+                f"{folder}: removed, since {params.FILE} no longer asks for it (DVC's cache keeps "
+                "it)"
+            )
+
+
+def _recorded() -> dict[str, lineage.Recorded]:
+    return lineage.recorded(Path()) if Path(lineage.RECORDED).exists() else {}
