@@ -12,18 +12,24 @@ from pipeline import presets
 SELECTED = 500  # images that choose the epochs
 EMA, LONG_EMA = 0.093, 0.19  # the time constant of an average, as a share of all steps
 
-
 Entry = dict[str, Any]
 SINGLE_STEP = {"steps": 1, "random_start": True}
-MORE_CLEAN = {"clean": 0.4, "fgsm": 0.2, "pgd": 0.4}
-HIGHER_LR = {"mix": MORE_CLEAN, "lr": 0.1}
+LOWER_LR: Entry = {"lr": 0.05, "mix": {"clean": 0.325, "fgsm": 0.175, "pgd": 0.5}}
+HIGHER_LR: Entry = {"lr": 0.1, "mix": {"clean": 0.4, "fgsm": 0.2, "pgd": 0.4}}
+HALF_CLEAN = {"clean": 0.5, "fgsm": 0.15, "pgd": 0.35}
+
+
+def _refreshed(**changes: Any) -> tuple[str, Entry]:
+    return "refreshed", {**LOWER_LR, **changes}
+
+
 # What differs from the preset's models. Here `ema` is a time constant, and `epochs` is a share of
 # those of the setting. The order is that of work.
 RECIPES: dict[str, tuple[str, Entry]] = {
     "static": ("robust", {"best_on": "robust"}),
-    "refreshed": ("refreshed", {}),
-    "refreshed, half of the epochs": ("refreshed", {"epochs": 0.5}),
-    "refreshed + regularise": ("refreshed", {"refresh": {"regularise": 10.0}}),
+    "refreshed": _refreshed(),
+    "refreshed, half of the epochs": _refreshed(epochs=0.5),
+    "refreshed + regularise": _refreshed(refresh={"regularise": 10.0}),
     "online PGD-10": ("online", {}),
     "online PGD-10, lr 0.1": ("online", {"lr": 0.1}),
     "online N-FGSM": (
@@ -34,24 +40,15 @@ RECIPES: dict[str, tuple[str, Entry]] = {
         "online",
         {"clean_weight": 0.0, "adversary": {**SINGLE_STEP, "alpha": "10/255"}},
     ),
-    "refreshed + onecycle": (
-        "refreshed",
-        {"schedule": "onecycle", "lr": 0.1, "warmup_epochs": 3},
-    ),
-    "refreshed + more clean": ("refreshed", {"mix": MORE_CLEAN}),
-    "refreshed + more clean, lr 0.1, 1.2 of the epochs": (
-        "refreshed",
-        {**HIGHER_LR, "epochs": 1.2},
-    ),
-    "refreshed + more clean, lr 0.1, 0.6 of the epochs": (
-        "refreshed",
-        {**HIGHER_LR, "epochs": 0.6},
-    ),
-    "refreshed + half clean": ("refreshed", {"mix": {"clean": 0.5, "fgsm": 0.15, "pgd": 0.35}}),
-    "refreshed + regularise 2": ("refreshed", {"refresh": {"regularise": 2.0}}),
-    "refreshed + smoothing": ("refreshed", {"label_smoothing": 0.4}),
-    "refreshed + long EMA": ("refreshed", {"ema": LONG_EMA}),
-    "refreshed + trades": ("refreshed", {"loss": "trades", "beta": 6.0}),
+    "refreshed + onecycle": _refreshed(schedule="onecycle", lr=0.1, warmup_epochs=3),
+    "refreshed + more clean": _refreshed(mix=HIGHER_LR["mix"]),
+    "refreshed + more clean, lr 0.1, 1.2 of the epochs": _refreshed(**HIGHER_LR, epochs=1.2),
+    "refreshed + more clean, lr 0.1, 0.6 of the epochs": _refreshed(**HIGHER_LR, epochs=0.6),
+    "refreshed + half clean": _refreshed(mix=HALF_CLEAN),
+    "refreshed + regularise 2": _refreshed(refresh={"regularise": 2.0}),
+    "refreshed + smoothing": _refreshed(label_smoothing=0.4),
+    "refreshed + long EMA": _refreshed(ema=LONG_EMA),
+    "refreshed + trades": _refreshed(loss="trades", beta=6.0),
 }
 
 
