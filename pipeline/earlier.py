@@ -44,12 +44,12 @@ def restore(
     But DVC would then never take such a stage from its run cache: it would train again.)
     """
     write_missing(small)
-    recorded = _recorded()
+    ended = recorded()
     outs = [
         out
         for name in stages
-        if name in recorded and not all(Path(out).exists() for out in recorded[name].outs)
-        for out in recorded[name].outs
+        if name in ended and not all(Path(out).exists() for out in ended[name].outs)
+        for out in ended[name].outs
         if unfinished.is_cached(out)
     ]
     if outs:
@@ -70,9 +70,9 @@ def remove_undeclared_sets(settings: Document) -> None:
         SOURCES / model / attack for model in settings.sources for attack in settings.attacks
     }
     own = [folder for folder in ADVERSARIAL.glob("[!.]*/[!.]*/") if folder.parent != SOURCES]
-    recorded = {Path(out) for stage in _recorded().values() for out in stage.outs}
+    made = {Path(out) for stage in recorded().values() for out in stage.outs}
     for folder in sorted([*own, *SOURCES.glob("[!.]*/[!.]*/")]):
-        if folder in recorded and folder not in wanted:
+        if folder in made and folder not in wanted:
             shutil.rmtree(folder)
             console.say(
                 f"{folder}: removed, since {params.FILE} no longer asks for it (DVC's cache keeps "
@@ -80,5 +80,6 @@ def remove_undeclared_sets(settings: Document) -> None:
             )
 
 
-def _recorded() -> dict[str, lineage.Recorded]:
+def recorded() -> dict[str, lineage.Recorded]:
+    """Return the stages of `dvc.lock` by name, or none where nothing ran yet."""
     return lineage.recorded(Path()) if Path(lineage.RECORDED).exists() else {}

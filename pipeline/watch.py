@@ -18,13 +18,12 @@ class Watch:
 
     `look` must be called again and again. Comments may be edited. Other values count once two looks
     find them: an editor that saves may leave no values for a moment. Between the two, `is_unsure`.
-    `is_recorded` tells whether a stage was recorded meanwhile.
     """
 
     def __init__(self) -> None:
         self._values, self._seen = params.read(params.FILE), _stamp(params.FILE)
         self._lock, self._lock_seen = _content(LOCK), _stamp(LOCK)
-        self.is_edited = self.is_recorded = self.is_unsure = False
+        self.is_edited = self.is_unsure = False
 
     def look(self) -> None:
         """Look at both files once."""
@@ -36,7 +35,6 @@ class Watch:
             self._seen = stamp
         if not self.is_edited and not self.is_unsure and _stamp(LOCK) != self._lock_seen:
             self._lock, self._lock_seen = _content(LOCK), _stamp(LOCK)
-            self.is_recorded = True
 
     def _has_other_values(self) -> bool:
         try:
