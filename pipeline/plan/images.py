@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit import lineage
 from pipeline.base import params, store
 from pipeline.base.errors import InputError
 from pipeline.prepare import sources
@@ -82,8 +81,6 @@ def _prepared(data: Data, n_images: int | None) -> Images | None:
     }
     if any(recorded.get(key) != value for key, value in expected.items()):
         return None
-    if _prepared_from(data.path) != data.path:
-        return None
     split = clean.column("split")
     return Images(
         n_images=len(clean),
@@ -93,14 +90,6 @@ def _prepared(data: Data, n_images: int | None) -> Images | None:
         n_classes=len(clean.class_names),
         origin=str(CLEAN_SET),
     )
-
-
-def _prepared_from(otherwise: str) -> str:
-    """Return the path of the source that the clean image set was made of, as `dvc.lock` has it."""
-    if not Path(lineage.RECORDED).exists():
-        return otherwise
-    prepare = lineage.recorded(Path()).get("prepare")
-    return otherwise if prepare is None else str(prepare.params.get("data.path", otherwise))
 
 
 def _declared(data: Data, n_images: int | None, where: str) -> Images | None:

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 
@@ -108,8 +106,3 @@ def test_the_clean_set_is_preferred(settings, tmp_path):
     assert (found.n_images, found.n_val, found.size, found.n_classes) == (40, 10, 16, 3)
     assert found.origin == "data/clean"
     assert images.known(settings.data).origin == "the source digits"
-    for path, origin in (("data/mine.npz", "data/clean"), ("data/other.npz", "--images")):
-        recorded = {"cmd": "x", "params": {"params.yaml": {"data": {"path": path}}}}
-        (tmp_path / "dvc.lock").write_text(json.dumps({"stages": {"prepare": recorded}}))
-        sized = data.model_copy(update={"image_size": 16})
-        assert images.known(sized, 40).origin == origin, path
