@@ -10,7 +10,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -21,7 +20,6 @@ from pipeline.base.errors import InputError
 
 DVC = Path(".dvc")
 INTERPRETER = Path("pipeline", "python")  # the script that dvc.yaml runs the stages with
-MOMENT = 0.5  # seconds
 
 
 def check(root: Path) -> None:
@@ -92,16 +90,17 @@ def ask_dvc(root: Path, *arguments: str) -> str:
 def only_one(root: Path) -> Iterator[IO[str]]:
     """Refuse to run beside another `repro` in the same folder.
 
-    Yields the file of the lock, which holds the PID of this process. The operating system releases
-    the lock when this process ends, and all processes that inherit the file. On a disk without
-    locks, only DVC's own lock protects the folder. Raises InputError where another `repro`
-    is running, and where DVC's own lock does not work either.
+    Yields the file of the lock, which holds the PID of this process. The lock is released at the
+    end of the block, whoever has inherited the file. If this process is killed, it is released when
+    all those have ended, too. On a disk without locks, only DVC's own lock protects the folder.
+    Raises InputError where another `repro` is running, and where DVC's own lock does not work
+    either.
     """
     lock = root / DVC / "tmp" / "repro.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+", encoding="ascii") as file:
         try:
-            _lock(file)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise InputError(_running(file.read())) from None
@@ -109,24 +108,11 @@ def only_one(root: Path) -> Iterator[IO[str]]:
             _expect_other_locks(root, error)
         file.truncate(0)
         note(file, os.getpid())
-        yield file
-
-
-def _lock(file: IO[str]) -> None:
-    """Lock a file. Raises BlockingIOError where another process keeps it locked.
-
-    A process that begins another one shares its locks with that for a moment, even if it ends.
-    """
-    give_up = time.monotonic() + MOMENT
-    while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > give_up:
-                raise
-            time.sleep(MOMENT / 10)
-        else:
-            return
+            yield file
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def note(lock: IO[str], pid: int) -> None:

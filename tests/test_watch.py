@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -105,31 +106,44 @@ def test_a_preset_is_refused_while_a_repro_runs(folder):
     presets.use("assignment")
 
 
-def test_a_lock_that_is_shared_for_a_moment_is_waited_for(folder):
+def test_a_lock_is_released_whoever_has_inherited_its_file(folder):
     with place.only_one(folder) as lock:
-        beginning = subprocess.Popen(["sleep", "0.2"], pass_fds=[lock.fileno()])
+        heir = subprocess.Popen(["sleep", "60"], pass_fds=[lock.fileno()])
     with place.only_one(folder):
-        assert beginning.wait() == 0
+        assert heir.poll() is None
+    heir.kill()
+    heir.wait()
+
+
+def is_free(folder):
+    try:
+        with place.only_one(folder):
+            return True
+    except InputError:
+        return False
+
+
+KILLED = """
+import os, pathlib, signal, subprocess
+from pipeline import place
+with place.only_one(pathlib.Path()) as lock:
+    left = subprocess.Popen(["sleep", "60"], pass_fds=[lock.fileno()], process_group=0)
+    place.note(lock, left.pid)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_what_a_killed_repro_left_behind_is_named(folder):
-    gone = subprocess.run(["true"], check=True)
-    assert gone.returncode == 0
-    with place.only_one(folder) as lock:
-        left = subprocess.Popen(["sleep", "60"], pass_fds=[lock.fileno()])
-        place.note(lock, left.pid)
-    try:
-        with (
-            pytest.raises(InputError, match="another `repro` is running in this folder"),
-            place.only_one(folder),
-        ):
-            pass
-        text = place._running(f"999999999\n{left.pid}\n")
-        assert f"(PID {left.pid}, left behind by a killed one)" in text
-        assert text.endswith(f"`kill -INT -- -{left.pid}`")
-    finally:
-        left.kill()
-        left.wait()
-    with place.only_one(folder):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", KILLED], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = int((folder / ".dvc/tmp/repro.lock").read_text().split()[-1])
+    named = rf"\(PID {left}, left behind by a killed one\).* `kill -INT -- -{left}`$"
+    with pytest.raises(InputError, match=named), place.only_one(folder):
         pass
+    os.kill(left, signal.SIGKILL)
+    give_up = time.monotonic() + 30
+    while not is_free(folder):
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
     assert "Ctrl-C in its terminal" in place._running("")
