@@ -7,21 +7,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pipeline.audit import lineage
-from pipeline.base import console, files, params, unfinished
+from pipeline.base import console, files, params
 from pipeline.document import Document
 from pipeline.results import METRICS
 
 ADVERSARIAL = Path("data/adversarial")
 SOURCES = ADVERSARIAL / "sources"
-UNCACHED = (METRICS, Path("plots"))  # kept in Git, not in DVC's cache
+UNCACHED = (METRICS, Path("plots"), Path("report/audit.json"))  # kept in Git, not in DVC's cache
 
 
 def small_results() -> dict[Path, bytes]:
     """Return the content of all results that DVC's cache does not keep."""
     return {
         path: path.read_bytes()
-        for folder in UNCACHED
-        for path in folder.rglob("*")
+        for kept in UNCACHED
+        for path in [kept, *kept.rglob("*")]
         if path.is_file()
     }
 
@@ -50,7 +50,7 @@ def restore(
         for name in stages
         if name in ended and not all(Path(out).exists() for out in ended[name].outs)
         for out in ended[name].outs
-        if unfinished.is_cached(out)
+        if not any(Path(out).is_relative_to(kept) for kept in UNCACHED)
     ]
     if outs:
         checkout = [sys.executable, "-m", "dvc", "checkout", "--quiet", "--force", *outs]

@@ -58,6 +58,8 @@ def _reasons(
     if stage not in recorded:
         yield f"not in {lineage.RECORDED}"
         return
+    if not path.exists():
+        return  # the table leaves such a model out
     upstream = _upstream(stage, recorded)
     keys = dict.fromkeys(
         key

@@ -32,7 +32,7 @@ pytestmark = [
         "ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"
     ),
 ]
-OUTPUTS = ("data", "models", "metrics", "plots")
+OUTPUTS = ("data", "models", "metrics", "plots", "report")
 READS_SETS = {
     "finetune@robust",
     "finetune@refreshed",
@@ -101,7 +101,8 @@ def test_results_of_a_stage_that_did_not_end_are_restored_together(folder):
         model = folder / "models/refreshed.safetensors"
         tiny_project.replace(model, lambda new: new.write_bytes(b"of the run that did not end"))
         shutil.rmtree(folder / "data/refreshed/refreshed")
-        (folder / "metrics/clean.json").unlink()
+        for lost in ("metrics/clean.json", "report/audit.json"):
+            (folder / lost).unlink()
         assert earlier.restore(stages, small, repro.environment()) == []
         earlier.remove_undeclared_sets(document.load(Path("params.yaml")))
     after = contents(folder)

@@ -48,6 +48,11 @@ class Attack(Section):
         )
         return {"eps": eps, **extra, **step}
 
+    @property
+    def resolved(self) -> Self:
+        """The same attack with alpha as a number, where it is written as a share of eps."""
+        return self.model_copy(update=self.parameters)
+
     def at(self, eps: float) -> Self:
         """Return the same attack with one eps for all images."""
         return self.model_copy(update={"eps": eps})

@@ -168,24 +168,25 @@ def held_parameters(project: Project, stage: str) -> Held:
 
 
 def _held_by_set(path: str, attributes: Mapping[str, Any], recorded: Mapping[str, Any]) -> Held:
+    held: Held = []
     if attributes["kind"] == CLEAN:
         names = {"source": "data.source", "split.n_val": "data.n_val", "seed": "seed"}
         if recorded.get("data.image_size") is not None:  # else the images have their own size
             names["image_size"] = "data.image_size"
     else:
         prefix = f"attacks.{attributes['attack']}"
-        own = {
-            key: f"{prefix}.{key.removeprefix('attack.')}"
-            for key in attributes
-            if key.startswith("attack.")
-        }
         names = {
-            **own,
             "attack.class": f"{prefix}.attack",
             "batch_size": "generate.batch_size",
             "seed": "seed",
         }
-    return [(key, path, attributes.get(name)) for name, key in names.items()]
+        attack = {
+            key.removeprefix("attack."): _parsed(value)
+            for key, value in attributes.items()
+            if key.startswith("attack.") and key not in names
+        }
+        held += [(f"{prefix}.{key}", path, value) for key, value in lineage.flatten(attack).items()]
+    return held + [(key, path, attributes.get(name)) for name, key in names.items()]
 
 
 def _held_by_checkpoint(
@@ -209,9 +210,9 @@ def _held_by_checkpoint(
 
 
 def _parsed(value: Any) -> Any:
-    """Return a value of a checkpoint's provenance, parsed.
+    """Return a value of a checkpoint's provenance or of a set's attributes, parsed.
 
-    Provenance stores everything except strings and numbers as JSON.
+    Both store everything except strings and numbers as JSON.
     """
     return (
         json.loads(value)

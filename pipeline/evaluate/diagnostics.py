@@ -7,18 +7,22 @@ docs/evaluation.md explains what each check means. `checks` decides what the num
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline import attacks
 from pipeline.attacks.params import Threat
 from pipeline.base.store import SPLITS, Block
 from pipeline.evaluate import params, whitebox
 from pipeline.evaluate.checks import COLLAPSED, CONVERGED, NOT_RUN, Check, gain, none_of, share
 from pipeline.evaluate.sweeps import Curves
 from pipeline.evaluate.target import Target
+from pipeline.networks import memory_fit
 from pipeline.networks.scores import Mask
 
 
@@ -126,12 +130,20 @@ def _without_gradient(target: Target, block: Block) -> Mask:
     for _, rows in target.batches(~found):
         images, labels = target.tensors(block, rows)
         images.requires_grad_()
-        (gradient,) = torch.autograd.grad(
-            functional.cross_entropy(target.network(images), labels), images
+        gradient = memory_fit.fitted(
+            target.network, images, partial(_gradient, target.network, images, labels)
         )
         flat = gradient.flatten(1)
         found[rows] = ((flat == 0).all(1) | ~flat.isfinite().all(1)).cpu().numpy()
     return found
+
+
+def _gradient(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Return each image's gradient of the cross-entropy, through `attacks.scaled` as in attacks."""
+    logits = attacks.scaled(network(images))
+    loss = functional.cross_entropy(logits, labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, images)
+    return gradient
 
 
 def _logits(target: Target, block: Block) -> NDArray[np.float32]:

@@ -210,7 +210,7 @@ def _robust(
         about = {
             "attack": threat.attack,
             "restarts": threat.restarts,
-            **threat.parameters,
+            **threat.described,
             **outcome.passes.as_metrics(),
         }
         enter(name, rows, outcome.standing, **about)
@@ -260,7 +260,8 @@ def _checked(
     settings: params.Evaluate,
 ) -> tuple[sweeps.Curves, dict[str, checks.Check]]:
     """Return the curves of one threat, and all checks of what was found in its eps ball."""
-    threat, of_threat = settings.threats[settings.curves.threat], tried[settings.curves.threat]
+    name = settings.curves.threat
+    threat, of_threat = settings.threats[name].resolved, tried[name]
     few = _rows(val, scores.sample(val, settings.curves.n_eval, settings.seed))
     curves = sweeps.curves(target, few, threat, settings.curves)
     within = {

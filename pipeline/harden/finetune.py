@@ -69,8 +69,8 @@ def train(args: Namespace) -> str:
     network = first.network()
     batches = _batches(recipe, sets, network, processor, args.out.parent)
     refreshed = batches if isinstance(batches, refreshed_batches.RefreshedBatches) else None
-    earlier = int(first.provenance.get("attack_passes", 0))
-    earlier += sum(map(attacks.passes, mixed_in.values()))
+    earlier = first.provenance.get("attack_passes")
+    stored = sum(map(attacks.passes, mixed_in.values()))
     judged = [CLEAN] if recipe.best_on == "robust" else list(recipe.mix)
     val = store.join([sets[part].load("val") for part in judged])
     return checkpointed.train(
@@ -89,7 +89,11 @@ def train(args: Namespace) -> str:
             **{f"{part}.digest": images.digest for part, images in sets.items()},
             "selection": settings.selection.model_dump_json(),
         },
-        attack_passes=lambda epochs: earlier + (refreshed.passes(epochs) if refreshed else 0),
+        attack_passes=lambda epochs: (
+            None  # nobody knows those of an adopted model
+            if earlier is None
+            else int(earlier) + stored + (refreshed.passes(epochs) if refreshed else 0)
+        ),
         also_write=lambda checkpoint: _store_refreshed(
             args.refreshed, mixed_in, batches, checkpoint, args.out, processor
         ),

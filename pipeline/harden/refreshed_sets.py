@@ -41,7 +41,7 @@ def store_refreshed(
             trained = block.split == store.SPLITS["train"]
             new = block.images.copy()
             new[trained], remaining = remaining[: trained.sum()], remaining[trained.sum() :]
-            fooled = networks.predict(network, new, BATCH) != block.labels
             if (start, start + len(block)) in missing:
+                fooled = networks.predict(network, new, BATCH) != block.labels
                 writer.write(start, dataclasses.replace(block, images=new, fooled=fooled))
     return store.ImageSet(out)

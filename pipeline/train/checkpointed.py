@@ -40,7 +40,7 @@ def train(
     architecture: str,
     class_names: Sequence[str],
     provenance: Mapping[str, str | int | float],
-    attack_passes: Callable[[int], int] = lambda _: 0,
+    attack_passes: Callable[[int], int | None] = lambda _: 0,
     also_write: Callable[[networks.Checkpoint], None] = lambda _: None,
     watch: Watch = lambda _: "",
     device: torch.device,
@@ -48,9 +48,10 @@ def train(
     """Train, write the best epoch's checkpoint and the history, and return what to print.
 
     `attack_passes` returns how many gradients of single images attacks have computed after so many
-    epochs, with those before the training. `also_write` writes what else the training makes.
-    `watch` is that of `loop.fit`. Every epoch prints a line and writes the history. The unfinished
-    work is deleted last. Of several workers that train together, the first one writes and prints.
+    epochs, with those before the training, or None if nobody knows. `also_write` writes what else
+    the training makes. `watch` is that of `loop.fit`. Every epoch prints a line and writes the
+    history. The unfinished work is deleted last. Of several workers that train together, the first
+    one writes and prints.
     """
     workers = group.current()
     origin = _origin(provenance, settings, device)
@@ -68,7 +69,7 @@ def train(
         architecture=architecture,
         class_names=list(class_names),
         state_dict=fitted.state_dict,
-        provenance={**origin, **_outcome(fitted, attack_passes)},
+        provenance={**origin, **_outcome(fitted, attack_passes(len(fitted.history)))},
     )
     checkpoint.save(out)
     files.write_csv(history, fitted.history)
@@ -125,14 +126,15 @@ def _missing_if_stopped(history: Path) -> Iterator[None]:
         raise
 
 
-def _outcome(fitted: Fit, attack_passes: Callable[[int], int]) -> dict[str, str | int | float]:
+def _outcome(fitted: Fit, passes: int | None) -> dict[str, str | int | float]:
     """Return what a checkpoint records of the training itself."""
     found: dict[str, str | int | float] = {
         "best.epoch": fitted.best["epoch"],
         "best.val_accuracy": fitted.best["val_accuracy"],
         "processor": ", then ".join(fitted.processors),
-        "attack_passes": attack_passes(len(fitted.history)),
     }
+    if passes is not None:
+        found["attack_passes"] = passes
     if fitted.collapsed:
         found |= {"collapsed.epoch": fitted.collapsed, "collapsed.alpha_scale": SOFTER}
     return found

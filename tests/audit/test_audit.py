@@ -19,11 +19,13 @@ import torch
 
 from pipeline import __main__ as command
 from pipeline import networks
+from pipeline.attacks.params import Attack
 from pipeline.audit import (
     audit,
     comparisons,
     lineage,
     project,
+    records,
     robustness,
     samples,
     trained,
@@ -88,6 +90,17 @@ def two_sources(params):
 def folder(made, tmp_path):
     """The project, for one test to spoil."""
     return tiny_project.copy(made, tmp_path / "project")
+
+
+def test_an_eps_that_is_drawn_is_found_in_the_lock():
+    spec = Attack.model_validate({"attack": "FGSM", "eps": {"uniform": ["1/255", "8/255"]}})
+    attributes = {"kind": "adversarial", "attack": "weak", "attack.class": "FGSM"}
+    attributes |= {f"attack.{key}": value for key, value in spec.described.items()}
+    recorded = {"attacks.weak.eps.uniform": ["1/255", "8/255"], "attacks.weak.attack": "FGSM"}
+    held = {key: value for key, _, value in records._held_by_set("p", attributes, recorded)}
+    assert held.keys() >= recorded.keys()
+    for key, value in recorded.items():
+        assert records._plain(held[key]) == records._plain(value)
 
 
 def failures(folder, path="."):

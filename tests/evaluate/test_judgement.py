@@ -20,7 +20,7 @@ def test_a_found_keeps_its_words_apart(tmp_path, network, settings, monkeypatch)
     clean = write_set(tmp_path / "clean", block)
     threats = {
         name: Threat.model_validate({**entry, "restarts": 1})
-        for name, entry in (("fgsm", FGSM), ("pgd", PGD))
+        for name, entry in (("fgsm", FGSM), ("pgd", {**PGD, "alpha": "eps/steps"}))
     }
     curves = Curves(threat="pgd", n_eval=4, eps=[8 / 255, 1.0], steps=[1, 4], restarts=2, queries=3)
     grid = Grid(n_eval=5, eps=[4 / 255, 8 / 255], alphas=["eps/2", 2 / 255], steps=[1, 2])
@@ -69,6 +69,7 @@ def test_a_found_keeps_its_words_apart(tmp_path, network, settings, monkeypatch)
     assert len(found.curves) == 3 + 3 + 2
     assert metrics["transfer"]["fgsm"]["made_against_this_model"]
     assert metrics["robust"]["fgsm"]["eps"] == 8 / 255
+    assert metrics["robust"]["pgd"]["alpha"] == "eps/steps", "as in the params"
     fooled = stored.load("val").fooled
     assert metrics["transfer"]["fgsm"]["accuracy"] == pytest.approx(1 - fooled.mean())
     hits = sum(line["actual"] == line["predicted"] for line in confusion)
@@ -84,6 +85,12 @@ def test_a_found_keeps_its_words_apart(tmp_path, network, settings, monkeypatch)
         InputError, match=r"another: made from another model than .*me: model.sha256"
     ):
         judgement.judge(network, clean, [stored, foreign], "me", settings)
+
+
+def test_a_share_of_eps_is_that_of_the_threat_and_not_of_what_varies_it():
+    entry = {**PGD, "eps": 0.1, "alpha": "eps/steps", "steps": 20, "restarts": 1}
+    threat = Threat.model_validate(entry).resolved
+    assert threat.model_copy(update={"steps": 40}).parameters["alpha"] == pytest.approx(0.005)
 
 
 def test_worst_case_covers_images_that_every_attack_tried():
