@@ -24,7 +24,7 @@ from pipeline.train.mixing import MixedBatches
 RESULT = Path(__file__).parent / "results" / "loading.json"
 COUNTS = {"clean": 64, "fgsm": 32, "pgd": 32}
 SIZES = {"clean": 50_000, "fgsm": 25_000, "pgd": 25_000}
-SHARD_ROWS, PASSES, MIB = 4_096, 7, 2**20
+SHARD_ROWS, PASSES = 4_096, 7
 CPU = torch.device("cpu")
 
 

@@ -45,7 +45,7 @@ def gap(models: Mapping[str, Sequence[tuple[str, str, Row]]]) -> "Figure":
     counts = [result["n"] for points in models.values() for *_, result in points]
     axes.set_xlabel(f"accuracy in %, with 95 % intervals, {style.images(counts)}")
     figure.legend(ncols=len(KINDS), **LEGEND)
-    style.plain(axes, "both")
+    style.plain(axes)
     return figure
 
 
@@ -71,7 +71,7 @@ def curves(models: Mapping[str, Sequence[Row]], attack: str) -> "Figure":
             _curve(axes, place, model, [row for row in rows if row["curve"] == name])
         axes.set_xlabel(label)
         axes.set_ylim(0, 100)
-        style.plain(axes, "both")
+        style.plain(axes)
     parts[0].set_xscale("symlog", linthresh=1 / 255)
     parts[0].set_xlim(0, 1)
     parts[0].set_xticks(LEVELS, [style.in_pixels(level) for level in LEVELS], rotation=45)
@@ -136,7 +136,7 @@ def histories(models: Mapping[str, tuple[Sequence[Row], int]]) -> "Figure":
         axes.set_xlabel("epoch")
         axes.set_ylim(0, 100)
         axes.legend(fontsize=8, loc="lower right", framealpha=0.8)
-        style.plain(axes, "both")
+        style.plain(axes)
     for axes in list(parts):
         axes.set_axis_off()
     figure.axes[0].set_ylabel("accuracy in %")

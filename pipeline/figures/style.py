@@ -69,8 +69,8 @@ def images(counts: Iterable[int]) -> str:
     return f"n = {low:,}" if low == high else f"n = {low:,} to {high:,}"
 
 
-def plain(axes: "Axes", grid: str = "y") -> None:
+def plain(axes: "Axes") -> None:
     """Leave only the axes that carry numbers, with a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid, color="#cccccc", linewidth=0.6)  # type: ignore[arg-type]
+    axes.grid(color="#cccccc", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -271,7 +271,7 @@ class _Run:
         for key in ("epoch", "batch", "history", "best", "collapsed"):
             setattr(self, key, content[key])
         own = [] if self.is_finished else self.processors
-        self.processors = list(dict.fromkeys([*content.get("processors", []), *own]))
+        self.processors = list(dict.fromkeys([*content["processors"], *own]))
         what = f"resuming after batch {self.batch} of epoch {self.epoch + 1}"
         console.say(f"all {self.epoch} epochs were done before" if self.is_finished else what)
 

@@ -230,9 +230,6 @@ def training(eps=EPS):
     return {name: block.select(block.split == 0) for name, block in streams(eps).items()}
 
 
-REFRESH = {"every": 1, "steps": 1, "alpha": "eps/2", "warm_start": True}
-
-
 @pytest.fixture
 def refreshed(settings, tmp_path):
     def make(network, *, augment="none", eps=EPS, **changes):

@@ -15,8 +15,6 @@ from pipeline.base.errors import InputError
 from pipeline.networks.params import Model
 from tests import samples
 
-NAMES = ("a", "b", "c")
-
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet34", "resnet50"])
 def test_networks_are_stock_with_a_new_last_layer(architecture):
