@@ -24,11 +24,10 @@ import numpy as np
 import torch
 from torchvision import models
 
-from benchmarks.tables import machine
+from benchmarks.tables import machine, write_between
 from pipeline import cluster
 from pipeline.attacks.params import Attack, Generate
 from pipeline.base import files, store
-from pipeline.base.errors import InputError
 from pipeline.cluster import Here, Workers, connection
 from pipeline.generate import generation
 
@@ -159,15 +158,6 @@ def table(found: Row) -> str:
     return "\n".join([about, "", *lines, "", f"The driver's memory grew by {grown}."])
 
 
-def write_page(found: Row) -> None:
-    """Write the table between the markers of the page."""
-    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
-    if not begin or not end:
-        raise InputError(f"{PAGE}: expected the lines {MARKERS[0]} and {MARKERS[1]}. Add them.")
-    files.write_bytes(PAGE, f"{before}{begin}\n{table(found)}\n{end}{after}".encode())
-
-
 def _in_new_process(n_images: int) -> Row:
     """Return what `memory` returns in a process that used none before."""
     command = [sys.executable, "-m", "benchmarks.cluster", "--memory", str(n_images)]
@@ -222,7 +212,7 @@ def main() -> None:
         "rows": rounds(args.images),
     }
     files.write_json(RESULT, found)
-    write_page(found)
+    write_between(PAGE, MARKERS, table(found))
     print(table(found))
 
 

@@ -1,4 +1,4 @@
-"""Format results: describe the machine, and make the tables of docs/performance.md."""
+"""Format results: describe the machine, make tables, and write them into a page."""
 
 import os
 import platform
@@ -7,7 +7,18 @@ from pathlib import Path
 
 import torch
 
+from pipeline.base import files
+from pipeline.base.errors import InputError
 from pipeline.networks import device
+
+
+def write_between(page: Path, markers: tuple[str, str], text: str) -> None:
+    """Write text between two lines of a page. Raises InputError where a line is missing."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(markers[0])
+    _, end, after = rest.partition(markers[1])
+    if not begin or not end:
+        raise InputError(f"{page}: expected the lines {markers[0]} and {markers[1]}. Add them.")
+    files.write_bytes(page, f"{before}{begin}\n{text}\n{end}{after}".encode())
 
 
 def machine() -> str:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.robustness.recipes import Entry
+from benchmarks.tables import write_between
 from pipeline.base import files
-from pipeline.base.errors import InputError
 
 RESULT = Path("docs/results/robustness.json")
 PAGE = Path("docs/robustness.md")
@@ -29,13 +29,7 @@ def rows() -> list[Entry]:
 
 def write_page(rows: Sequence[Entry]) -> None:
     """Write the tables of all rows between the markers of the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
-    if not begin or not end:
-        raise InputError(f"{PAGE}: expected the lines {MARKERS[0]} and {MARKERS[1]}. Add them.")
-    content = f"{before}{begin}\n{tables(rows)}\n{end}{after}"
-    files.write_bytes(PAGE, content.encode())
+    write_between(PAGE, MARKERS, tables(rows))
 
 
 def tables(rows: Sequence[Entry]) -> str:
