@@ -63,14 +63,7 @@ def _recorded(path: Path) -> tuple[Path, str, dict[str, str]]:
     The result is `path` itself or contains it.
     """
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - not resolved: results may be links into DVC's cache
-    root = next(
-        (
-            folder
-            for folder in (absolute, *absolute.parents)
-            if (folder / lineage.RECORDED).is_file()
-        ),
-        None,
-    )
+    root = lineage.nearest(absolute, lineage.RECORDED)
     if root is None:
         raise InputError(
             f"{path}: not within a project folder: no {lineage.RECORDED} there or above"

@@ -31,14 +31,7 @@ def check(root: Path) -> None:
             "change to the folder that holds them"
         )
     _check_interpreter(root / INTERPRETER)
-    git = next(
-        (
-            folder
-            for folder in (root.absolute(), *root.absolute().parents)
-            if (folder / ".git").exists()
-        ),
-        None,
-    )
+    git = lineage.nearest(root.absolute(), ".git")
     if not (root / DVC).is_dir():
         begin = "`dvc init`" if git else "`git init` and `dvc init`"
         raise InputError(

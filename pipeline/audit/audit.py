@@ -132,14 +132,14 @@ def _locate(path: Path) -> tuple[Path, str | None]:
     """Return the project folder, and the path within it if `path` is not that folder."""
     # Not resolved: results may be links into DVC's cache.
     absolute = Path(os.path.abspath(path))  # noqa: PTH100
-    for root in (absolute, *absolute.parents):
-        if (root / lineage.RECORDED).is_file():
-            relative = absolute.relative_to(root).as_posix()
-            return (path, None) if relative == "." else (root, relative)
-    raise InputError(
-        f"{path}: no project folder and not within one: no {lineage.RECORDED}; "
-        "`dvc repro` writes it"
-    )
+    root = lineage.nearest(absolute, lineage.RECORDED)
+    if root is None:
+        raise InputError(
+            f"{path}: no project folder and not within one: no {lineage.RECORDED}; "
+            "`dvc repro` writes it"
+        )
+    relative = absolute.relative_to(root).as_posix()
+    return (path, None) if relative == "." else (root, relative)
 
 
 def _expect_outputs(project: Project, path: Path, only: str | None) -> None:

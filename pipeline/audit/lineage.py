@@ -112,6 +112,11 @@ def recorded(root: Path) -> dict[str, Recorded]:
         ) from error
 
 
+def nearest(folder: Path, name: str) -> Path | None:
+    """Return the nearest folder, at or above an absolute one, that holds a file or folder."""
+    return next((each for each in (folder, *folder.parents) if (each / name).exists()), None)
+
+
 def output_folders(root: Path) -> list[Path]:
     """Return the folders above all outputs that DVC caches, outermost first.
 
