@@ -28,27 +28,24 @@ def validation(
 ) -> Validate:
     """Return the validation that the recipe's `best_on` names.
 
-    `mixed` and `clean` validate on all of `val`. The others need clean images in `val`.
+    `mixed` and `clean` validate on all of `val`. `robust` needs clean images in `val`.
     """
-    if recipe.best_on in params.ATTACKED:
+    if recipe.best_on == "robust":
         chosen = _sample(val, settings.selection)
         dtype = precision.dtype_for(recipe.precision, device)
         return group.current().validation(
-            chosen, lambda part: robust_accuracy_on(part, settings, dtype, recipe.best_on)
+            chosen, lambda part: robust_accuracy_on(part, settings, dtype)
         )
     return group.current().validation(val, accuracy_on)
 
 
-def robust_accuracy_on(
-    chosen: Block, settings: params.Held, dtype: torch.dtype, best_on: str
-) -> Validate:
+def robust_accuracy_on(chosen: Block, settings: params.Held, dtype: torch.dtype) -> Validate:
     """Return a validation that measures robust accuracy against the current network.
 
     It runs PGD and FGSM against the network at each call, and also classifies the same images
-    without an attack. An epoch is compared by its PGD accuracy, or with `clean+robust` by the mean
-    of that and its clean accuracy. FGSM accuracy is left out, since a collapse raises it. `chosen`
-    contains clean validation images. Attacks follow the gradients of the network in `dtype`. The
-    network itself, not its version in `dtype`, decides whether they succeed.
+    without an attack. `chosen` contains clean validation images. Attacks follow the gradients of
+    the network in `dtype`. The network itself, not its version in `dtype`, decides whether they
+    succeed.
     """
     spec, image_size = settings.selection, chosen.images.shape[2]
     pgd = {
@@ -65,8 +62,7 @@ def robust_accuracy_on(
         target = moving_target.Target(exact, image_size, dtype).now()
         fgsm, robust = (_under(threat, target, exact, chosen) for threat in threats)
         clean = networks.accuracy(exact, chosen.images, chosen.labels)
-        compared = robust if best_on == "robust" else (clean + robust) / 2
-        return {"val_accuracy": compared, "val_clean": clean, "val_fgsm": fgsm, "val_pgd": robust}
+        return {"val_accuracy": robust, "val_clean": clean, "val_fgsm": fgsm, "val_pgd": robust}
 
     return validate
 
@@ -90,11 +86,10 @@ def collapse(history: Sequence[Row]) -> str:
     if not collapsed(history) or (len(history) > 1 and collapsed(history[:-1])):
         return ""
     best, last = max(history, key=lambda row: row["val_pgd"]), history[-1]
-    kept = max(history, key=lambda row: row["val_accuracy"])
     return (
         f"collapse in epoch {last['epoch']}: held-out PGD accuracy fell from "
         f"{best['val_pgd']:.3f} to {last['val_pgd']:.3f}, FGSM accuracy "
-        f"is {last['val_fgsm']:.3f}; epoch {kept['epoch']} is kept (more steps, "
+        f"is {last['val_fgsm']:.3f}; epoch {best['epoch']} is kept (more steps, "
         "a random start or a smaller alpha help)"
     )
 

@@ -17,7 +17,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.values import CLEAN
 from pipeline.cluster import training
 from pipeline.harden import epoch_score, moving_target, refreshed_batches, refreshed_sets
-from pipeline.harden.params import ATTACKED, Finetune, FinetuneParams
+from pipeline.harden.params import Finetune, FinetuneParams
 from pipeline.networks import device, precision
 from pipeline.train import augmentation, checkpointed, mixing
 
@@ -71,7 +71,7 @@ def train(args: Namespace) -> str:
     refreshed = batches if isinstance(batches, refreshed_batches.RefreshedBatches) else None
     earlier = first.provenance.get("attack_passes")
     stored = sum(map(attacks.passes, mixed_in.values()))
-    judged = [CLEAN] if recipe.best_on in ATTACKED else list(recipe.mix)
+    judged = [CLEAN] if recipe.best_on == "robust" else list(recipe.mix)
     val = store.join([sets[part].load("val") for part in judged])
     return checkpointed.train(
         network,

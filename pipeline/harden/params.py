@@ -21,8 +21,6 @@ from pipeline.base.values import (
 from pipeline.networks.params import Model
 from pipeline.train.params import Paired, Training
 
-ATTACKED = ("robust", "clean+robust")  # values of best_on for which `selection` runs
-
 
 class Refresh(Section):
     """How stored adversarial images are updated against the model while it trains.
@@ -74,7 +72,7 @@ class Finetune(Adversarial):
     """
 
     of: Name
-    best_on: Literal["mixed", "robust", "clean+robust"]
+    best_on: Literal["mixed", "robust"]
     refresh: Refresh | None
     mix: dict[Part, Share]
 
@@ -154,7 +152,7 @@ class Online(Adversarial):
     adversary: Adversary
     clean_weight: Annotated[float, Field(ge=0)]
     adv_weight: Annotated[float, Field(gt=0)]
-    best_on: Literal["clean", "robust", "clean+robust"]
+    best_on: Literal["clean", "robust"]
 
     @model_validator(mode="after")
     def _check_clean_weight(self) -> Self:

@@ -13,7 +13,7 @@ from pipeline.document import Document
 from pipeline.export.params import AUTO
 from pipeline.generate import generation
 from pipeline.harden import refreshed_sets
-from pipeline.harden.params import ATTACKED, Finetune, Online
+from pipeline.harden.params import Finetune, Online
 from pipeline.networks import precision
 from pipeline.networks.device import multiplies_bfloat16
 from pipeline.networks.prediction import BATCH_SIZE
@@ -70,7 +70,7 @@ class Plan:
     def _online(self, name: str, recipe: Online) -> Stage:
         plain = self._train(name, recipe, f"train_online@{name}")
         steps = recipe.adversary.steps
-        if recipe.best_on in ATTACKED:
+        if recipe.best_on == "robust":
             plain = self._training(
                 plain.name, name, plain.text, (plain.work[0], *self._robust_scores(name, recipe))
             )
@@ -146,7 +146,7 @@ class Plan:
 
     def _scores(self, name: str, recipe: Finetune) -> Iterator[Work]:
         """Yield the scores of all epochs of a fine-tuning."""
-        if recipe.best_on in ATTACKED:
+        if recipe.best_on == "robust":
             yield from self._robust_scores(name, recipe)
         else:
             n_val = self._images.n_val * len(recipe.mix)

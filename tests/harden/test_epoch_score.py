@@ -37,17 +37,14 @@ def test_robust_selection_attacks_the_current_network(settings, network, dtype):
         update={"selection": settings.selection.model_copy(update={"steps": 2})}
     )
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    scores = epoch_score.robust_accuracy_on(val, settings, dtype, "robust")(network)
+    scores = epoch_score.robust_accuracy_on(val, settings, dtype)(network)
     assert list(scores) == ["val_accuracy", "val_clean", "val_fgsm", "val_pgd"]
     assert scores["val_accuracy"] == scores["val_pgd"] <= scores["val_clean"]
     assert scores["val_clean"] == networks.accuracy(network, val.images, val.labels, 12)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
-    again = epoch_score.robust_accuracy_on(val, settings, dtype, "robust")(network)
+    again = epoch_score.robust_accuracy_on(val, settings, dtype)(network)
     assert again == scores
-    both = epoch_score.robust_accuracy_on(val, settings, dtype, "clean+robust")(network)
-    assert both == {**scores, "val_accuracy": (scores["val_clean"] + scores["val_pgd"]) / 2}
-    zeros = val.select(val.labels == 0)
-    alone = epoch_score.robust_accuracy_on(zeros, settings, dtype, "robust")(network)
+    alone = epoch_score.robust_accuracy_on(val.select(val.labels == 0), settings, dtype)(network)
     assert alone.keys() == scores.keys()
 
 
@@ -66,7 +63,7 @@ def test_the_recipe_decides_how_its_epochs_are_compared(settings, network):
 
 def test_collapse_is_reported_once_when_only_pgd_accuracy_falls():
     history = [
-        {"epoch": number, "val_accuracy": pgd, "val_pgd": pgd, "val_fgsm": fgsm}
+        {"epoch": number, "val_pgd": pgd, "val_fgsm": fgsm}
         for number, pgd, fgsm in ((1, 0.3, 0.4), (2, 0.05, 0.9), (3, 0.0, 0.95))
     ]
     assert epoch_score.collapse(history[:1]) == ""
