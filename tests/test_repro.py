@@ -459,7 +459,8 @@ def test_a_model_trained_elsewhere_is_judged_and_attacked(folder):
     def adopt(params):
         file = {"architecture": "resnet18", "file": "data/raw/mine.pth"}
         params["adopted"] = {"mine": file}
-        params["evaluate"]["models"].append("mine")
+        params["finetuned"]["after"] = {"of": "mine", "best_on": "mixed", "refresh": None}
+        params["evaluate"]["models"] += ["mine", "after"]
         params["attacked"].append("mine")
 
     change_params(folder, adopt)
@@ -468,15 +469,18 @@ def test_a_model_trained_elsewhere_is_judged_and_attacked(folder):
         "adopt@mine",
         "generate@mine-fgsm",
         "generate@mine-pgd",
+        "finetune@after",
         "evaluate@mine",
+        "evaluate@after",
         "export",
         "audit",
     }
     assert reproduce(folder) == set()
     network = networks.load(folder / "models/mine.safetensors", class_names=DIGITS).network()
     assert torch.equal(network.conv1.weight, tensors["conv1.weight"] / 0.25)
-    metrics = json.loads((folder / "metrics/mine.json").read_text())
-    assert metrics["attack_passes"] is None
+    for name in ("mine", "after"):
+        metrics = json.loads((folder / f"metrics/{name}.json").read_text())
+        assert metrics["attack_passes"] is None, "nobody knows those of the adopted model"
     assert json.loads((folder / "report/audit.json").read_text())["failed"] == 0
 
 

@@ -25,6 +25,6 @@ FAILED = {
     "different networks.",
     "judged_images_not_held_out": "The numbers describe images that the model was trained on.",
     "eps_in_wrong_units": "An eps was meant in other units than pixels in [0, 1].",
-    "transfer_far_above_robust": "The model withstands stored images only. Expect its robust "
-    "accuracy from an attacker, never its transfer accuracy.",
+    "transfer_far_above_robust": "Robust accuracy is less than half of transfer accuracy. Expect "
+    "the former from an attacker, never the latter.",
 }

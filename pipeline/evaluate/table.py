@@ -30,8 +30,8 @@ WORTH = {
     " and more iterations, targets or images may lower it a little",
     UPPER_BOUND: "worst of {models} was found without APGD-CE and targeted APGD,"
     " so it is only an upper bound",
-    STATIC_ONLY: "{models} withstands stored images only,"
-    " so expect worst from an attacker of this model, never transfer",
+    STATIC_ONLY: "robust accuracy of {models} is less than half of transfer accuracy,"
+    " so expect worst from an attacker, never transfer",
     SUSPECT: "a check of {models} failed, so worst may be far too high",
     TOO_FEW: "a check of {models} had too few images to decide, so worst may be far too high",
     NEAR_CHANCE: "clean accuracy of {models} is hardly above guessing,"

@@ -198,6 +198,24 @@ def test_probabilities_instead_of_logits_are_suspect(bench):
     assert "outputs_are_probabilities" in failed
 
 
+def test_a_gradient_that_attacks_can_follow_is_not_called_hidden(bench):
+    class Sure(torch.nn.Module):
+        """Its gradient of the cross-entropy is too small for float32, unless it is scaled."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(1e-6))
+
+        def forward(self, images):
+            behind = self.weight * images.mean((1, 2, 3)) - 85
+            return torch.nn.functional.pad(behind[:, None], (1, 0))
+
+    block = bench.clean.load("val")
+    block = block.select(block.labels == 0)
+    target = Target.of(Sure(), 2, batch_size=64, seed=0)
+    assert not diagnostics._without_gradient(target, block).any()
+
+
 def test_gradients_that_are_no_numbers_are_found(bench):
     class Broken(torch.nn.Module):
         def __init__(self):

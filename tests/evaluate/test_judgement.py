@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_a_found_keeps_its_words_apart(tmp_path, network, settings, monkeypatch):
     monkeypatch.setattr(ensemble, "QUERIES", 5)
+    curves_of = judgement.sweeps.curves
     block = make_block(40)
     clean = write_set(tmp_path / "clean", block)
     threats = {
@@ -46,7 +47,12 @@ def test_a_found_keeps_its_words_apart(tmp_path, network, settings, monkeypatch)
         )
         for sha256 in ("me", "another")
     )
+    drawn = []
+    monkeypatch.setattr(
+        judgement.sweeps, "curves", lambda *given: drawn.append(given[2]) or curves_of(*given)
+    )
     found = judgement.judge(network, clean, [stored], "me", settings)
+    assert drawn[0].alpha == threats["pgd"].parameters["alpha"], "more steps keep the alpha"
     metrics, confusion = found.metrics, found.confusion
     assert metrics["data_set"] == {
         "source": None,
