@@ -126,8 +126,8 @@ def fit(
     settings: Training,
 ) -> None:
     """Train, then load the weights of the epoch that is best on the validation images."""
-    optimizer = torch.optim.SGD(
-        network.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay
+    optimizer = torch.optim.AdamW(
+        network.parameters(), settings.lr, weight_decay=settings.weight_decay
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     held_out: DataLoader[tuple[Tensor, int]] = DataLoader(

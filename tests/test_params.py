@@ -490,6 +490,7 @@ def test_fine_tuning_mixes_the_sets_of_sources(raw_params, tmp_path):
 def test_trainings_share_what_they_do_not_set(raw_params, tmp_path):
     raw_params["training"].update(epochs=5, lr=0.3)
     raw_params["clean"].update(lr=0.1, seed=7)
+    raw_params["finetuned"]["refreshed"].update(lr=0.02)
     settings = loaded(raw_params, tmp_path)
     trainings = settings.clean, settings.finetuned["robust"], settings.finetuned["refreshed"]
     assert [training.epochs for training in trainings] == [5, 5, 5]
