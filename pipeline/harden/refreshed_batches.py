@@ -136,7 +136,7 @@ class RefreshedBatches:
             self._target.now(), images, start, labels, eps=eps, alpha=alpha, steps=refresh.steps
         )
         # What the crop cut off keeps its old perturbation.
-        seen = move.undo(torch.ones_like(images)) > 0
+        seen = move.undo(torch.ones_like(images[:, :1])) > 0
         back = attacks.quantise(originals / 255 + move.undo(adv_images - images), originals, eps)
         stored = torch.where(seen, back, self._images.get(rows))
         self._images.put(rows, stored[_last_of_each(rows)])

@@ -63,20 +63,14 @@ class Move:
     def _shifted(self, images: Tensor, direction: int) -> Tensor:
         if self.top is None or self.left is None:
             return images
-        n, channels, height, width = images.shape
+        n, _, height, width = images.shape
         padded = functional.pad(images, (CROP_PADDING,) * 4)
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         top, left = (
-            CROP_PADDING + direction * (corner - CROP_PADDING) for corner in (self.top, self.left)
+            CROP_PADDING + direction * (corner.flatten() - CROP_PADDING)
+            for corner in (self.top, self.left)
         )
-        device = images.device
-        rows = top + torch.arange(height, device=device).view(1, 1, height, 1)
-        columns = left + torch.arange(width, device=device).view(1, 1, 1, width)
-        return padded[
-            torch.arange(n, device=device).view(n, 1, 1, 1),
-            torch.arange(channels, device=device).view(1, -1, 1, 1),
-            rows,
-            columns,
-        ]
+        return windows[torch.arange(n, device=images.device), :, top, left]
 
 
 def draw(kind: str, n_images: int, generator: torch.Generator) -> Move:
