@@ -115,17 +115,17 @@ class _WholeMap(torch.autograd.Function):
         size, stride, dtype = ctx.of
         n_outputs, n_inputs = (-(-size // stride)) ** 2, size**2
         blocks = gradient.view(n_outputs, len(gradient) // n_outputs, n_inputs, -1)
-        found = gradient.new_empty(blocks.shape[1], 3, 3, blocks.shape[3], dtype=dtype)
-        unseen = {(row, column) for row in range(3) for column in range(3)}
-        for output, seen, row, column in _joined(size, stride):
+        joined = _joined(size, stride)
+        unwritten = {(row, column) for _, _, row, column in joined}
+        make = gradient.new_empty if len(unwritten) == 9 else gradient.new_zeros
+        found = make((blocks.shape[1], 3, 3, blocks.shape[3]), dtype=dtype)
+        for output, seen, row, column in joined:
             tap, block = found[:, row, column], blocks[output, :, seen]
-            if (row, column) in unseen:
+            if (row, column) in unwritten:
                 tap.copy_(block)
-                unseen.remove((row, column))
+                unwritten.remove((row, column))
             else:
                 tap.add_(block)
-        for row, column in unseen:
-            found[:, row, column].zero_()
         return found.permute(0, 3, 1, 2), None, None, None
 
 
