@@ -126,8 +126,11 @@ def fit(
     settings: Training,
 ) -> None:
     """Train, then load the weights of the epoch that is best on the validation images."""
-    optimizer = torch.optim.AdamW(
-        network.parameters(), settings.lr, weight_decay=settings.weight_decay
+    weights, lr, decay = network.parameters(), settings.lr, settings.weight_decay
+    optimizer = (
+        torch.optim.AdamW(weights, lr, weight_decay=decay)
+        if settings.optimizer == "adamw"
+        else torch.optim.SGD(weights, lr, settings.momentum, weight_decay=decay)
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     held_out: DataLoader[tuple[Tensor, int]] = DataLoader(

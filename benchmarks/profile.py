@@ -77,8 +77,7 @@ def training(architecture: str, dtype: torch.dtype) -> Callable[[], object]:
     """Return one step of training as the loop takes it."""
     network = stock(architecture).train()
     images, labels = batch()
-    recipe = document.load(params.FILE).clean.model_copy(update={"optimizer": "sgd"})
-    optimizer = schedule.optimizer(network, recipe)
+    optimizer = schedule.optimizer(network, document.load(params.FILE).clean)
 
     def step() -> None:
         network.zero_grad()

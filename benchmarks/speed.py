@@ -108,7 +108,7 @@ def training_figures(architecture: str, block: store.Block, processor: torch.dev
     held = HeldImages(torch.from_numpy(few.images).to(processor), processor)
     mixed = mixing.MixedBatches(held, {"clean": few.labels}, {"clean": BATCH}, 0, processor)
     recipe = document.load(params.FILE).clean.model_copy(
-        update={"epochs": 1, "warmup_epochs": 0.0, "precision": "auto", "optimizer": "sgd"}
+        update={"epochs": 1, "warmup_epochs": 0.0, "precision": "auto"}
     )
     batches = augmentation.AugmentedBatches(mixed, "none", seed=0)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)

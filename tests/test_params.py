@@ -181,7 +181,7 @@ CHANGES = [
     ("store.compression", "zip", "store.compression: expected no such key"),
     ("data.n_val", 0, "data.n_val: expected 1 or more, or from_source, found 0"),
     ("clean.epochs", "12", "clean.epochs: expected a whole number, found '12'"),
-    ("training.epochs", None, "training.epochs: expected a value, found none"),
+    ("training.momentum", None, "training.momentum: expected a value, found none"),
     ("training.epochs", "12", "training.epochs: expected a whole number, found '12'"),
     ("training.unknown", 1, "training.unknown: expected no such key, found one"),
     ("training", None, "training: expected a value, found none"),
@@ -489,11 +489,11 @@ def test_fine_tuning_mixes_the_sets_of_sources(raw_params, tmp_path):
 
 def test_trainings_share_what_they_do_not_set(raw_params, tmp_path):
     raw_params["training"].update(epochs=5, lr=0.3)
-    raw_params["clean"].update(lr=0.1, seed=7)
+    raw_params["clean"].update(epochs=6, lr=0.1, seed=7)
     raw_params["finetuned"]["refreshed"].update(lr=0.02)
     settings = loaded(raw_params, tmp_path)
     trainings = settings.clean, settings.finetuned["robust"], settings.finetuned["refreshed"]
-    assert [training.epochs for training in trainings] == [5, 5, 5]
+    assert [training.epochs for training in trainings] == [6, 5, 5]
     assert [training.lr for training in trainings] == [0.1, 0.3, 0.02]
     assert [training.seed for training in trainings] == [7, 0, 0]
     assert settings.finetuned["robust"].mix == {"clean": 0.5, "fgsm": 0.25, "pgd": 0.25}

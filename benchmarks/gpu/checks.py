@@ -152,13 +152,7 @@ def _fitted(
     torch.manual_seed(0)
     network = models.get_model(trial.architecture, num_classes=10)
     recipe: Training = document.load(params.FILE).clean.model_copy(
-        update={
-            "epochs": trial.epochs,
-            "batch_size": trial.batch,
-            "precision": asked,
-            "optimizer": "sgd",
-            "lr": 0.05,
-        }
+        update={"epochs": trial.epochs, "batch_size": trial.batch, "precision": asked, "lr": 0.05}
     )
     held = HeldImages(torch.from_numpy(trial.train.images).to(device), device)
     labels, counts = {"clean": trial.train.labels}, {"clean": trial.batch}

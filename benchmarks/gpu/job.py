@@ -96,13 +96,7 @@ class Job:
         self._labels = torch.randint(0, 10, (size.n_images,), device=device)
         self._network = models.get_model(size.architecture, num_classes=10).to(device)
         self._recipe = document.load(params.FILE).clean.model_copy(
-            update={
-                "optimizer": "sgd",
-                "lr": 0.01,
-                "warmup_epochs": 0.0,
-                "augment": "flip+crop",
-                "batch_size": size.batch,
-            }
+            update={"warmup_epochs": 0.0, "augment": "flip+crop", "batch_size": size.batch}
         )
 
     def phases(self) -> list[Phase]:
