@@ -692,7 +692,7 @@ def test_changed_provenance_is_found(folder):
     found = failures(folder)
     assert (
         found["finetune@robust: training.lr"]
-        == "dvc.lock: 0.01; params.yaml: 0.01; models/robust.safetensors: 0.5"
+        == "dvc.lock: 0.001; params.yaml: 0.001; models/robust.safetensors: 0.5"
     )
     assert found[f"finetune@robust: made from {PGD}"].startswith("recorded 0, is ")
     assert found["finetune@robust: best epoch"].startswith(

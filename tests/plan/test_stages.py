@@ -15,9 +15,9 @@ QUICKSTART = {
     "train_clean": (1500 * 8, 0, 297 * 8),
     "generate@clean-fgsm": (0, 1797, 1797),
     "generate@clean-pgd": (0, 1797 * 10, 1797),
-    "finetune@robust": (3000 * 8, 0, 3 * 297 * 8),
+    "finetune@robust": (3000 * 5, 0, 3 * 297 * 5),
     # FGSM and PGD of 10 steps score each epoch; both refreshed sets are classified at the end.
-    "finetune@refreshed": (3000 * 8, 297 * 8 * 11, 297 * 8 * 3 + 2 * 1797),
+    "finetune@refreshed": (3000 * 5, 297 * 5 * 11, 297 * 5 * 3 + 2 * 1797),
     "export": (0, 0, 0),
 }
 # Batches of 42 clean, 22 FGSM and 64 PGD images: 1,071 full ones, and one of 18, 9 and 27.
@@ -82,7 +82,7 @@ def test_epochs_without_refreshing_are_plain(settings, monkeypatch):
     plan = Plan(own, images, torch.device("cpu"))
     (stage,) = (stage for stage in plan.stages() if stage.name == "finetune@refreshed")
     trained = [work for work in stage.work if work.kind.name == "train"]
-    assert [work.images for work in trained] == [3 * 3000, 5 * 3000]
+    assert [work.images for work in trained] == [2 * 3000, 3 * 3000]
     assert trained[1].kind.recipe.refresh is None
 
 
