@@ -500,6 +500,14 @@ def test_trainings_share_what_they_do_not_set(raw_params, tmp_path):
     assert settings.data.seed == settings.generate.seed == settings.evaluate.seed == 0
 
 
+@pytest.mark.parametrize("missing", ["lr", "epochs"])
+def test_what_no_training_has_is_missing_where_all_share_it(raw_params, tmp_path, missing):
+    del raw_params["training"][missing]
+    message = rf"yaml: training\.{missing}: expected a value, found none$"
+    with pytest.raises(InputError, match=message):
+        loaded(raw_params, tmp_path)
+
+
 class Two(Section):
     store: Store
 

@@ -173,10 +173,12 @@ def _origin(where: Sequence[Any], content: Mapping[str, Any]) -> Sequence[Any]:
         if key in ("seed", "precision", "mix") and key in content:
             return rest
         training = content.get("training")
-        # All that `clean` needs applies to every training, so it belongs there.
-        if isinstance(training, Mapping) and (
-            where[0] == "clean" or (where[0] in ("finetuned", "online") and key in training)
-        ):
+        # What `clean` has or needs applies to every training, so it belongs there.
+        others = where[0] in ("finetuned", "online") and any(
+            isinstance(section, Mapping) and key in section
+            for section in (training, content.get("clean"))
+        )
+        if isinstance(training, Mapping) and (where[0] == "clean" or others):
             return ("training", *rest)
         return where
     return where
