@@ -6,7 +6,7 @@ import pytest
 import torchattacks
 from hypothesis import given
 from hypothesis import strategies as st
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, MappingNode
 
 from pipeline import document, presets
 from pipeline.attacks import library
@@ -42,6 +42,21 @@ def test_presets_are_complete(name, tmp_path, monkeypatch):
 
 def test_committed_params_are_the_quickstart():
     assert (ROOT / "params.yaml").read_bytes() == (ROOT / "presets/quickstart.yaml").read_bytes()
+
+
+def written(node, seen):
+    """Count the values of a YAML node, each anchor's and each list's once."""
+    if any(node is other for other in seen):
+        return 0
+    seen.append(node)
+    if not isinstance(node, MappingNode):
+        return 1
+    return sum(written(value, seen) for _, value in node.value)
+
+
+def test_the_quickstart_writes_at_most_70_values():
+    root = YAML(typ="safe", pure=True).compose(ROOT / "params.yaml")
+    assert written(root, []) <= 70
 
 
 @pytest.mark.parametrize(("name", "wanted"), ATTACK_PARAMETERS.items())
