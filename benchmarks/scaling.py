@@ -41,7 +41,7 @@ def recipe() -> Training:
     return Training(
         epochs=1, batch_size=BATCH, optimizer="sgd", lr=0.01, momentum=0.9, weight_decay=0.0,
         schedule="constant", warmup_epochs=0.0, label_smoothing=0.0, augment="none",
-        precision="fp32", ema=None, seed=0,
+        sampling="natural", precision="fp32", ema=None, patience=None, seed=0,
     )  # fmt: skip
 
 

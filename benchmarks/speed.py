@@ -33,7 +33,7 @@ from pipeline.train.images import HeldImages, stored
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
 PAIRS, BATCH, SIZE, ROWS, WRITTEN = 5, 128, 32, 10_240, 100_000
-PGD_20 = {"attack": "PGD", "steps": 20, "random_start": True, "restarts": 1}
+PGD_20 = {"attack": "PGD", "steps": 20, "random_start": True}
 Figures = dict[str, dict[str, float]]
 
 

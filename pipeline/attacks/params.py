@@ -118,11 +118,11 @@ class Attack(Section):
 class Threat(Attack):
     """An attack that a judge runs freshly against the judged model, `restarts` times.
 
-    An image counts as robust if it withstands all of them.
+    An image counts as robust if it withstands all of them. Without `restarts` the attack runs once.
     """
 
     eps: Level
-    restarts: Count
+    restarts: Count = 1
 
 
 class Generate(Section):

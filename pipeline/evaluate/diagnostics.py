@@ -102,7 +102,7 @@ def _right_after_fgsm(target: Target, block: Block, threat: Threat) -> Mask:
 
     FGSM also attacks the images that the network gets wrong without an attack.
     """
-    fgsm = Threat.model_validate({"attack": "FGSM", "eps": threat.eps, "restarts": 1})
+    fgsm = Threat.model_validate({"attack": "FGSM", "eps": threat.eps})
     return whitebox.withstands(
         target, block, fgsm, "check: FGSM", np.ones(len(block), dtype=bool)
     ).standing
@@ -118,7 +118,7 @@ def square(eps: float, queries: int) -> Threat:
         "loss": "margin",
         "resc_schedule": True,
     }
-    return Threat.model_validate({**entry, "eps": eps, "restarts": 1})
+    return Threat.model_validate({**entry, "eps": eps})
 
 
 def _without_gradient(target: Target, block: Block) -> Mask:

@@ -56,10 +56,7 @@ def threats(settings: params.Ensemble, eps: float) -> dict[str, Threat]:
             "loss": "margin",
             "resc_schedule": False,
         }
-    return {
-        name: Threat.model_validate({**entry, "eps": eps, "restarts": 1})
-        for name, entry in entries.items()
-    }
+    return {name: Threat.model_validate({**entry, "eps": eps}) for name, entry in entries.items()}
 
 
 def left_out(settings: params.Ensemble, n_classes: int) -> list[str]:

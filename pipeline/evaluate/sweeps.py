@@ -72,7 +72,7 @@ def _guesses(
 
     Guesses of PGD that differ only in their steps share one run.
     """
-    fgsm = Threat.model_validate({"attack": "FGSM", "eps": eps, "restarts": 1})
+    fgsm = Threat.model_validate({"attack": "FGSM", "eps": eps})
     shown: Row = {"guess": "FGSM", "eps": round(eps, 6), "alpha": "", "steps": ""}
     yield shown, whitebox.withstands(target, block, fgsm, f"grid: FGSM, eps {eps:.4f}").standing
     for (written, alpha), counts in grid_runs(settings, eps).items():
@@ -109,7 +109,6 @@ def pgd(eps: float, alpha: float, steps: int) -> Threat:
         "alpha": alpha,
         "steps": steps,
         "random_start": True,
-        "restarts": 1,
     }
     return Threat.model_validate(entry)
 

@@ -73,7 +73,7 @@ class Judging:
                 n = n_images * self._stays
 
     def _grid(self, settings: params.Grid, n_images: int) -> Iterator[Work]:
-        fgsm = Threat.model_validate({"attack": "FGSM", "eps": "8/255", "restarts": 1})
+        fgsm = Threat.model_validate({"attack": "FGSM", "eps": "8/255"})
         for eps in settings.eps:
             yield from self._withstands(fgsm, n_images)
             for (_, alpha), steps in sweeps.grid_runs(settings, eps).items():

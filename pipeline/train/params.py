@@ -17,9 +17,8 @@ Paired = Literal["logits", "probabilities"]
 class Training(Section):
     """The settings of one run of the training loop.
 
-    The keys with a default may be left out. With `sync_batchnorm`, BatchNorm's statistics are those
-    of the whole batch where several GPUs train together. Otherwise, they are those of each worker's
-    part.
+    With `sync_batchnorm`, which may be left out, BatchNorm's statistics are those of the whole
+    batch where several GPUs train together. Otherwise, they are those of each worker's part.
     """
 
     epochs: Count
@@ -32,11 +31,11 @@ class Training(Section):
     warmup_epochs: Annotated[float, Field(ge=0)]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     augment: Literal["none", "flip", "crop", "flip+crop"]
+    sampling: Literal["natural", "balanced"]
     precision: Precision
     ema: Annotated[float, Field(gt=0, lt=1)] | None
+    patience: Count | None
     seed: Seed
-    sampling: Literal["natural", "balanced"] = "natural"
-    patience: Count | None = None
     sync_batchnorm: bool = False
 
     @property
