@@ -3,6 +3,7 @@
 import pickle
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,16 @@ UNREADABLE = (
     LookupError,
     EOFError,
 )
+
+
+def check_sums(path: Path) -> None:
+    """Check a file that torch.save wrote against the checksums in it, which torch.load ignores.
+
+    Raises one of UNREADABLE for a file that is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{path}: {damaged} is damaged")
 
 
 def is_tensor(value: Any) -> bool:

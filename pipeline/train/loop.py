@@ -253,9 +253,11 @@ class _Run:
     def load(self, path: Path) -> None:
         """Resume from what `save` wrote.
 
-        A file that cannot be read is deleted, and the run starts from its beginning.
+        A file that cannot be read, or whose bytes have changed, is deleted, and the run starts from
+        its beginning.
         """
         try:
+            torch_files.check_sums(path)
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except torch_files.UNREADABLE:
             console.say(f"{path}: unfinished work that cannot be read; starting from the beginning")

@@ -237,6 +237,17 @@ def test_unreadable_unfinished_work_is_reported_and_restarted(batches, recipe, t
     assert "cannot be read; starting from the beginning" in capsys.readouterr().out
 
 
+def test_one_changed_bit_of_unfinished_work_is_found(batches, recipe, tmp_path, capsys):
+    part, validate = tmp_path / ".x.part", accuracy_on(make_block(64))
+    whole = loop.fit(Tiny(), batches, validate, recipe, text="t", device=CPU, part=part)
+    content, kept = bytearray(part.read_bytes()), whole.state_dict["layers.4.weight"]
+    content[content.index(kept.numpy().tobytes())] ^= 1
+    part.write_bytes(content)
+    again = loop.fit(Tiny(), batches, validate, recipe, text="t", device=CPU, part=part)
+    assert "cannot be read; starting from the beginning" in capsys.readouterr().out
+    assert torch.equal(again.state_dict["layers.4.weight"], kept)
+
+
 def test_what_the_watcher_says_of_an_epoch_is_printed(batches, recipe, capsys):
     def watch(history):
         return f"{len(history)} epochs" if len(history) == 2 else ""
