@@ -1,7 +1,7 @@
 """Write presets, which are whole settings for known jobs.
 
 The preset `quickstart` is complete, and so is every preset that has all of its sections. The others
-contain only what differs from it.
+contain only what differs from it, or from the preset that `based_on` names.
 """
 
 import copy
@@ -25,6 +25,7 @@ from pipeline.document import Document
 
 FOLDER = Path("presets")
 BASE = "quickstart"
+BASED_ON = "based_on"
 
 
 def names(project: Path = Path()) -> list[str]:
@@ -35,14 +36,14 @@ def names(project: Path = Path()) -> list[str]:
 def complete(name: str) -> str:
     """Return the whole text of `params.yaml` for a preset.
 
-    That of a complete preset is its own. Otherwise it is the text of the quickstart, including
-    comments and anchors, with the preset's values inserted. A value that an anchor marks changes
-    wherever the anchor is used. Raises InputError for a preset that cannot be read.
+    That of a complete preset is its own. Otherwise it is the text of the preset that it is based
+    on, including comments and anchors, with its own values inserted. A value that an anchor marks
+    changes wherever the anchor is used. Raises InputError for a preset that cannot be read, and for
+    one that is based on no preset or on itself.
     """
-    sections, text = _read(BASE)
-    changed, own = _read(name)
-    if sections <= changed:
-        return own
+    *changes, text = _texts(name)
+    if not changes:
+        return text
     yaml = YAML()
     yaml.width = 4096
     yaml.representer.add_representer(
@@ -50,16 +51,28 @@ def complete(name: str) -> str:
         lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"),
     )
     content = yaml.load(_without_head(text))
-    _merge(content, yaml.load(own), content)
+    for own in reversed(changes):
+        values = yaml.load(own)
+        values.pop(BASED_ON, None)
+        _merge(content, values, content)
     written = io.StringIO()
     yaml.dump(content, written)
-    return f"{_head(own)}\n\n{written.getvalue()}"
+    return f"{_head(changes[0])}\n\n{written.getvalue()}"
 
 
-def _read(name: str) -> tuple[set[str], str]:
-    """Return the sections that a preset has, and its text."""
-    path = _path(name)
-    return set(params.read(path)), path.read_text(encoding="utf-8")
+def _texts(name: str) -> list[str]:
+    """Return the text of a preset, of the one that it is based on, and so on to a complete one."""
+    sections = set(params.read(_path(BASE)))
+    found: dict[str, str] = {}
+    while True:
+        values = params.read(_path(name))
+        found[name] = _path(name).read_text(encoding="utf-8")
+        if sections <= values.keys():
+            return list(found.values())
+        where, name = f"{_path(name)}: {BASED_ON}", values.get(BASED_ON, BASE)
+        _expect(name, where)
+        if name in found:
+            raise InputError(f"{where}: expected a preset that is not based on it, found {name}")
 
 
 def _path(name: str) -> Path:

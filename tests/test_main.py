@@ -122,6 +122,16 @@ def test_a_preset_may_change_what_a_threat_inherits(folder):
     assert settings.evaluate.threats["fgsm"].eps == 4 / 255
 
 
+def test_a_preset_changes_the_one_that_it_is_based_on(folder):
+    (folder / "presets/mine.yaml").write_text("based_on: assignment-b\nselection: {eps: 4/255}")
+    own, other = presets.values("mine"), presets.values("assignment-b")
+    assert own["selection"].pop("eps") == "4/255"
+    assert other["selection"].pop("eps") == 0.01
+    assert own == other
+    assert own["data"]["path"] == "data/raw/Train.pt"
+    assert own["attacks"]["fgsm"]["eps"] == own["export"]["score"]["max_eps"] == 0.05
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -130,6 +140,9 @@ def test_a_preset_may_change_what_a_threat_inherits(folder):
         (b"\xff", "presets/mine.yaml: not YAML: 'utf-8' codec can't decode byte 0xff"),
         (b"attacks: {fgsm: {eps: null}}", "presets/mine.yaml: attacks.fgsm.eps: expected more t"),
         (b"attacks: {pgd: {steps: yes}}", "presets/mine.yaml: attacks.pgd.steps: expected .* fou"),
+        (b"based_on: mine", "presets/mine.yaml: based_on: expected a preset that is not based on"),
+        (b"based_on: other", "presets/mine.yaml: based_on: no such preset; there are assignment,"),
+        (b"based_on: [mine]", "presets/mine.yaml: based_on: no such preset; there are assignment"),
     ],
 )
 def test_a_preset_that_cannot_be_used_is_refused(folder, content, message):
