@@ -12,12 +12,14 @@ import torch
 
 from pipeline import networks
 from pipeline.audit.project import Project, Row, judged, matches
-from pipeline.base import files
+from pipeline.base import files, store
 from pipeline.base.errors import InputError, discarding
 from pipeline.base.values import CLEAN
 from pipeline.export import ranking
+from pipeline.harden import epoch_score
 from pipeline.networks import torch_files
 from pipeline.networks.params import Model
+from pipeline.train.history import Keep, kept_epoch, more_accurate
 
 
 def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
@@ -107,22 +109,22 @@ def _pretrained(project: Project, stage: str, path: str, checkpoint: networks.Ch
 
 
 def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Checkpoint) -> Row:
-    """Check that the kept epoch is the first of the best epochs in the history."""
+    """Check that the kept epoch is the one that the recipe's rule chooses from the history."""
     (history,) = [out for out in project.recorded[stage].outs if Path(out).name == "history.csv"]
     with (project.root / history).open(encoding="utf-8", newline="") as file:
-        scores = [float(line["val_accuracy"]) for line in csv.DictReader(file)]
+        rows = [{key: float(value) for key, value in line.items()} for line in csv.DictReader(file)]
     epoch, score = (
         int(checkpoint.provenance["best.epoch"]),
         float(checkpoint.provenance["best.val_accuracy"]),
     )
-    found = (scores.index(max(scores)) + 1, max(scores))
-    agrees = epoch == found[0] and abs(score - found[1]) < 1e-6
+    found = kept_epoch(rows, _rule(project, Path(path).stem))
+    agrees = epoch == found["epoch"] and abs(score - found["val_accuracy"]) < 1e-6
     problem = (
         ""
         if agrees
         else (
-            f"recorded epoch {epoch} with {score:.6f}, history: epoch {found[0]} with "
-            f"{found[1]:.6f}"
+            f"recorded epoch {epoch} with {score:.6f}, history: epoch {found['epoch']:.0f} with "
+            f"{found['val_accuracy']:.6f}"
         )
     )
     return judged(
@@ -132,6 +134,16 @@ def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Ch
         f"{epoch}, validation accuracy {score:.4f}",
         f"{path}, {history}",
     )
+
+
+def _rule(project: Project, model: str) -> Keep:
+    """Return the rule that chooses the epoch of a model."""
+    settings = project.settings
+    recipe = settings.finetuned.get(model) or settings.online.get(model)
+    if recipe is None:
+        return more_accurate
+    n_val = int((project.rows(project.clean).split == store.SPLITS["val"]).sum())
+    return epoch_score.keep(recipe, n_val, settings.selection)
 
 
 def submission(project: Project, stage: str, path: str) -> Iterator[Row]:

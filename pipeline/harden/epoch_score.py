@@ -3,6 +3,7 @@
 The score decides which epoch is kept. A collapse of the training gives a warning.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.networks import precision, scores
 from pipeline.networks.prediction import BATCH_SIZE
 from pipeline.networks.scores import Validate, accuracy_on
 from pipeline.train import group
-from pipeline.train.loop import Row
+from pipeline.train.history import Keep, Row, more_accurate
 
 
 def validation(
@@ -67,6 +68,35 @@ def robust_accuracy_on(chosen: Block, settings: params.Held, dtype: torch.dtype)
     return validate
 
 
+def keep(recipe: params.Online | params.Finetune, n_val: int, selection: params.Selection) -> Keep:
+    """Return the rule that chooses the epoch to keep, where there are `n_val` validation images."""
+    if recipe.best_on != "robust":
+        return more_accurate
+    return as_robust(min(selection.n_images, n_val))
+
+
+def as_robust(n_images: int) -> Keep:
+    """Return the rule that keeps the best clean accuracy among the most robust epochs.
+
+    These are the epochs whose PGD accuracy on `n_images` images is at most one standard error below
+    the best one, and so cannot be told from it (the one-standard-error rule of Breiman et al.,
+    "Classification and Regression Trees", 1984).
+    """
+
+    def replaces(history: Sequence[Row], kept: Row) -> bool:
+        last, best = history[-1], max(row["val_pgd"] for row in history)
+        least = best - math.sqrt(best * (1 - best) / n_images)
+        if last["val_pgd"] < least or kept["val_pgd"] < least:
+            return bool(last["val_pgd"] >= least)
+        return _clean_first(last) > _clean_first(kept)
+
+    return replaces
+
+
+def _clean_first(row: Row) -> tuple[float, float]:
+    return row["val_clean"], row["val_pgd"]
+
+
 def collapse(history: Sequence[Row]) -> str:
     """Return a warning if training against single-step attacks fails in the last epoch.
 
@@ -89,8 +119,7 @@ def collapse(history: Sequence[Row]) -> str:
     return (
         f"collapse in epoch {last['epoch']}: held-out PGD accuracy fell from "
         f"{best['val_pgd']:.3f} to {last['val_pgd']:.3f}, FGSM accuracy "
-        f"is {last['val_fgsm']:.3f}; epoch {best['epoch']} is kept (more steps, "
-        "a random start or a smaller alpha help)"
+        f"is {last['val_fgsm']:.3f} (more steps, a random start or a smaller alpha help)"
     )
 
 

@@ -98,6 +98,7 @@ def train(args: Namespace) -> str:
             args.refreshed, mixed_in, batches, checkpoint, args.out, processor
         ),
         watch=epoch_score.collapse,
+        keep=epoch_score.keep(recipe, len(val), settings.selection),
         device=processor,
     )
 

@@ -89,6 +89,7 @@ def train(args: Namespace) -> str:
         },
         attack_passes=batches.passes,
         watch=epoch_score.collapse,
+        keep=epoch_score.keep(recipe, len(val), settings.selection),
         device=processor,
     )
 

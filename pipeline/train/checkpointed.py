@@ -1,4 +1,4 @@
-"""Trains a network, and writes its best epoch as a checkpoint that says where it comes from."""
+"""Trains a network, and writes the kept epoch as a checkpoint that says where it comes from."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,8 @@ from pipeline.networks.precision import precision_for, recorded
 from pipeline.networks.scores import Validate
 from pipeline.train import group, params
 from pipeline.train.batches import Batches
-from pipeline.train.loop import SOFTER, Fit, Row, Watch, fit
+from pipeline.train.history import Keep, Row, Watch, more_accurate
+from pipeline.train.loop import SOFTER, Fit, fit
 
 # Of the weights on the disk, at most. The unfinished work is there twice, with up to six copies
 # each, and the checkpoint is there twice.
@@ -43,15 +44,16 @@ def train(
     attack_passes: Callable[[int], int | None] = lambda _: 0,
     also_write: Callable[[networks.Checkpoint], None] = lambda _: None,
     watch: Watch = lambda _: "",
+    keep: Keep = more_accurate,
     device: torch.device,
 ) -> str:
-    """Train, write the best epoch's checkpoint and the history, and return what to print.
+    """Train, write the kept epoch's checkpoint and the history, and return what to print.
 
     `attack_passes` returns how many gradients of single images attacks have computed after so many
     epochs, with those before the training, or None if nobody knows. `also_write` writes what else
-    the training makes. `watch` is that of `loop.fit`. Every epoch prints a line and writes the
-    history. The unfinished work is deleted last. Of several workers that train together, the first
-    one writes and prints.
+    the training makes. `watch` and `keep` are those of `loop.fit`. Every epoch prints a line and
+    writes the history. The unfinished work is deleted last. Of several workers that train together,
+    the first one writes and prints.
     """
     workers = group.current()
     origin = _origin(provenance, settings, device)
@@ -60,8 +62,9 @@ def train(
     told = _telling(text, settings.epochs, history, watch) if workers.is_first else watch
     with _missing_if_stopped(history):
         fitted = fit(
-            network, batches, validate, settings, text=text, device=device, part=part, watch=told
-        )
+            network, batches, validate, settings, text=text, device=device, part=part, watch=told,
+            keep=keep,
+        )  # fmt: skip
     done = f"{out}: {_kept(fitted)}, on {_describe(workers, device)}"
     if not workers.is_first:
         return done

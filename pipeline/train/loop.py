@@ -5,11 +5,9 @@ It takes the steps, keeps the model of the best epoch, and resumes after an inte
 
 import math
 import time
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +20,11 @@ from pipeline.networks.device import processor
 from pipeline.networks.scores import Validate
 from pipeline.train import group, params, schedule
 from pipeline.train.batches import ALPHA_SCALE, Batches
+from pipeline.train.history import Keep, Row, Watch, more_accurate
 from pipeline.train.step import Step
 
 SOFTER = 0.5  # of the attack's step size after a collapse
 SAVING = 0.1  # the greatest share of the time that goes into saving unfinished work
-
-Row = dict[str, Any]
-Watch = Callable[[Sequence[Row]], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +55,9 @@ def fit(
     device: torch.device,
     part: Path | None = None,
     watch: Watch = lambda _: "",
+    keep: Keep = more_accurate,
 ) -> Fit:
-    """Train `network` in place, and keep the first of the epochs with the best `val_accuracy`.
+    """Train `network` in place, and keep the epoch that `keep` chooses.
 
     `validate` gives `val_accuracy`, in [0, 1]. Training ends after `settings.epochs`, or after
     `settings.patience` epochs without a better one. `watch` reads the history after every epoch and
@@ -74,7 +71,7 @@ def fit(
     Several workers that train together return the same. The first of them writes `part`, which all
     of them read. A signal ends them at once, because they cannot agree on a batch.
     """
-    run = _Run(network, batches, settings, device)
+    run = _Run(network, batches, settings, device, keep)
     if part is not None and part.exists():
         run.load(part)
     done = run.epoch * len(batches) + run.batch
@@ -123,10 +120,15 @@ class _Run:
     """A training in progress."""
 
     def __init__(
-        self, network: nn.Module, batches: Batches, settings: params.Training, device: torch.device
+        self,
+        network: nn.Module,
+        batches: Batches,
+        settings: params.Training,
+        device: torch.device,
+        keep: Keep,
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last)
-        self.batches, self.settings = batches, settings
+        self.batches, self.settings, self._keep = batches, settings, keep
         self.group, self._device = group.current(), device
         self._step = Step(self.network, settings, device, graphs_for(device))
         self.epoch, self.batch = 0, 0
@@ -180,7 +182,7 @@ class _Run:
         self.batch += 1
 
     def close_epoch(self, scores: dict[str, float]) -> None:
-        """Add the epoch to the history, and keep its tensors if it is the best so far."""
+        """Add the epoch to the history, and keep its tensors if it is chosen."""
         loss, n_right, n_images = self.totals.tolist()
         row = {
             "lr": self._lr(0.5),
@@ -190,8 +192,8 @@ class _Run:
         }
         rounded = {key: round(value, 6) for key, value in row.items()}
         self.history.append({"epoch": self.epoch + 1, **rounded})
-        # Rounded, as the best is: 1/3 is more than 0.333333.
-        if not self.best or rounded["val_accuracy"] > self.best["val_accuracy"]:
+        # Both are rounded: 1/3 is more than 0.333333.
+        if not self.best or self._keep(self.history, self.best):
             self.best = self.history[-1]
             self.best_state = {
                 name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()

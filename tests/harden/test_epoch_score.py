@@ -6,6 +6,7 @@ from pipeline import networks
 from pipeline.harden import epoch_score
 from pipeline.harden.params import Finetune
 from pipeline.networks import scores
+from pipeline.train import history
 from tests.conftest import make_block
 
 CPU = torch.device("cpu")
@@ -61,6 +62,36 @@ def test_the_recipe_decides_how_its_epochs_are_compared(settings, network):
     ).all()
 
 
+def test_clean_accuracy_decides_among_epochs_as_robust():
+    rows = [
+        {"epoch": number, "val_pgd": pgd, "val_clean": clean, "val_accuracy": pgd}
+        for number, pgd, clean in (
+            (1, 0.30, 0.60),
+            (2, 0.35, 0.55),  # more robust by more than a standard error of 500 images, 2.1 points
+            (3, 0.34, 0.65),
+            (4, 0.36, 0.65),  # as good on clean images, and more robust
+            (5, 0.338, 0.95),  # 2.2 points below the best: clean accuracy does not make up for it
+            (6, 0.339, 0.66),
+            (7, 0.37, 0.60),  # the one before is not as robust any more
+        )
+    ]
+    rule = epoch_score.as_robust(500)
+    chosen = [history.kept_epoch(rows[:end], rule)["epoch"] for end in range(1, 8)]
+    assert chosen == [1, 2, 3, 4, 4, 6, 7]
+
+
+def test_only_robust_selection_weighs_two_accuracies(settings):
+    selection = settings.selection.model_copy(update={"n_images": 500})
+    assert epoch_score.keep(settings.finetuned["robust"], 9, selection) is history.more_accurate
+    rule = epoch_score.keep(settings.finetuned["refreshed"], 50, selection)
+    rows = [
+        {"val_pgd": pgd, "val_clean": clean}
+        for pgd, clean in ((0.36, 0.6), (0.3, 0.7))  # as robust on 50 images, not on 500
+    ]
+    assert rule(rows, rows[0])
+    assert not epoch_score.as_robust(500)(rows, rows[0])
+
+
 def test_collapse_is_reported_once_when_only_pgd_accuracy_falls():
     history = [
         {"epoch": number, "val_pgd": pgd, "val_fgsm": fgsm}
@@ -69,7 +100,7 @@ def test_collapse_is_reported_once_when_only_pgd_accuracy_falls():
     assert epoch_score.collapse(history[:1]) == ""
     assert epoch_score.collapse(history[:2]).startswith(
         "collapse in epoch 2: held-out PGD accuracy fell from 0.300 to 0.050, FGSM accuracy is "
-        "0.900; epoch 1 is kept"
+        "0.900 (more steps"
     )
     assert epoch_score.collapse(history) == ""
     assert epoch_score.collapse([{"epoch": 1, "val_accuracy": 0.1}]) == ""
