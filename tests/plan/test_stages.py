@@ -20,8 +20,8 @@ QUICKSTART = {
     "finetune@refreshed": (3000 * 5, 297 * 5 * 11, 297 * 5 * 3 + 2 * 1797),
     "export": (0, 0, 0),
 }
-# Batches of 42 clean, 22 FGSM and 64 PGD images: 1,071 full ones, and one of 18, 9 and 27.
-REFRESHED = 45000 + 1071 * (22 + 64) + 9 + 27
+# Batches of 51 clean, 26 FGSM and 51 PGD images: 882 full ones, and one of 18, 9 and 18.
+REFRESHED = 45000 + 882 * (26 + 51) + 9 + 18
 CIFAR10_CPU = {
     "train_clean": (45000 * 12, 0, 5000 * 12),
     "generate@clean-fgsm": (0, 50000, 50000),
