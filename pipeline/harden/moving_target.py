@@ -1,12 +1,12 @@
 """Give attacks a frozen view of a network that is being trained."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 
 from pipeline import networks
 from pipeline.networks import matrix_products
-from pipeline.networks.captured import graphs_for
+from pipeline.networks.captured import captured, graphs_for
 from pipeline.networks.memory_fit import InParts
 
 
@@ -25,13 +25,18 @@ class Target:
         )
         self._frozen = InParts(self._fast or networks.frozen_copy(network))
         self.graphs = graphs_for(next(network.parameters()).device)
+        self._update = captured(self._updated, "the update of an attacked network", self.graphs)
 
     def now(self) -> InParts:
         """Return the network to attack, updated to the current weights."""
+        self._update()
+        return self._frozen
+
+    def _updated(self) -> Tensor:
+        """Update the network in place, where captured steps read it, and return a part of it."""
         if self._fast is None:
-            # In place, because a captured step reads the tensors where they are.
             self._frozen.network.load_state_dict(self._network.state_dict())
         else:
             assert isinstance(self._network, models.ResNet)
             self._fast.update(self._network)
-        return self._frozen
+        return next(self._frozen.parameters())

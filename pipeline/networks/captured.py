@@ -5,14 +5,19 @@ take a CPU longer than a GPU needs to compute them. A graph launches them all at
 
 A step can be captured if it reads and writes tensors at fixed addresses, and if the CPU reads
 nothing of what it computes. Tensors that are updated between its calls must be updated in place.
+
+`Captured` is a step that is captured whole. `CapturedNetwork` captures only what a network computes
+inside steps that cannot be captured, such as those of torchattacks.
 """
 
 import os
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pipeline.base import console
 
@@ -57,10 +62,10 @@ class CudaGraphs:
 def graphs_for(device: torch.device) -> CudaGraphs | None:
     """Return the way to capture steps on a device, or None if there is none.
 
-    CUDA graphs were not run on a GPU yet, so they are used only where VARIABLE is 1.
+    There is none on a CPU, nor where the environment variable VARIABLE is 0.
     """
-    asked_for = device.type == "cuda" and os.environ.get(VARIABLE) == "1"
-    return CudaGraphs(device) if asked_for else None
+    used = device.type == "cuda" and os.environ.get(VARIABLE) != "0"
+    return CudaGraphs(device) if used else None
 
 
 def is_capturing(device: torch.device) -> bool:
@@ -103,13 +108,116 @@ class Captured:
             self._replay = self._graphs.capture(self._step, self._inputs)
         except RuntimeError as error:
             self._failed, self._inputs = True, ()
-            reason = " ".join(str(error).split())[:150]
-            console.say_once(
-                f"{self._what} cannot be captured in a CUDA graph ({reason}):"
-                " continuing without a graph"
-            )
+            _say_failed(self._what, error)
 
 
 def captured(step: Step, what: str, graphs: CudaGraphs | None) -> Step:
     """Return the step, captured if `graphs` is a way to do that, and unchanged if it is None."""
     return step if graphs is None else Captured(step, what, graphs)
+
+
+class CapturedNetwork(nn.Module):
+    """A frozen network whose forward and backward passes are captured, for attacks on it.
+
+    Each pass is captured for a few numbers of images, which are powers of two. A batch of another
+    size fills a part of the next larger one: images do not influence each other in a frozen
+    network. What is seen less than WARM_UP times runs as it is, and so does everything if capturing
+    fails, which one line says. Gradients of gradients cannot be computed.
+    """
+
+    def __init__(self, network: nn.Module, graphs: CudaGraphs) -> None:
+        super().__init__()
+        self.network = network
+        self._graphs: CudaGraphs | None = graphs
+        self._seen: Counter[object] = Counter()
+        self._passes: dict[object, _Passes] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = 1 << (len(images) - 1).bit_length()
+        form = size, images.shape[1:], images.dtype
+        self._seen[form] += 1
+        if form not in self._passes and self._graphs is not None and self._seen[form] > WARM_UP:
+            try:
+                self._passes[form] = _Passes(self.network, images, size, self._graphs)
+            except RuntimeError as error:
+                self._graphs = None
+                _say_failed("a network", error)
+        if form not in self._passes:
+            return self.network(images)  # type: ignore[no-any-return]
+        if not (torch.is_grad_enabled() and images.requires_grad):
+            return self._passes[form].logits(images)
+        logits: Tensor = _Replayed.apply(images, self._passes[form])
+        return logits
+
+
+class _Passes:
+    """The captured passes of a network for one number of images, of which a part may be unused.
+
+    A graph keeps what the last forward pass left for the backward pass. `n_forward` counts the
+    forward passes, so that an older one can be recognised.
+    """
+
+    def __init__(self, network: nn.Module, images: Tensor, size: int, graphs: CudaGraphs) -> None:
+        self._network, self.n_forward = network, 0
+        with torch.inference_mode(False):
+            self._images = images.new_zeros(size, *images.shape[1:]).requires_grad_()
+            self._upstream = torch.zeros_like(graphs.warm_up(self._forward, ()))
+            graphs.warm_up(self._backward, ())
+            self._replay_forward = graphs.capture(self._forward, ())
+            self._replay_backward = graphs.capture(self._backward, ())
+
+    def _forward(self) -> Tensor:
+        with torch.enable_grad():
+            self._logits: Tensor = self._network(self._images)
+        return self._logits.detach()
+
+    def _backward(self) -> Tensor:
+        gradients = torch.autograd.grad(
+            self._logits, self._images, self._upstream, retain_graph=True
+        )
+        return gradients[0]  # type: ignore[no-any-return]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits (B, n_classes) of images (B, 3, H, W)."""
+        self.n_forward += 1
+        with torch.no_grad():
+            self._images[: len(images)] = images
+        return self._replay_forward()[: len(images)].clone()  # the next one overwrites it
+
+    def gradient(self, upstream: Tensor) -> Tensor:
+        """Return the gradient (B, 3, H, W) of the last images from that of their logits."""
+        n = len(upstream)
+        self._upstream[:n] = upstream
+        return self._replay_backward()[:n].clone()
+
+
+class _Replayed(torch.autograd.Function):
+    """The logits of images by captured passes."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, passes: _Passes) -> Tensor:
+        logits = passes.logits(images)
+        ctx.save_for_backward(images)
+        ctx.passes, ctx.number = passes, passes.n_forward
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        if ctx.number != ctx.passes.n_forward:
+            ctx.passes.logits(*ctx.saved_tensors)
+            ctx.number = ctx.passes.n_forward
+        return ctx.passes.gradient(upstream), None
+
+
+def captured_network(network: nn.Module, device: torch.device) -> nn.Module:
+    """Return a frozen network for attacks, with captured passes where the device has graphs."""
+    graphs = graphs_for(device)
+    return network if graphs is None else CapturedNetwork(network, graphs)
+
+
+def _say_failed(what: str, error: RuntimeError) -> None:
+    reason = " ".join(str(error).split())[:150]
+    console.say_once(
+        f"{what} cannot be captured in a CUDA graph ({reason}): continuing without a graph"
+    )

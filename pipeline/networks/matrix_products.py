@@ -16,6 +16,7 @@ from torch.nn import functional
 from torchvision import models
 
 from pipeline.networks import small_maps
+from pipeline.networks.captured import captured_network
 from pipeline.networks.prediction import frozen_copy
 
 Layer = Callable[[Tensor, nn.Conv2d, nn.BatchNorm2d], Tensor]
@@ -33,20 +34,16 @@ class Frozen(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.dtype = dtype
-        self._example = next(network.parameters()).new_zeros(1, 3, image_size, image_size)
+        self._layers = _layers(self.network, image_size)
         self._folded: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self.update(network)
 
     def update(self, network: models.ResNet) -> None:
         """Take the current tensors of a network, for attacks on a network in training."""
-        own = dict(zip(network.modules(), self.network.modules(), strict=True))
-
-        def fold(maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
-            self._keep(own[conv], *_folded(conv, norm, maps.shape[1], self.dtype))
-            return self._layer(maps, own[conv], norm)
-
+        own = dict(zip(self.network.modules(), network.modules(), strict=True))
         with torch.no_grad():
-            logits(network, self._example, fold, self.dtype)
+            for conv, norm, size in self._layers:
+                self._keep(conv, *_folded(own[conv], own[norm], size, self.dtype))
         self.network.fc.load_state_dict(network.fc.state_dict())
 
     def forward(self, images: Tensor) -> Tensor:
@@ -62,6 +59,21 @@ class Frozen(nn.Module):
     def _layer(self, maps: Tensor, conv: nn.Conv2d, _: nn.BatchNorm2d) -> Tensor:
         weight, bias = self._folded[conv]
         return small_maps.product(maps, weight, bias, conv)
+
+
+def _layers(network: models.ResNet, image_size: int) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, int]]:
+    """Return each convolution with the BatchNorm after it, and the size of the maps it takes."""
+    found: list[tuple[nn.Conv2d, nn.BatchNorm2d, int]] = []
+
+    def note(maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+        found.append((conv, norm, maps.shape[1]))
+        after: Tensor = norm(conv(maps.permute(0, 3, 1, 2)))
+        return after.permute(0, 2, 3, 1)
+
+    weight = next(network.parameters())
+    with torch.no_grad():
+        logits(network, weight.new_zeros(1, 3, image_size, image_size), note, weight.dtype)
+    return found
 
 
 def _folded(
@@ -82,13 +94,14 @@ def for_attacks(network: nn.Module, image_size: int, dtype: torch.dtype) -> nn.M
     """Return a copy of a network for attacks, frozen and in evaluation mode.
 
     The function is the same up to the rounding of `dtype`. torchvision's ResNets are computed as
-    `Frozen` on a CPU, and in bfloat16. Other networks, and fp32 on other devices, are computed as
-    they are.
+    `Frozen`, other networks as they are, in their own dtype. On a GPU, both are captured.
     """
-    is_cpu = next(network.parameters()).device.type == "cpu"
-    if isinstance(network, models.ResNet) and (is_cpu or dtype == torch.bfloat16):
-        return Frozen(network, image_size, dtype)
-    return frozen_copy(network)
+    frozen = (
+        Frozen(network, image_size, dtype)
+        if isinstance(network, models.ResNet)
+        else frozen_copy(network)
+    )
+    return captured_network(frozen, next(network.parameters()).device)
 
 
 def training_logits(network: models.ResNet, images: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,7 +3,7 @@ import torch
 
 from pipeline.base import console
 from pipeline.networks import captured
-from pipeline.networks.captured import WARM_UP, Captured
+from pipeline.networks.captured import WARM_UP, Captured, CapturedNetwork
 from tests.recorded_graphs import Recorded
 
 
@@ -88,3 +88,101 @@ def test_a_step_on_a_cpu_is_left_as_it_is():
     assert captured.graphs_for(cpu) is None
     assert captured.captured(step, "a step", None) is step
     assert not captured.is_capturing(cpu)
+
+
+def network():
+    torch.manual_seed(0)
+    layers = torch.nn.Flatten(), torch.nn.Linear(12, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
+    return torch.nn.Sequential(*layers).requires_grad_(False)
+
+
+def passes(attacked, images):
+    """Return the logits of images, and the gradient of a loss of them."""
+    images = images.clone().requires_grad_()
+    logits = attacked(images)
+    (gradient,) = torch.autograd.grad(logits.square().sum(), images)
+    return logits.detach(), gradient
+
+
+def captured_one(n_images=4):
+    """Return a network and its captured form, which has seen enough to be captured."""
+    graphs, plain = Recorded(), network()
+    attacked = CapturedNetwork(plain, graphs)
+    for _ in range(WARM_UP + 1):
+        passes(attacked, torch.rand(n_images, 3, 2, 2))
+    assert graphs.calls.count("capture") == 2, "a forward and a backward pass"
+    graphs.calls.clear()
+    return plain, attacked, graphs
+
+
+@pytest.mark.parametrize("n_images", [4, 3])
+def test_a_captured_network_has_the_same_logits_and_gradients(n_images):
+    plain, attacked, graphs = captured_one()
+    for _ in range(3):
+        images = torch.rand(n_images, 3, 2, 2)
+        for found, expected in zip(passes(attacked, images), passes(plain, images), strict=True):
+            assert found.shape == expected.shape
+            torch.testing.assert_close(found, expected)
+    assert set(graphs.calls) == {"replay"}, "3 images fill a part of the graph for 4"
+
+
+def test_a_gradient_is_that_of_its_own_images():
+    plain, attacked, _ = captured_one()
+    first, second = (torch.rand(4, 3, 2, 2).requires_grad_() for _ in range(2))
+    logits = [attacked(images).square().sum() for images in (first, second)]
+    for images, loss in zip((first, second), logits, strict=True):
+        (found,) = torch.autograd.grad(loss, images)
+        torch.testing.assert_close(found, passes(plain, images.detach())[1])
+
+
+def test_one_forward_pass_serves_several_backward_passes():
+    plain, attacked, graphs = captured_one()
+    images = torch.rand(4, 3, 2, 2).requires_grad_()
+    logits = attacked(images)
+    for place in range(3):
+        (found,) = torch.autograd.grad(logits[:, place].sum(), images, retain_graph=True)
+        (expected,) = torch.autograd.grad(plain(images)[:, place].sum(), images)
+        torch.testing.assert_close(found, expected)
+    assert graphs.calls == ["replay"] * 4
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_a_captured_network_needs_no_gradient(without):
+    plain, attacked, _ = captured_one()
+    images = torch.rand(4, 3, 2, 2)
+    with without():
+        found = attacked(images)
+        attacked(torch.rand(4, 3, 2, 2))
+        torch.testing.assert_close(found, plain(images))
+
+
+def test_other_numbers_of_images_have_other_graphs():
+    _, attacked, graphs = captured_one()
+    for n_images in [5, 8, 7, 6, 1]:
+        passes(attacked, torch.rand(n_images, 3, 2, 2))
+    assert graphs.calls == ["warm up"] * 2 + ["capture"] * 2 + ["replay"] * 2
+
+
+def test_a_network_that_cannot_be_captured_runs_as_it_is(capsys):
+    console.say_once.cache_clear()
+    plain = network()
+    attacked = CapturedNetwork(plain, Recorded(RuntimeError("not permitted")))
+    images = torch.rand(4, 3, 2, 2)
+    for _ in range(WARM_UP + 3):
+        assert torch.equal(passes(attacked, images)[1], passes(plain, images)[1])
+    said = capsys.readouterr().out
+    expected = "a network cannot be captured in a CUDA graph (not permitted): continuing without"
+    assert said == f"{expected} a graph\n"
+
+
+def test_gradients_of_gradients_are_refused():
+    _, attacked, _ = captured_one()
+    images = torch.rand(4, 3, 2, 2).requires_grad_()
+    (gradient,) = torch.autograd.grad(attacked(images).square().sum(), images, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_a_network_on_a_cpu_is_left_as_it_is():
+    plain = network()
+    assert captured.captured_network(plain, torch.device("cpu")) is plain
