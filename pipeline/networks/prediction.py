@@ -11,17 +11,21 @@ from torch import Tensor, nn
 from pipeline.networks.memory_fit import fitted
 from pipeline.networks.precision import exact
 
-BATCH_SIZE = 256  # for networks that are only asked for their predictions
+# Images for networks that are only asked for their predictions. Smaller images than 64x64 are more
+# at once on a GPU, most of which a small batch leaves idle.
+BATCH_SIZE, PIXELS = 256, 64 * 64
 
 
 def predict(
-    network: nn.Module, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE
+    network: nn.Module, images: NDArray[np.uint8], batch_size: int | None = None
 ) -> NDArray[np.int64]:
     """Return the predicted class (N,) of uint8 images (N, 3, H, W), in evaluation mode.
 
-    The network's mode is restored.
+    Without `batch_size`, the device and the size of the images decide it. The network's mode is
+    restored.
     """
     device, was_training = next(network.parameters()).device, network.training
+    batch_size = batch_size or _at_once(images, device)
     network.eval()
     try:
         with torch.inference_mode(), exact():
@@ -38,10 +42,18 @@ def accuracy(
     network: nn.Module,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> float:
     """Return the share of uint8 images (N, 3, H, W) that the network gets right, in [0, 1]."""
     return float((predict(network, images, batch_size) == labels).mean())
+
+
+def _at_once(images: NDArray[np.uint8], device: torch.device) -> int:
+    """Return how many of some images (N, 3, H, W) are computed at once."""
+    if device.type == "cpu":
+        return BATCH_SIZE
+    n_pixels = int(np.prod(images.shape[2:]))
+    return max(BATCH_SIZE, BATCH_SIZE * PIXELS // n_pixels)
 
 
 def pixels(images: NDArray[np.uint8], device: torch.device) -> Tensor:
