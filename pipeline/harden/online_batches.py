@@ -67,7 +67,7 @@ class OnlineBatches:
             labels, share = part.counted(labels), part.shares(images)
             if recipe.beta is not None:
                 batch = adv_images, labels, share * recipe.adv_weight
-                all_of_them = torch.ones_like(labels, dtype=torch.bool)
+                all_of_them = torch.arange(len(labels), device=labels.device)
                 yield pairing.trades(batch, all_of_them, images, recipe.beta)
             elif recipe.clean_weight == 0:
                 yield adv_images, labels, share * recipe.adv_weight

@@ -14,8 +14,8 @@ Batch = tuple[Tensor, ...]
 def regularised(batch: Batch, adversarial: Tensor, starts: Tensor, weight: float) -> Batch:
     """Return a batch in which adversarial images are compared with the starts of their attacks.
 
-    `adversarial` (B,) is a mask, and `starts` (K, 3, H, W) are in its order. They have no share of
-    the cross-entropy.
+    `adversarial` (K,) are their places, and `starts` (K, 3, H, W) are in this order. They have no
+    share of the cross-entropy.
     """
     shares = batch[2]
     return _with_partners(
@@ -26,11 +26,11 @@ def regularised(batch: Batch, adversarial: Tensor, starts: Tensor, weight: float
 def trades(batch: Batch, adversarial: Tensor, originals: Tensor, beta: float) -> Batch:
     """Return a batch in which adversarial images are compared with their originals.
 
-    `adversarial` (B,) is a mask, and `originals` (K, 3, H, W) are in its order. They take over the
-    adversarial images' shares of the cross-entropy.
+    `adversarial` (K,) are their places, and `originals` (K, 3, H, W) are in this order. They take
+    over the adversarial images' shares of the cross-entropy.
     """
     shares = batch[2]
-    own = shares.masked_fill(adversarial, 0)
+    own = shares.index_fill(0, adversarial, 0)
     return _with_partners(batch, adversarial, originals, own, shares[adversarial], beta)
 
 
@@ -43,7 +43,7 @@ def _with_partners(
     """
     images, labels, shares = batch
     n, n_all = len(labels), len(labels) + len(partners)
-    weights = torch.zeros_like(shares).masked_scatter(adversarial, shares[adversarial] * weight)
+    weights = torch.zeros_like(shares).index_copy(0, adversarial, shares[adversarial] * weight)
     rows = torch.arange(n_all, device=labels.device)
     rows[:n][adversarial] = rows[n:]
     return (

@@ -24,7 +24,7 @@ from pipeline.harden.pairing import Batch
 from pipeline.harden.starts import noise, random_start, step_sizes
 from pipeline.train import augmentation, mixing
 from pipeline.train.batches import ALPHA_SCALE
-from pipeline.train.images import COPIED, working_copy
+from pipeline.train.images import COPIED, sent, working_copy
 from pipeline.train.part import Part
 
 
@@ -65,6 +65,8 @@ class RefreshedBatches:
             np.zeros(n, np.float32) if name == CLEAN else sets[name].training_column("eps")
             for name in names
         ]
+        # Known on the CPU, too: a GPU would have to be waited for to say which images they are.
+        self._is_adversarial = np.concatenate(eps) > 0
         self._eps = torch.from_numpy(np.concatenate(eps)).to(device).view(-1, 1, 1, 1)
         self._rows = {name: slice(n * place, n * (place + 1)) for place, name in enumerate(names)}
         self._n = n
@@ -94,7 +96,8 @@ class RefreshedBatches:
             generator = augmentation.generator_for(rows.device, self._recipe.seed, number, index)
             move = augmentation.draw(self._recipe.augment, len(part.batch), generator).of(part)
             images = move.apply(stored / 255)
-            chosen = self._eps[rows].flatten() > 0
+            places = np.flatnonzero(self._is_adversarial[part.rows])
+            chosen = sent(torch.from_numpy(places), rows.device)
             own, own_move, start = rows[chosen], move.select(chosen), images[chosen]
             is_refreshed = number % self.refresh.every == 0
             if is_refreshed:
@@ -116,7 +119,7 @@ class RefreshedBatches:
     def _noise(
         self, images: Tensor, part: Part, chosen: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Return noise for the adversarial images of a part, which `chosen` (P,) marks."""
+        """Return noise for the adversarial images of a part, at the places `chosen` (K,)."""
         of_batch = self._eps[torch.from_numpy(part.batch).to(self._eps.device)].flatten() > 0
         drawn = noise(int(of_batch.sum()), images, generator)
         return drawn[part.select(of_batch.cumsum(0) - 1)[chosen]]

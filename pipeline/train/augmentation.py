@@ -31,7 +31,7 @@ class Move:
     left: Tensor | None
 
     def select(self, chosen: Tensor) -> "Move":
-        """Return the moves of the images where a mask (B,) is true."""
+        """Return the moves of the images at some places (K,)."""
         return self._each(lambda drawn: drawn[chosen])
 
     def of(self, part: Part) -> "Move":

@@ -43,7 +43,7 @@ class HeldImages:
     def read(self, batches: Iterable[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the rows (B,) of each batch and their images (B, 3, H, W; uint8), on the device."""
         for batch in batches:
-            rows = _sent(torch.from_numpy(batch), self._device)
+            rows = sent(torch.from_numpy(batch), self._device)
             yield rows, self.get(rows)
 
     def get(self, rows: Tensor) -> Tensor:
@@ -100,10 +100,10 @@ class MappedImages:
         return target
 
     def _on_device(self, rows: Rows, images: Future[Tensor]) -> tuple[Tensor, Tensor]:
-        return _sent(torch.from_numpy(rows), self._device), _sent(images.result(), self._device)
+        return sent(torch.from_numpy(rows), self._device), sent(images.result(), self._device)
 
 
-def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a tensor on a device. A GPU is not waited for, which needs pinned memory."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
