@@ -134,9 +134,8 @@ class Rates:
         batch_size = recipe.batch_size
         with tempfile.TemporaryDirectory(prefix="plan-") as name:
             folder, n_classes = Path(name), self._images.n_classes
-            stored = trial_sets.write(
-                folder / "set", self._block((training_steps.STEPS + 1) * batch_size), n_classes
-            )
+            n_steps = training_steps.STEPS + training_steps.untimed(self._device)
+            stored = trial_sets.write(folder / "set", self._block(n_steps * batch_size), n_classes)
             network = training_steps.new_network(kind.architecture, n_classes)
             seconds = 2 * SECONDS if self._has_time else 0.0
             per_image = training_steps.per_image(
@@ -178,7 +177,8 @@ class Rates:
     def _timed(self, run: Callable[[int], object], n_images: int) -> float:
         """Return the mean seconds of some runs on so many images."""
         if self._has_time and n_images > FEW:
-            run(n_images)
+            for _ in range(training_steps.untimed(self._device)):
+                run(n_images)
         training_steps.wait_for(self._device)
         count, started = 0, time.perf_counter()
         while count == 0 or (self._has_time and time.perf_counter() - started < SECONDS / 2):

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -15,18 +14,24 @@ from pipeline.base.values import CLEAN
 from pipeline.harden import moving_target, online_batches, refreshed_batches
 from pipeline.harden.params import Finetune, Online
 from pipeline.networks import precision
+from pipeline.networks.captured import WARM_UP, graphs_for
 from pipeline.networks.params import Model
 from pipeline.train import augmentation, loop, mixing
 from pipeline.train.batches import Batches
 from pipeline.train.params import Training
 
-STEPS = 4  # timed after the first one
+STEPS = 4  # that are timed
+
+
+def untimed(device: torch.device) -> int:
+    """Return how many steps come before those that are timed: they prepare, or capture, them."""
+    return 1 if graphs_for(device) is None else WARM_UP + 2
 
 
 class Timed:
     """Batches of one short epoch that note when the loop asks for the next one.
 
-    It ends after STEPS timed steps, or once `seconds` are over.
+    It ends after STEPS timed steps, or once they took `seconds`.
     """
 
     def __init__(self, batches: Batches, seconds: float, device: torch.device) -> None:
@@ -44,15 +49,16 @@ class Timed:
             yield batch
             wait_for(self._device)
             self._times.append(time.perf_counter())
-            spent = self._times[-1] - self._times[0]
-            if len(self._times) > 1 and (len(self._times) > STEPS or spent > self._seconds):
+            n_timed = len(self._times) - untimed(self._device)
+            spent = self._times[-1] - self._times[-1 - max(n_timed, 0)]
+            if n_timed > 0 and (n_timed >= STEPS or spent > self._seconds):
                 return
 
     @property
     def seconds(self) -> float:
-        """Return the mean time of a step, without the first one, which prepares the others."""
-        times = [later - earlier for earlier, later in pairwise(self._times)]
-        return sum(times) / len(times)
+        """Return the mean time of the steps that are timed."""
+        times = self._times[untimed(self._device) - 1 :]
+        return (times[-1] - times[0]) / (len(times) - 1)
 
 
 def per_image(

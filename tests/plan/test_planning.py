@@ -130,20 +130,33 @@ def test_a_short_attack_is_the_same_attack(settings):
     }
 
 
-def test_the_loop_is_timed_without_its_first_step(monkeypatch):
-    class Batches:
-        def __init__(self):
-            self.state = {}
+class Nine:
+    """Nine batches."""
 
-        def __len__(self):
-            return 9
+    def __init__(self):
+        self.state = {}
 
-        def epoch(self, number, first=0):
-            yield from range(9)
+    def __len__(self):
+        return 9
 
-    timed = training_steps.Timed(Batches(), 100.0, CPU)
-    clock = iter([10.0, 11.0, 13.0, 13.5, 14.0])
+    def epoch(self, number, first=0):
+        yield from range(9)
+
+
+@pytest.mark.parametrize(("graphs", "n_before"), [(None, 1), ("graphs", 5)])
+def test_the_loop_is_timed_without_the_steps_that_prepare_it(monkeypatch, graphs, n_before):
+    monkeypatch.setattr(training_steps, "graphs_for", lambda _: graphs)
+    timed = training_steps.Timed(Nine(), 100.0, CPU)
+    clock = iter([*range(1, n_before), 10.0, 11.0, 13.0, 13.5, 14.0])
     monkeypatch.setattr(training_steps.time, "perf_counter", lambda: next(clock))
-    assert list(timed.epoch(0)) == [0, 1, 2, 3, 4]
+    assert list(timed.epoch(0)) == list(range(n_before + 4))
     assert timed.seconds == 1.0
     assert len(timed) == 9
+
+
+def test_slow_steps_are_few(monkeypatch):
+    timed = training_steps.Timed(Nine(), 0.5, CPU)
+    clock = iter([10.0, 11.0])
+    monkeypatch.setattr(training_steps.time, "perf_counter", lambda: next(clock))
+    assert list(timed.epoch(0)) == [0, 1]
+    assert timed.seconds == 1.0
