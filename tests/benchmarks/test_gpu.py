@@ -53,6 +53,21 @@ def test_a_failed_check_is_named(monkeypatch):
         run(monkeypatch, "--tiny", "--check")
 
 
+@pytest.mark.parametrize(
+    ("of_bf16", "passed"),
+    [([0.40, 0.42, 0.41], True), ([0.39, 0.41, 0.40], False), ([0.30, 0.47, 0.40], True)],
+)
+def test_bf16_may_not_lose_more_than_chance_explains(monkeypatch, of_bf16, passed):
+    accuracies = {"fp32": [0.40, 0.42, 0.41], "auto": of_bf16}
+
+    class Fit:
+        def __init__(self, accuracy):
+            self.history = [{"val_accuracy": accuracy}]
+
+    monkeypatch.setattr(checks, "_fitted", lambda *of, seed: Fit(accuracies[of[2]][seed]))
+    assert checks.accuracy(None, CPU)[0] is passed
+
+
 def test_the_checks_ask_for_cifar10():
     with pytest.raises(InputError, match=r"--data: expected the path of an .npz of CIFAR-10"):
         checks.failed(None, CPU, tiny=False)
