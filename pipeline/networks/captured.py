@@ -169,13 +169,14 @@ class _Passes:
     def _forward(self) -> Tensor:
         with torch.enable_grad():
             self._logits: Tensor = self._network(self._images)
-        return self._logits.detach()
+        logits: Tensor = self._logits.detach()
+        return logits
 
     def _backward(self) -> Tensor:
         gradients = torch.autograd.grad(
             self._logits, self._images, self._upstream, retain_graph=True
         )
-        return gradients[0]  # type: ignore[no-any-return]
+        return gradients[0]
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits (B, n_classes) of images (B, 3, H, W)."""
