@@ -17,12 +17,14 @@ import torch
 
 from benchmarks.gpu import checks, measure
 from benchmarks.gpu.job import FULL, TINY, Job, Phase, Size
-from benchmarks.tables import machine, markdown
+from benchmarks.tables import machine, markdown, write_between
 from pipeline.base import console, files
 from pipeline.base.errors import InputError
 from pipeline.networks import device
 
 RESULT = Path(__file__).parents[1] / "results" / "gpu.json"
+PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+MARKERS = ("<!-- benchmarks.gpu: begin -->", "<!-- benchmarks.gpu: end -->")
 PEAKS = {"side": 8_192, "n_bytes": 2**30}
 TINY_PEAKS = {"side": 64, "n_bytes": 2**16}
 
@@ -65,17 +67,39 @@ def figures(
 
 def benchmark(processor: torch.device, *, tiny: bool, whole: bool) -> str:
     """Measure, print the table, write the results of a GPU, and return what was done."""
-    found = measured(TINY if tiny else FULL, processor, whole=whole)
-    shown = ("images", "seconds", "usual_seconds", "ratio", "tflops_share", "gb_per_s_share")
-    rows = [
-        {"phase": name, **{key: phase[key] for key in shown}, "peak MiB": phase["peak_mib"] or "–"}
-        for name, phase in found["phases"].items()
-    ]
-    console.say(f"{machine()}\n\n{markdown(rows)}\n\n{found['job']}")
+    size = TINY if tiny else FULL
+    found = {"machine": machine(), "whole": whole, **measured(size, processor, whole=whole)}
+    console.say(table(found))
     if processor.type != "cuda" or tiny:
         return "nothing was written: only the full size on a GPU is"
-    files.write_json(RESULT, {"machine": machine(), "whole": whole, **found})
+    files.write_json(RESULT, found)
+    write_between(PAGE, MARKERS, table(found))
     return str(RESULT)
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return the machine and the figures of all phases as they are shown."""
+    shares = {"of the peak TFLOP/s, %": "tflops_share", "of the peak GB/s, %": "gb_per_s_share"}
+    rows = [
+        {
+            "phase": name,
+            "images": phase["images"],
+            "seconds": phase["seconds"],
+            "usual way, seconds": phase["usual_seconds"],
+            "ratio": phase["ratio"],
+            **{title: 100 * phase[key] for title, key in shares.items()},
+            "peak MiB": phase["peak_mib"] or "–",
+        }
+        for name, phase in found["phases"].items()
+    ]
+    job, best = found["job"], found["peaks"]
+    return (
+        f"{found['machine']}; {best['tflops']:.0f} TFLOP/s, {best['gb_per_s']:,.0f} GB/s; "
+        f"{'the whole job' if found['whole'] else 'extrapolated from some batches'}:\n\n"
+        f"{markdown(rows)}\n\n"
+        f"In all {job['seconds']:,.0f} s, and {job['usual_seconds']:,.0f} s the usual way: "
+        f"{job['ratio']} times.\n"
+    )
 
 
 def main() -> str:
