@@ -30,7 +30,8 @@ from pipeline.train.images import HeldImages
 from pipeline.train.params import Training
 
 POINTS = 0.5  # of accuracy that the default precision may cost
-SEEDS = 3  # of trainings in each precision
+MOST_POINTS = 2.0  # that it may cost even where chance explains them
+SEEDS = 5  # of trainings in each precision
 PGD = {"attack": "PGD", "eps": "8/255", "alpha": "2/255", "steps": 14, "random_start": True}
 
 
@@ -70,7 +71,8 @@ def accuracy(trial: Trial, device: torch.device) -> tuple[bool, str]:
     """Compare training in the default precision with fp32, from the same seeds.
 
     After few epochs, rounding alone moves the accuracy by more than POINTS. So the default
-    precision fails only if it loses more than POINTS and two standard errors of the mean loss.
+    precision may also cost twice the standard error of its mean cost, but not more than MOST_POINTS
+    in all.
     """
     fp32, fast = (
         np.array(
@@ -81,13 +83,13 @@ def accuracy(trial: Trial, device: torch.device) -> tuple[bool, str]:
         )
         for asked in ("fp32", "auto")
     )
-    lost = fp32 - fast
-    error = lost.std(ddof=1) / math.sqrt(SEEDS)
+    cost = fp32 - fast
+    error = cost.std(ddof=1) / math.sqrt(SEEDS)
     text = (
         f"fp32 {_listed(fp32)}, {precision_for('auto', device)} {_listed(fast)} %, "
-        f"{lost.mean():.2f} ± {error:.2f} points lost"
+        f"which costs {cost.mean():.2f} ± {error:.2f} points"
     )
-    return bool(lost.mean() <= POINTS + 2 * error), text
+    return bool(cost.mean() <= min(POINTS + 2 * error, MOST_POINTS)), text
 
 
 def _listed(accuracies: np.ndarray) -> str:

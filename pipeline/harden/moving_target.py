@@ -33,7 +33,10 @@ class Target:
         return self._frozen
 
     def _updated(self) -> Tensor:
-        """Update the network in place, where captured steps read it, and return a part of it."""
+        """Update the network in place, where captured steps read it.
+
+        A step must return a tensor. Nobody reads this one.
+        """
         if self._fast is None:
             self._frozen.network.load_state_dict(self._network.state_dict())
         else:

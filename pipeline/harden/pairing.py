@@ -14,8 +14,8 @@ Batch = tuple[Tensor, ...]
 def regularised(batch: Batch, adversarial: Tensor, starts: Tensor, weight: float) -> Batch:
     """Return a batch in which adversarial images are compared with the starts of their attacks.
 
-    `adversarial` (K,) are their places, and `starts` (K, 3, H, W) are in this order. They have no
-    share of the cross-entropy.
+    `adversarial` (K,) are their places, and `starts` (K, 3, H, W) are in the same order. Starts
+    have no share of the cross-entropy.
     """
     shares = batch[2]
     return _with_partners(
@@ -26,8 +26,8 @@ def regularised(batch: Batch, adversarial: Tensor, starts: Tensor, weight: float
 def trades(batch: Batch, adversarial: Tensor, originals: Tensor, beta: float) -> Batch:
     """Return a batch in which adversarial images are compared with their originals.
 
-    `adversarial` (K,) are their places, and `originals` (K, 3, H, W) are in this order. They take
-    over the adversarial images' shares of the cross-entropy.
+    `adversarial` (K,) are their places, and `originals` (K, 3, H, W) are in the same order. These
+    take over the adversarial images' shares of the cross-entropy.
     """
     shares = batch[2]
     own = shares.index_fill(0, adversarial, 0)

@@ -24,7 +24,7 @@ from pipeline.harden.pairing import Batch
 from pipeline.harden.starts import noise, random_start, step_sizes
 from pipeline.train import augmentation, mixing
 from pipeline.train.batches import ALPHA_SCALE
-from pipeline.train.images import COPIED, sent, working_copy
+from pipeline.train.images import COPIED, Rows, sent, working_copy
 from pipeline.train.part import Part
 
 
@@ -103,7 +103,7 @@ class RefreshedBatches:
             if is_refreshed:
                 if not self.refresh.warm_start:
                     original = own_move.apply(self._originals(own) / 255)
-                    drawn = self._noise(original, part, chosen, generator)
+                    drawn = self._noise(original, part, places, generator)
                     start = random_start(original, self._eps[own], drawn)
                 if len(own):  # a small part may have no adversarial image
                     images[chosen] = self._refreshed(start, labels[chosen], own, own_move)
@@ -117,12 +117,13 @@ class RefreshedBatches:
                 yield batch
 
     def _noise(
-        self, images: Tensor, part: Part, chosen: Tensor, generator: torch.Generator
+        self, images: Tensor, part: Part, chosen: Rows, generator: torch.Generator
     ) -> Tensor:
         """Return noise for the adversarial images of a part, at the places `chosen` (K,)."""
-        of_batch = self._eps[torch.from_numpy(part.batch).to(self._eps.device)].flatten() > 0
+        of_batch = self._is_adversarial[part.batch]
         drawn = noise(int(of_batch.sum()), images, generator)
-        return drawn[part.select(of_batch.cumsum(0) - 1)[chosen]]
+        places = (of_batch.cumsum() - 1)[part.places][chosen]
+        return drawn[sent(torch.from_numpy(places), drawn.device)]
 
     def _refreshed(
         self, start: Tensor, labels: Tensor, rows: Tensor, move: augmentation.Move

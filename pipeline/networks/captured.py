@@ -10,6 +10,7 @@ nothing of what it computes. Tensors that are updated between its calls must be 
 inside steps that cannot be captured, such as those of torchattacks.
 """
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from pipeline.base import console
 
 VARIABLE = "PIPELINE_CUDA_GRAPHS"
 WARM_UP = 3  # calls before capturing, in which libraries allocate and choose their kernels
+MOST_PIXELS = 1_024 * 32 * 32  # of a batch whose passes through a network are captured
 
 Step = Callable[..., Tensor]
 
@@ -48,6 +50,8 @@ class CudaGraphs:
 
         The step itself is not run. Raises RuntimeError for a step that cannot be captured.
         """
+        # torchattacks refers to networks in circles. Their graphs hold memory until they are found.
+        gc.collect()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=self._stream):
             output = step(*inputs)
@@ -119,10 +123,12 @@ def captured(step: Step, what: str, graphs: CudaGraphs | None) -> Step:
 class CapturedNetwork(nn.Module):
     """A frozen network whose forward and backward passes are captured, for attacks on it.
 
-    Each pass is captured for a few numbers of images, which are powers of two. A batch of another
-    size fills a part of the next larger one: images do not influence each other in a frozen
-    network. What is seen less than WARM_UP times runs as it is, and so does everything if capturing
-    fails, which one line says. Gradients of gradients cannot be computed.
+    Batches are filled up with black images to the next power of two, so that few sizes occur and an
+    image gets the same kernels in all of them. No image influences another in these networks, whose
+    BatchNorm is frozen. The first WARM_UP batches of a size are computed as they are, and the next
+    one captures. Batches of more than MOST_PIXELS are never filled up nor captured: a GPU needs
+    longer to compute them than a CPU to launch them. If capturing fails, one line says so, and
+    nothing is captured any more. Gradients of gradients cannot be computed.
     """
 
     def __init__(self, network: nn.Module, graphs: CudaGraphs) -> None:
@@ -131,29 +137,41 @@ class CapturedNetwork(nn.Module):
         self._graphs: CudaGraphs | None = graphs
         self._seen: Counter[object] = Counter()
         self._passes: dict[object, _Passes] = {}
+        self.eval()  # torchattacks restores the mode that it finds
 
     def forward(self, images: Tensor) -> Tensor:
         size = 1 << (len(images) - 1).bit_length()
-        form = size, images.shape[1:], images.dtype
+        if size * images.shape[2] * images.shape[3] > MOST_PIXELS:
+            return self.network(images)  # type: ignore[no-any-return]
+        # A captured product keeps the precision that was allowed when it was captured.
+        matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        allowed = matmul.fp32_precision, conv.fp32_precision
+        form = size, images.shape[1:], images.dtype, allowed
         self._seen[form] += 1
         if form not in self._passes and self._graphs is not None and self._seen[form] > WARM_UP:
-            try:
-                self._passes[form] = _Passes(self.network, images, size, self._graphs)
-            except RuntimeError as error:
-                self._graphs = None
-                _say_failed("a network", error)
+            self._capture(form, images, size)
         if form not in self._passes:
-            return self.network(images)  # type: ignore[no-any-return]
+            filled = torch.cat([images, images.new_zeros(size - len(images), *images.shape[1:])])
+            return self.network(filled)[: len(images)]  # type: ignore[no-any-return]
         if not (torch.is_grad_enabled() and images.requires_grad):
             return self._passes[form].logits(images)
         logits: Tensor = _Replayed.apply(images, self._passes[form])
         return logits
 
+    def _capture(self, form: object, images: Tensor, size: int) -> None:
+        assert self._graphs is not None
+        try:
+            self._passes[form] = _Passes(self.network, images, size, self._graphs)
+        except RuntimeError as error:
+            self._graphs = None
+            self._passes.clear()  # their memory may be what was missing
+            _say_failed("a network", error)
+
 
 class _Passes:
-    """The captured passes of a network for one number of images, of which a part may be unused.
+    """The captured forward and backward pass of a network for up to `size` images.
 
-    A graph keeps what the last forward pass left for the backward pass. `n_forward` counts the
+    The graphs keep what the last forward pass left for the backward pass. `n_forward` counts the
     forward passes, so that an older one can be recognised.
     """
 
@@ -163,6 +181,7 @@ class _Passes:
             self._images = images.new_zeros(size, *images.shape[1:]).requires_grad_()
             self._upstream = torch.zeros_like(graphs.warm_up(self._forward, ()))
             graphs.warm_up(self._backward, ())
+            del self._logits  # with the activations of the warm-up
             self._replay_forward = graphs.capture(self._forward, ())
             self._replay_backward = graphs.capture(self._backward, ())
 

@@ -62,7 +62,10 @@ class Frozen(nn.Module):
 
 
 def _layers(network: models.ResNet, image_size: int) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, int]]:
-    """Return each convolution with the BatchNorm after it, and the size of the maps it takes."""
+    """Return each convolution with the BatchNorm after it, and the size of the maps it takes.
+
+    The network runs once for that, in evaluation mode.
+    """
     found: list[tuple[nn.Conv2d, nn.BatchNorm2d, int]] = []
 
     def note(maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:

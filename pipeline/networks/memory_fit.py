@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.base import console
 from pipeline.base.errors import InputError
 from pipeline.networks import device
-from pipeline.networks.captured import is_capturing
+from pipeline.networks.captured import CapturedNetwork, is_capturing
 
 Result = TypeVar("Result")
 
@@ -62,6 +62,8 @@ class InParts(nn.Module):
         if now <= 1:
             raise InputError(f"not even one image fits into {where}; see what else uses it")
         self.most = -(-now // 2)
+        if isinstance(self.network, CapturedNetwork):
+            self.network = self.network.network  # its graphs need memory, and fit no checkpoint
         _empty(images_device)
         console.say_once(
             f"{now} images at once do not fit into {where}:"

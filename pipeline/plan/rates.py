@@ -18,7 +18,7 @@ from pipeline.attacks.params import Attack
 from pipeline.base.store import Block
 from pipeline.evaluate import whitebox
 from pipeline.evaluate.target import Passes, Target
-from pipeline.networks import matrix_products
+from pipeline.networks import matrix_products, precision
 from pipeline.networks.memory_fit import InParts
 from pipeline.plan import training_steps, trial_sets
 from pipeline.plan.images import Images
@@ -30,6 +30,7 @@ FEW = 4  # images of the first batch, which tells whether the others take too lo
 SECONDS = 0.5  # of each measurement, after a run that is not counted
 LONGEST = 1.5  # seconds of one run; a batch that would take longer is made smaller
 BUDGET = 15.0  # seconds; from then on each measurement is a single run
+EXACT = ("", "float32")  # dtypes of networks that judge, or that are attacked to be judged
 STORED = 4096  # images that are written to measure the store
 SHORT = {"steps": 2, "n_queries": 5}  # of an attack that is measured
 # So small that no image falls: an attack skips the images that have fallen.
@@ -116,7 +117,9 @@ class Rates:
         images = networks.pixels(block.images, self._device).contiguous()
         labels = torch.from_numpy(networks.predict(target.network, block.images)).to(self._device)
         counter = Passes(target.attacked)
+        allowed = precision.exact if kind.dtype in EXACT else precision.tensor_floats
 
+        @allowed()
         def run(n: int) -> object:
             return whitebox.perturb(attack, images[:n], labels[:n], EPS, counter, 0)
 
@@ -149,7 +152,7 @@ class Rates:
     def _target(self, kind: Kind) -> Target:
         """Return the network as the evaluation attacks it, or as `generate` does in bfloat16."""
         exact = self._exact(kind.architecture)
-        if kind.dtype in ("", "float32"):
+        if kind.dtype in EXACT:
             return exact
         dtype = getattr(torch, kind.dtype)
         fast = matrix_products.for_attacks(exact.network.network, self._images.size, dtype)
@@ -176,8 +179,9 @@ class Rates:
 
     def _timed(self, run: Callable[[int], object], n_images: int) -> float:
         """Return the mean seconds of some runs on so many images."""
-        if self._has_time and n_images > FEW:
-            for _ in range(training_steps.untimed(self._device)):
+        n_before = training_steps.untimed(self._device)
+        if n_before > 1 or (self._has_time and n_images > FEW):
+            for _ in range(n_before):
                 run(n_images)
         training_steps.wait_for(self._device)
         count, started = 0, time.perf_counter()

@@ -24,7 +24,11 @@ STEPS = 4  # that are timed
 
 
 def untimed(device: torch.device) -> int:
-    """Return how many steps come before those that are timed: they prepare, or capture, them."""
+    """Return how many steps come before those that are timed.
+
+    The first one prepares the others. Where steps are captured, WARM_UP come before that, one is
+    captured, and one more lets the allocator settle.
+    """
     return 1 if graphs_for(device) is None else WARM_UP + 2
 
 

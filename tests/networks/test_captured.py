@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from pipeline.base import console
-from pipeline.networks import captured
+from pipeline.networks import captured, precision
 from pipeline.networks.captured import WARM_UP, Captured, CapturedNetwork
+from pipeline.networks.memory_fit import InParts
 from tests.recorded_graphs import Recorded
 
 
@@ -171,8 +172,52 @@ def test_a_network_that_cannot_be_captured_runs_as_it_is(capsys):
     for _ in range(WARM_UP + 3):
         assert torch.equal(passes(attacked, images)[1], passes(plain, images)[1])
     said = capsys.readouterr().out
+    assert not attacked._passes
     expected = "a network cannot be captured in a CUDA graph (not permitted): continuing without"
     assert said == f"{expected} a graph\n"
+
+
+def test_larger_batches_run_as_they_are(monkeypatch):
+    monkeypatch.setattr(captured, "MOST_PIXELS", 8 * 4)
+    plain, graphs, sizes = network(), Recorded(), []
+    plain.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    attacked = CapturedNetwork(plain, graphs)
+    for _ in range(WARM_UP + 2):
+        passes(attacked, torch.rand(9, 3, 2, 2))
+    assert sizes == [9] * (WARM_UP + 2)
+    assert not graphs.calls
+
+
+def test_batches_are_filled_up_before_they_are_captured_too():
+    plain, sizes = network(), []
+    plain.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    images = torch.rand(3, 3, 2, 2)
+    found = passes(CapturedNetwork(plain, Recorded()), images)
+    assert sizes == [4]
+    for ours, expected in zip(found, passes(plain, images), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_a_captured_precision_serves_no_other():
+    _, attacked, graphs = captured_one()
+    images = torch.rand(4, 3, 2, 2)
+    with precision.exact():
+        passes(attacked, images)
+    assert graphs.calls == []
+    passes(attacked, images)
+    assert graphs.calls == ["replay"] * 2
+
+
+def test_parts_of_a_batch_that_does_not_fit_are_not_captured():
+    plain, graphs = network(), Recorded()
+    parts, images = InParts(CapturedNetwork(plain, graphs)), torch.rand(8, 3, 2, 2)
+    passes(parts, images)
+    parts.halve(torch.device("cpu"))
+    for _ in range(WARM_UP + 2):
+        for found, expected in zip(passes(parts, images), passes(plain, images), strict=True):
+            torch.testing.assert_close(found, expected)
+    assert parts.most == 4
+    assert not graphs.calls
 
 
 def test_gradients_of_gradients_are_refused():
