@@ -196,7 +196,7 @@ def start(head, clean, out):
 
 
 def wait_for_a_shard(folder):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # Ray gives its workers little of a busy machine
     while not list(folder.glob(".pgd*.part/00000.h5")) and time.monotonic() < deadline:
         time.sleep(0.02)
 
