@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pipeline.base import console
+from pipeline.base.errors import InputError
 
 VARIABLE = "PIPELINE_CUDA_GRAPHS"
 WARM_UP = 3  # calls before capturing, in which libraries allocate and choose their kernels
@@ -66,10 +67,13 @@ class CudaGraphs:
 def graphs_for(device: torch.device) -> CudaGraphs | None:
     """Return the way to capture steps on a device, or None if there is none.
 
-    There is none on a CPU, nor where the environment variable VARIABLE is 0.
+    There is none on a CPU, nor where the environment variable VARIABLE is 0. Raises InputError if
+    it is neither 0 nor 1.
     """
-    used = device.type == "cuda" and os.environ.get(VARIABLE) != "0"
-    return CudaGraphs(device) if used else None
+    wanted = os.environ.get(VARIABLE, "1")
+    if wanted not in ("0", "1"):
+        raise InputError(f"{VARIABLE}: expected 0 or 1, found {wanted!r}")
+    return CudaGraphs(device) if wanted == "1" and device.type == "cuda" else None
 
 
 def is_capturing(device: torch.device) -> bool:

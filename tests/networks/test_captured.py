@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from pipeline.base import console
+from pipeline.base.errors import InputError
 from pipeline.networks import captured, precision
 from pipeline.networks.captured import WARM_UP, Captured, CapturedNetwork
 from pipeline.networks.memory_fit import InParts
@@ -231,3 +232,16 @@ def test_gradients_of_gradients_are_refused():
 def test_a_network_on_a_cpu_is_left_as_it_is():
     plain = network()
     assert captured.captured_network(plain, torch.device("cpu")) is plain
+
+
+def test_the_variable_that_turns_graphs_off_is_0_or_1(monkeypatch):
+    monkeypatch.setattr(captured, "CudaGraphs", lambda device: device)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.delenv(captured.VARIABLE, raising=False)
+    assert captured.graphs_for(gpu) == gpu
+    assert captured.graphs_for(cpu) is None
+    monkeypatch.setenv(captured.VARIABLE, "0")
+    assert captured.graphs_for(gpu) is None
+    monkeypatch.setenv(captured.VARIABLE, "off")
+    with pytest.raises(InputError, match="PIPELINE_CUDA_GRAPHS: expected 0 or 1, found 'off'"):
+        captured.graphs_for(cpu)
