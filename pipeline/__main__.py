@@ -102,12 +102,14 @@ def _run(args: argparse.Namespace) -> str:
 def clean_partial() -> str:
     """Delete the unfinished work of interrupted runs, and print the path of each.
 
-    No stage's output is touched.
+    No stage's output is touched. Raises InputError while a run works on it.
     """
-    found = unfinished.left_behind()
-    for path in found:
-        console.say(str(path))
-    unfinished.clear(found)
+    place.check(Path())
+    with place.only_one(Path()):
+        found = unfinished.left_behind()
+        for path in found:
+            console.say(str(path))
+        unfinished.clear(found)
     return f"{len(found)} deleted"
 
 

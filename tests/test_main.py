@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline import __main__ as command
-from pipeline import presets, repro
+from pipeline import place, presets, repro
 from pipeline.base.errors import InputError
 from pipeline.networks import downloads
 from tests.conftest import ROOT
@@ -323,6 +323,20 @@ def test_a_tracked_source_that_is_missing_is_fetched_by_dvc(folder, monkeypatch)
         InputError, match="no such file or folder; `dvc pull data/raw/cifar10.npz` fetches it$"
     ):
         call(monkeypatch, "check")
+
+
+def test_clean_partial_deletes_nothing_while_a_run_works_on_it(folder, monkeypatch, capsys):
+    part = folder / "data/.clean.0123456789abcdef.part"
+    part.mkdir()
+    with (
+        place.only_one(folder),
+        pytest.raises(InputError, match="another `repro` is running in this folder"),
+    ):
+        call(monkeypatch, "clean-partial")
+    assert part.exists()
+    call(monkeypatch, "clean-partial")
+    assert str(part.relative_to(folder)) in capsys.readouterr().out
+    assert not part.exists()
 
 
 def test_results_need_metrics(folder, monkeypatch):

@@ -230,6 +230,7 @@ CHANGES = [
     ("clean", 3, "clean: expected keys with values"),
     ("evaluate.models", "clean", r"evaluate.models: expected a list \(\[a, b\]\), found 'clean'"),
     ("data.path", 3, "data.path: expected text, found 3"),
+    ("store", {1: 2}, "store.1: expected a name, found 1"),
     ("finetuned.robust.refresh", True, r"finetuned.robust.refresh: expected keys with values"),
     ("clean.lr", float("nan"), "clean.lr: expected a finite number, found nan"),
     ("clean.warmup_epochs", 1000.0, "clean.warmup_epochs: expected at most epochs"),

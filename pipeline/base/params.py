@@ -193,11 +193,11 @@ def bounded_text(path: Path) -> str:
     """
     try:
         size = limits.regular(path, f"`cp presets/quickstart.yaml {path}` gives one to start from")
-        text = path.read_bytes()[: MAX_BYTES + 1].decode()
+        if size > MAX_BYTES:
+            raise InputError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {size:,}")
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    if size > MAX_BYTES:
-        raise InputError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {size:,}")
     _check_events(path, text)
     return text
 

@@ -205,6 +205,7 @@ EXPECTED = {
     "greater_than_equal": "at least {ge:.15g}",
     "int_from_float": "a whole number",
     "int_type": "a whole number",
+    "invalid_key": "a name",
     "less_than": "less than {lt:.15g}",
     "less_than_equal": "at most {le:.15g}",
     "list_type": "a list ([a, b])",

@@ -43,11 +43,9 @@ def recorded(computed: str, device: torch.device) -> str:
 def dtype_for(precision: Precision, device: torch.device) -> torch.dtype:
     """Return the dtype that attacks on a network in training are computed in.
 
-    That is bfloat16 if it is asked for, or if `auto` finds that the device multiplies it. Otherwise
-    it is float32.
+    That is bfloat16 if the network is trained in it, and otherwise float32.
     """
-    fast = precision == "bf16" or (precision == "auto" and multiplies_bfloat16(device))
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if precision_for(precision, device) == "bf16" else torch.float32
 
 
 @contextmanager

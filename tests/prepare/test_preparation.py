@@ -162,6 +162,18 @@ def test_what_was_done_to_images_is_said_and_recorded(tmp_path, monkeypatch, cap
     assert clean.load("train").images[0, 0, 0, 0] in (200, 201, 202, 203)
 
 
+def test_the_name_of_a_skipped_file_may_hold_any_letter(tmp_path):
+    # macOS puts a narrow space that does not break before AM and PM.
+    skipped = ["cat/Screenshot 9.00.00\u202fAM.png"]
+    source = dataclasses.replace(
+        source_of(np.repeat([0, 1], 4), ("cat", "dog")), skipped=skipped,
+        read=lambda rows: np.zeros((len(rows), 3, 8, 8), np.uint8),
+    )  # fmt: skip
+    data = DATA.model_copy(update={"n_images": None, "n_val": 2})
+    clean = preparation.prepare(source, data, STORED, tmp_path / "clean")
+    assert json.loads(str(clean.attributes["source.skipped"])) == skipped
+
+
 def test_many_class_names_are_shortened():
     source = sources.Source(
         image_size=8,

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from pipeline.base.errors import InputError
 
 MEMINFO = Path("/proc/meminfo")
-CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+CONTAINER = Path("/sys/fs/cgroup")
 MAX_NAME = 200  # letters in the name of a class
 
 
@@ -38,12 +38,17 @@ def regular(path: Path, remedy: str) -> int:
 def available_memory() -> int:
     """Return how many bytes of host memory are available without swapping.
 
-    Linux reports the number. The result is at most what a container allows.
+    Linux reports the number. The result is at most what a container leaves, where cached files that
+    nobody reads count as free.
     """
     lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
     free = int(lines["MemAvailable"].removesuffix("kB")) * 1024
-    allowed = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.exists() else "max"
-    return free if allowed == "max" else min(free, int(allowed))
+    limit = CONTAINER / "memory.max"
+    if not limit.exists() or (allowed := limit.read_text().strip()) == "max":
+        return free
+    used = int((CONTAINER / "memory.current").read_text())
+    stat = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
+    return min(free, max(int(allowed) - used + int(stat["inactive_file"]), 0))
 
 
 def expect_fits(n_bytes: int, packed: int) -> None:
@@ -77,7 +82,7 @@ def zip_members(
 
     The names are never used as paths. Raises InputError, without a path, for encrypted members, for
     compression methods (of `zipfile`) other than `methods`, for duplicate names, and for sizes that
-    the file or the memory cannot hold.
+    the file cannot hold.
     """
     archive = zipfile.ZipFile(file)
     members: dict[str, zipfile.ZipInfo] = {}
@@ -93,11 +98,7 @@ def zip_members(
         if method == zipfile.ZIP_STORED and member.compress_size != member.file_size:
             raise InputError(f"refused: {name!r} claims another size than it has")
         members[member.filename] = member
-    packed, unpacked = (
-        sum(getattr(member, key) for member in members.values())
-        for key in ("compress_size", "file_size")
-    )
+    packed = sum(member.compress_size for member in members.values())
     if packed > file.seek(0, os.SEEK_END):
         raise InputError(f"refused: its members claim {packed:,} bytes, more than the file has")
-    expect_fits(unpacked, packed)
     return archive, members

@@ -7,6 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from tempfile import mkdtemp
 
 from pipeline.base import files, unfinished
 from pipeline.base.errors import InputError
@@ -41,11 +42,10 @@ def unpacked(path: Path) -> Path:
     elsewhere.
     """
     limits.regular(path, "set data.path to the archive of your images")
-    folder = unfinished.path_for(path, {"archive": str(path.absolute())})
-    unfinished.clear([folder])
-    atexit.register(unfinished.clear, [folder])
     try:
-        folder.mkdir()
+        # Other processes may read the same archive at the same time.
+        folder = Path(mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        atexit.register(unfinished.clear, [folder])
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"
         (_unpack_zip if is_zip else _unpack_tar)(path, folder)

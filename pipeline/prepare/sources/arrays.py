@@ -65,6 +65,7 @@ def found_npz(path: Path, names: Arrays | None, asked: Sequence[Part]) -> Found:
     limits.regular(path, "set data.path to the .npz file of your images")
     with _reading(path, ".npz", "numpy.savez"), path.open("rb") as file:
         archive, members = limits.zip_members(file, (ZIP_STORED, ZIP_DEFLATED))
+        limits.expect_fits(sum(each.file_size for each in members.values()), path.stat().st_size)
         there = {
             name.removesuffix(".npy"): member
             for name, member in members.items()

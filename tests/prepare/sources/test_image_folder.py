@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.base.errors import InputError
+from pipeline.base.untrusted import limits
 from pipeline.prepare import preparation, sources
 from pipeline.prepare.sources import folder_layout, image_files, image_folder
 
@@ -474,6 +475,18 @@ def test_an_archive_is_read_like_its_folder(data, folder, tmp_path_factory, endi
     after = sources.open_source(data.model_copy(update={"path": archive}))
     assert (after.read(np.arange(6)) == before.read(np.arange(6))).all()
     assert (after.class_names, after.sha256) == (before.class_names, before.sha256)
+
+
+def test_an_archive_may_be_larger_than_the_memory(data, folder, tmp_path_factory, monkeypatch):
+    archive = shutil.make_archive(str(tmp_path_factory.mktemp("archive") / "x"), "zip", folder)
+    monkeypatch.setattr(limits, "available_memory", lambda: 10)
+    sources.open_source(data.model_copy(update={"path": archive}))
+
+
+def test_an_archive_may_be_read_twice_at_once(data, folder, tmp_path_factory):
+    archive = shutil.make_archive(str(tmp_path_factory.mktemp("archive") / "x"), "zip", folder)
+    first, second = (sources.open_source(data.model_copy(update={"path": archive})) for _ in "12")
+    assert (first.read(np.arange(6)) == second.read(np.arange(6))).all()
 
 
 def test_an_archive_s_own_split_is_used(data, folder, tmp_path_factory):
