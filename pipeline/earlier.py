@@ -45,12 +45,17 @@ def restore(
     """
     write_missing(small)
     ended = recorded()
-    outs = [
-        out
+    incomplete = [
+        Path(out)
         for name in stages
         if name in ended and not all(Path(out).exists() for out in ended[name].outs)
         for out in ended[name].outs
-        if not any(Path(out).is_relative_to(kept) for kept in UNCACHED)
+    ]
+    for path, content in small.items():
+        if any(path.is_relative_to(out) for out in incomplete):
+            files.write_bytes(path, content)
+    outs = [
+        str(out) for out in incomplete if not any(out.is_relative_to(kept) for kept in UNCACHED)
     ]
     if outs:
         checkout = [sys.executable, "-m", "dvc", "checkout", "--quiet", "--force", *outs]

@@ -42,18 +42,23 @@ def versions() -> dict[str, str]:
 def passes(images: store.ImageSet) -> int:
     """Return how many gradients of single images it took to make a set.
 
-    This is one per image and step, as most gradient attacks take them, times those that average
-    several gradients. FAB, Square, SPSA and AutoAttack count as one step, or as their steps.
+    This is one per image and step, as most gradient attacks take them, times the gradients that a
+    step averages. Restarts and targets of APGD count for all images, although those that are fooled
+    leave. FAB, Square, SPSA and AutoAttack count as one step, or as their steps.
     """
-    attributes = images.attributes
-    each = {
-        "EOTPGD": attributes.get("attack.eot_iter", 1),
-        "VMIFGSM": int(attributes.get("attack.N", 0)) + 1,
-        "VNIFGSM": int(attributes.get("attack.N", 0)) + 1,
-        "SINIFGSM": attributes.get("attack.m", 1),
-    }
-    steps = attributes.get("attack.num_iter_set", attributes.get("attack.steps", 1))
-    return len(images) * int(steps) * int(each.get(str(attributes["attack.class"]), 1))
+    given = images.attributes
+    each = int(given.get("attack.eot_iter", 1)) * int(given.get("attack.noise_batch_size", 1))
+    match given["attack.class"]:
+        case "VMIFGSM" | "VNIFGSM":
+            each *= int(given["attack.N"]) + 1
+        case "SINIFGSM":
+            each *= int(given["attack.m"])
+        case "APGD":
+            each *= int(given["attack.n_restarts"])
+        case "APGDT":
+            each *= int(given["attack.n_restarts"]) * (len(images.class_names) - 1)
+    steps = given.get("attack.num_iter_set", given.get("attack.steps", 1))
+    return len(images) * int(steps) * each
 
 
 def identity(

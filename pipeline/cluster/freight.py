@@ -52,15 +52,23 @@ def pieces(path: Path) -> Iterator[NDArray[np.uint8]]:
 
 
 def packed(paths: Iterable[Path]) -> list[File]:
-    """Put files and folders into the object store. Those that do not exist are left out."""
+    """Put files and folders into the object store.
+
+    Paths that do not exist are left out, and so is what is hidden in a folder: unfinished work.
+    """
     found = []
     for path in paths:
-        for each in (path, *sorted(path.rglob("*"))) if path.is_dir() else (path,):
+        inner = (each for each in sorted(path.rglob("*")) if not _is_hidden(each, path))
+        for each in (path, *inner) if path.is_dir() else (path,):
             if each.is_dir():
                 found.append(File(str(inside(each)), None))
             elif each.is_file():
                 found.append(_packed(each, inside(each)))
     return found
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(name.startswith(".") for name in path.relative_to(folder).parts)
 
 
 def weights(path: Path | None) -> list[File]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torchvision import models
 
 from pipeline import attacks, networks
@@ -18,10 +17,8 @@ from pipeline.base import console, files, store
 from pipeline.base.values import greatest
 from pipeline.cluster import Here, Workers
 from pipeline.generate.attacker import Attacking, Run, batches
-from pipeline.networks import matrix_products
 from pipeline.networks.device import multiplies_bfloat16
-from pipeline.networks.memory_fit import InParts
-from pipeline.networks.precision import recorded, tensor_floats
+from pipeline.networks.precision import recorded
 
 # Images on which both precisions are tried: this share of the set, within these bounds.
 SAMPLE_SHARE, SAMPLE = 0.05, (256, 1024)
@@ -130,14 +127,18 @@ def choose(
         return Choice("bf16", bf16)
     by_fp32, by_bf16 = (
         _fooled(
-            matrix_products.for_attacks(exact, sample.images.shape[2], dtype),
-            exact,
+            Attacking(
+                network=exact,
+                image_size=sample.images.shape[2],
+                n_classes=exact.fc.out_features,
+                precision=precision,
+                spec=spec,
+                settings=settings,
+            ),
             sample,
-            spec.at(greatest(spec.eps)),
-            settings,
             device,
         )
-        for dtype in (torch.float32, torch.bfloat16)
+        for precision in ("fp32", "bf16")
     )
     trial = (
         f"bf16 attacks fool {by_bf16.sum()} of {len(sample)} images, fp32 ones {by_fp32.sum()}, "
@@ -241,24 +242,8 @@ def _runs(
             first = rows.stop
 
 
-def _fooled(
-    network: nn.Module,
-    exact: models.ResNet,
-    sample: store.Block,
-    spec: Attack,
-    settings: Generate,
-    device: torch.device,
-) -> NDArray[np.bool_]:
-    """Return which attacked images (N,) the exact network gets wrong.
-
-    They are attacked through `network`, and rounded as they would be stored.
-    """
-    attack = attacks.build(spec, InParts(network), exact.fc.out_features)
-    images, labels = (
-        torch.from_numpy(sample.images).to(device),
-        torch.from_numpy(sample.labels).to(device),
-    )
-    with tensor_floats():
-        found = attacks.perturb(attack, images / 255, labels, settings.seed)
-    adv_images = attacks.quantise(found, images, greatest(spec.eps))
-    return ~networks.is_right(exact, adv_images / 255, labels)
+def _fooled(job: Attacking, sample: store.Block, device: torch.device) -> NDArray[np.bool_]:
+    """Return which attacked images (N,) of the first rows of a set the network gets wrong."""
+    fooled = job.on(device)(Run(0, sample)).fooled
+    assert fooled is not None
+    return fooled

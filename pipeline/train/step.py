@@ -85,6 +85,7 @@ class Step:
         self._network.load_state_dict(tensors)
         if self._average is not None:
             self._average.restart(self._network)
+            self._average.count()  # else the next step would begin anew, unless it is captured
         for state in self._optimizer.state.values():
             for tensor in state.values():
                 tensor.zero_()

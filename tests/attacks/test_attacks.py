@@ -416,10 +416,32 @@ def test_the_members_of_autoattack_get_the_seed_too(images, monkeypatch):
         ({"attack.class": "VMIFGSM", "attack.steps": 2, "attack.N": 5}, 12),
         ({"attack.class": "SINIFGSM", "attack.steps": 2, "attack.m": 5}, 10),
         ({"attack.class": "PIFGSM", "attack.num_iter_set": 6}, 6),
+        ({"attack.class": "UPGD", "attack.steps": 3, "attack.eot_iter": 4}, 12),
+        ({"attack.class": "PGDRS", "attack.steps": 3, "attack.noise_batch_size": 5}, 15),
+        (
+            {
+                "attack.class": "APGD",
+                "attack.steps": 3,
+                "attack.eot_iter": 2,
+                "attack.n_restarts": 4,
+            },
+            24,
+        ),
+        (
+            {
+                "attack.class": "APGDT",
+                "attack.steps": 3,
+                "attack.eot_iter": 1,
+                "attack.n_restarts": 2,
+            },
+            54,
+        ),
     ],
 )
 def test_gradients_of_a_set_are_counted(attributes, each):
     class Images:
+        class_names = tuple("0123456789")
+
         def __init__(self):
             self.attributes = attributes
 

@@ -16,6 +16,7 @@ from pipeline.cluster import Here
 from pipeline.generate import generation
 from pipeline.harden import refreshed_sets
 from pipeline.harden.params import Refresh
+from pipeline.networks import matrix_products
 from tests.conftest import FGSM, PGD, attack_spec, make_block, write_set
 from tests.narrow import NarrowResNet
 
@@ -261,16 +262,31 @@ def test_auto_takes_bf16_only_where_the_device_multiplies_it(
     assert choice.trial.startswith("bf16 attacks fool" if multiplies else "none")
 
 
+def test_the_trial_attacks_no_larger_batches_than_the_set(sets, network, monkeypatch):
+    sizes, perturb = [], attacks.perturb
+
+    def noted(attack, images, labels, seed):
+        sizes.append(len(images))
+        return perturb(attack, images, labels, seed)
+
+    monkeypatch.setattr(generation, "multiplies_bfloat16", lambda _: True)
+    monkeypatch.setattr(attacks, "perturb", noted)
+    sample = generation.trial_sample(sets[0])
+    generation.choose(network.eval(), sample, attack_spec(**PGD), in_precision("auto"), CPU)
+    assert sum(sizes) == 2 * len(sample)
+    assert max(sizes) == SETTINGS.batch_size < len(sample)
+
+
 def test_auto_drops_bf16_where_its_attacks_fool_less(sets, monkeypatch, capsys):
     torch.manual_seed(0)
     network = models.resnet18(num_classes=3).eval()  # easier to fool than a narrow one
 
-    class Useless(generation.matrix_products.Frozen):
+    class Useless(matrix_products.Frozen):
         def forward(self, images):
             return super().forward(images) * (self.dtype == torch.float32)
 
     monkeypatch.setattr(generation, "multiplies_bfloat16", lambda _: True)
-    monkeypatch.setattr(generation.matrix_products, "Frozen", Useless)
+    monkeypatch.setattr(matrix_products, "Frozen", Useless)
     clean = sets[0]
     labels = networks.predict(network, store.join(list(clean.blocks())).images, 40)
     right = write_set(

@@ -29,6 +29,19 @@ def test_a_captured_step_trains_like_a_plain_one(batches, recipe, changes):
         assert torch.allclose(tensor, expected[name], atol=1e-5), name
 
 
+def test_an_average_begins_again_with_the_kept_weights(batches, recipe):
+    recipe = recipe.model_copy(update={"ema": 0.9})
+    run, network = trained(recipe, batches, None)
+    run.restart({name: tensor.clone() for name, tensor in network.state_dict().items()})
+    weights = []
+    for batch, _ in zip(batches.epoch(0), range(2), strict=False):
+        run(*batch, lr=0.1)
+        weights.append(network.layers[1].bias.detach().clone())
+    # As a captured step does it, which cannot copy the network after the first step.
+    expected = (0.09 * weights[0] + 0.1 * weights[1]) / 0.19
+    assert torch.allclose(run.judged.layers[1].bias, expected, atol=1e-6)
+
+
 @pytest.fixture
 def half(recipe, monkeypatch):
     """A recipe that is computed in fp16, as on a GPU before Ampere."""
