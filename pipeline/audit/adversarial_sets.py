@@ -6,6 +6,7 @@ check takes a project and yields rows.
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from pipeline.audit.project import Project, Row, judged, matches
 from pipeline.audit.tally import CHUNK, Tally
 from pipeline.base import params, store
 from pipeline.base.errors import InputError
-from pipeline.base.values import Spread, greatest
+from pipeline.base.values import CLEAN, Spread, greatest
 from pipeline.generate import attacker
 
 
@@ -127,11 +128,23 @@ def _compare(
 def refreshed_sets(project: Project, stage: str, path: str) -> Iterator[Row]:
     """Check that refreshed sets are cached sets whose training rows moved further within eps.
 
-    `fooled` describes the model that the stage produced.
+    There is one for each set of the mix, and none where `refresh` is null. `fooled` describes the
+    model that the stage produced.
     """
     (model,) = project.checkpoints(project.recorded[stage].outs)
     cached = project.adversarial(project.recorded[stage].deps)
-    for name, source in project.refreshed(path).items():
+    found, name = project.refreshed(path), Path(model).stem
+    recipe = project.settings.finetuned[name]
+    wanted = set() if recipe.refresh is None else {*project.settings.mix_of(name)} - {CLEAN}
+    differing = ", ".join(sorted(wanted ^ found.keys()))
+    yield judged(
+        stage,
+        "refreshed sets",
+        f"in one place only, the folder or {params.FILE}: {differing}" if differing else "",
+        ", ".join(sorted(wanted)) or "none",
+        path,
+    )
+    for name, source in found.items():
         yield from _made_with(project, stage, source, cached[name], model)
         rows = _same_rows(project, stage, f"{source} rows", source)
         yield rows

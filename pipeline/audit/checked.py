@@ -26,16 +26,22 @@ SHARES = {
     "more_restarts_find_more": CONVERGED,
 }
 RISES = ("fgsm_stronger_than_pgd", "fgsm_above_clean", "more_steps_raise_accuracy")
+ON_FEW = ("black_box_finds_more", "stands_at_eps_1", "more_steps_raise_accuracy")  # as the curves
+AFTER_ALL = ("more_steps_find_more", "more_restarts_find_more")
 
 
 def verdict(project: Project, stage: str, path: str) -> Iterator[Row]:
     """Check that each number has the result that its limit gives, and that the verdict follows."""
     metrics = project.metrics(path)
     found = metrics["diagnostics"]
-    computed = _computed(project, metrics)
-    names = {*SHARES, *RISES, "judged_images_not_held_out", *computed}
+    computed, counted = _computed(project, metrics), _counted(project, metrics)
+    names, nothing = {*SHARES, *RISES, *counted, *computed}, _without_images(metrics)
     problems = [f"{name}: in one place only" for name in sorted(names ^ found["checks"].keys())]
     for name, check in found["checks"].items():
+        if check["value"] is None and name not in nothing:
+            problems.append(f"{name}: recorded as not run, although there are images for it")
+        if check["value"] is not None and check["n"] != counted.get(name, check["n"]):
+            problems.append(f"{name}: n: recorded {check['n']}, is {counted[name]}")
         problems += [f"{name}: {text}" for text in _problems(name, check, computed.get(name))]
     yield judged(
         stage,
@@ -59,7 +65,7 @@ def _computed(project: Project, metrics: Mapping[str, Any]) -> dict[str, Check |
     all_eps = [result["eps"] for name, result in robust.items() if name != WORST]
     eps = robust[metrics["diagnostics"]["threat"]]["eps"]
     # Else worst is about images that were also attacked at a greater eps.
-    is_within = max(all_eps) <= eps + 1e-6
+    is_within = max(all_eps) <= eps + checks.SAME_EPS
     return {
         "eps_in_wrong_units": checks.units(all_eps),
         checks.HARDLY_ABOVE_GUESSING: checks.above_guessing(right, labels),
@@ -67,6 +73,39 @@ def _computed(project: Project, metrics: Mapping[str, Any]) -> dict[str, Check |
         if is_within
         else None,
     }
+
+
+def _counted(project: Project, metrics: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of images that each check is about.
+
+    One that counts only images which are right has none here.
+    """
+    robust, threat = metrics["robust"], metrics["diagnostics"]["threat"]
+    within = [
+        result["n"]
+        for name, result in robust.items()
+        if name != WORST and result["eps"] <= robust[threat]["eps"] + checks.SAME_EPS
+    ]
+    n_judged, few = metrics["clean"]["n"], project.settings.evaluate.curves.n_eval
+    counted = dict.fromkeys([*SHARES, *RISES, "judged_images_not_held_out"], robust[threat]["n"])
+    counted |= dict.fromkeys(ON_FEW, n_judged if few is None else min(few, n_judged))
+    counted |= dict.fromkeys(AFTER_ALL, min(checks.ENOUGH, *within))
+    del counted["fgsm_far_above_pgd"]
+    return counted
+
+
+def _without_images(metrics: Mapping[str, Any]) -> set[str]:
+    """Return the checks that have nothing to count, and are therefore not run."""
+    robust, transfer = metrics["robust"], metrics["transfer"]
+    of_threat = robust[metrics["diagnostics"]["threat"]]
+    found, largest = set(), of_threat["eps"] + checks.SAME_EPS
+    if not any("eps" in one and one["eps"] <= largest for one in transfer.values()):
+        found.add("transfer_finds_more")
+    if checks.far_above(robust[WORST], of_threat["eps"], transfer).value is None:
+        found.add(checks.FAR_ABOVE)
+    if of_threat["accuracy"] == 0:  # else some image is right without an attack
+        found.add("fgsm_far_above_pgd")
+    return found
 
 
 def _problems(name: str, check: Mapping[str, Any], computed: Check | None) -> Iterator[str]:

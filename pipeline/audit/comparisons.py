@@ -1,5 +1,6 @@
 """Compare what a run trained on with what it is judged by, and its library versions with these."""
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,6 +11,11 @@ from pipeline.audit import lineage
 from pipeline.audit.project import Project, Row, Verdict
 from pipeline.base import params
 from pipeline.base.values import parse_level
+
+# The dotted key of an attack's eps. Of one that is drawn from a distribution, that of its bounds.
+EPS = re.compile(r"(?P<of>.+)\.eps(\.uniform|\.within)?")
+ADVERSARY = ".adversary"  # ends the dotted key of an attack of online training
+UNITS = ": written in other units"
 
 
 def threat_models(project: Project) -> Iterator[Row]:
@@ -74,7 +80,8 @@ def unjudged_sets(project: Project) -> Iterator[Row]:
 def _specs(project: Project, makes: str) -> dict[str, dict[str, Any]]:
     """Return the attacks among the parameters of stages that make models or metrics, by dotted key.
 
-    For models, only the attacks in a mix are returned.
+    For models, only the attacks in a mix are returned, and those of online training. An eps that is
+    drawn is a list of its bounds.
     """
     specs: dict[str, dict[str, Any]] = {}
     settings = project.settings
@@ -86,31 +93,39 @@ def _specs(project: Project, makes: str) -> dict[str, dict[str, Any]]:
             if makes == "model"
             else [path for path in stage.outs if path.endswith(".json")]
         )
-        for key in stage.params:
-            prefix = key.removesuffix(".eps")
-            if (
-                made
-                and prefix != key
-                and f"{prefix}.attack" in stage.params
-                and prefix not in unmixed
-            ):
-                specs[prefix] = {
-                    part: stage.params[f"{prefix}.{part}"] for part in ("attack", "eps")
-                }
+        for key, eps in stage.params.items():
+            found = EPS.fullmatch(key)
+            if made and found and found["of"] not in unmixed:
+                attack = _attack(stage.params, found["of"])
+                if attack:
+                    specs[found["of"].removesuffix(ADVERSARY)] = {"attack": attack, "eps": eps}
     return dict(sorted(specs.items()))
 
 
+def _attack(values: Mapping[str, Any], of: str) -> str:
+    """Return the attack that dotted keys beginning with `of` describe, or an empty text."""
+    if not of.endswith(ADVERSARY):
+        return str(values.get(f"{of}.attack", ""))
+    if values[f"{of}.steps"] > 1:
+        return "PGD"
+    return "FFGSM" if values[f"{of}.random_start"] else "FGSM"
+
+
 def _mismatch(spec: Mapping[str, Any], others: list[dict[str, Any]]) -> str:
-    if any(_fraction(spec["eps"]) == _fraction(other["eps"]) for other in others):
-        return (
-            ""
-            if any(_unit(spec["eps"]) == _unit(other["eps"]) for other in others)
-            else ": written in other units"
-        )
+    low, high = _bounds(spec["eps"])
+    same = [
+        other
+        for other in others
+        if max(low, _bounds(other["eps"])[0]) <= min(high, _bounds(other["eps"])[1])
+    ]
+    if same:
+        return "" if any(_unit(spec["eps"]) == _unit(other["eps"]) for other in same) else UNITS
     return ": another eps" if others else ""
 
 
 def _in_words(spec: Mapping[str, Any]) -> str:
+    if isinstance(spec["eps"], list):
+        return f"{spec['attack']} eps {' to '.join(map(str, spec['eps']))}"
     eps = parse_level(spec["eps"])
     stored = attacks.eps_levels(eps)
     exact = abs(eps * 255 - stored) < 1e-6
@@ -119,12 +134,15 @@ def _in_words(spec: Mapping[str, Any]) -> str:
     )
 
 
-def _fraction(eps: object) -> float:
-    return round(parse_level(eps), 9)
+def _bounds(eps: object) -> tuple[float, float]:
+    """Return the least and the greatest of what `eps` may be."""
+    levels = [round(parse_level(one), 9) for one in (eps if isinstance(eps, list) else [eps])]
+    return min(levels), max(levels)
 
 
 def _unit(eps: object) -> str:
-    return "fraction" if isinstance(eps, str) and "/" in eps else "decimal"
+    first = eps[0] if isinstance(eps, list) else eps
+    return "fraction" if isinstance(first, str) and "/" in first else "decimal"
 
 
 def versions(project: Project) -> Iterator[Row]:

@@ -4,11 +4,13 @@ Every check takes a project and yields rows.
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.audit import swept
 from pipeline.audit.elsewhere import made_elsewhere
 from pipeline.audit.evaluated import judged_images
 from pipeline.audit.project import Project, Row, Verdict, judged
@@ -44,6 +46,17 @@ def robust_results(project: Project, stage: str, path: str) -> Iterator[Row]:
             where=path,
             verdict="FAILED" if problem else "not checked",
         )
+    settings = project.settings.evaluate
+    if settings.ensemble is not None:
+        name, eps = ensemble.name(settings.ensemble), settings.threats[settings.curves.threat].eps
+        found = results.get(name, {})
+        wanted = ensemble.recorded(settings.ensemble, eps, len(project.class_names))
+        differing = [
+            f"{key}: recorded {found.get(key)}, is {wanted.get(key)}"
+            for key in ("attack", "eps", "left_out")
+            if found.get(key) != wanted.get(key)
+        ]
+        yield judged(stage, f"settings of {name}", "; ".join(differing), wanted["attack"], path)
     yield judged(
         stage,
         "worst against the attacks",
@@ -58,22 +71,22 @@ def attacked_again(project: Project, stage: str, path: str) -> Iterator[Row]:
     entry, metrics = project.recorded[stage], project.metrics(path)
     (model,) = project.checkpoints(entry.deps)
     with threads_of(str(metrics.get("processor"))):
-        found = judgement.judge(
+        again = judgement.judge(
             project.network(model),
             project.images(project.clean),
             [project.images(source) for source in project.adversarial(entry.deps).values()],
             project.sha256(model),
             project.settings.evaluate,
-        ).metrics
+        )
         others = made_elsewhere(metrics, project.device)
-    for name, again in found["robust"].items():
+    for name, result in again.metrics["robust"].items():
         recorded = metrics["robust"].get(name, {})
-        same = all(recorded.get(key) == value for key, value in again.items())
-        near = again["low95"] <= recorded.get("accuracy", -1) <= again["high95"]
-        difference = f"recorded {recorded.get('accuracy')}, is {again['accuracy']}"
+        same = all(recorded.get(key) == value for key, value in result.items())
+        near = result["low95"] <= recorded.get("accuracy", -1) <= result["high95"]
+        difference = f"recorded {recorded.get('accuracy')}, is {result['accuracy']}"
         verdict: Verdict = "FAILED"
         if same:
-            verdict, difference = "ok", f"{again['accuracy']:.4f}"
+            verdict, difference = "ok", f"{result['accuracy']:.4f}"
         elif near and others:
             verdict, difference = "not comparable", f"{difference}; {others}"
         yield Row(
@@ -83,13 +96,21 @@ def attacked_again(project: Project, stage: str, path: str) -> Iterator[Row]:
             where=f"{path}, {model}",
             verdict=verdict,
         )
-    for name in ("grid", "diagnostics"):
-        differs = metrics.get(name) != found[name]
-        verdict = "ok"
-        if differs:
+    grid, curves = (
+        next(out for out in entry.outs if Path(out).name == name)
+        for name in ("grid.csv", "curves.csv")
+    )
+    for name, where, earlier, now in (
+        ("grid", path, metrics.get("grid"), again.metrics["grid"]),
+        ("diagnostics", path, metrics.get("diagnostics"), again.metrics["diagnostics"]),
+        ("grid.csv", grid, swept.lines_of(project.root / grid), again.grid),
+        ("curves.csv", curves, swept.lines_of(project.root / curves), again.curves),
+    ):
+        verdict, value = "ok", "the same numbers"
+        if earlier != now:
             verdict = "not comparable" if others else "FAILED"
-        value = f"differs from the recorded one; {others}" if differs else "the same numbers"
-        yield Row(stage=stage, parameter=f"{name} again", value=value, where=path, verdict=verdict)
+            value = f"differs from the recorded one; {others}".removesuffix("; ")
+        yield Row(stage=stage, parameter=f"{name} again", value=value, where=where, verdict=verdict)
 
 
 def _labels(project: Project) -> dict[str, NDArray[np.int64]]:

@@ -42,7 +42,7 @@ class Sample:
 
 
 def sample_of(clean: store.ImageSet, images: store.ImageSet, settings: Document) -> Sample:
-    """Return at least SAMPLE rows, in whole batches, fewer only where their shard ends earlier.
+    """Return at least SAMPLE rows, in whole batches, fewer only where their shard has fewer.
 
     Only the set's content decides where the sample begins.
     """
@@ -50,7 +50,7 @@ def sample_of(clean: store.ImageSet, images: store.ImageSet, settings: Document)
     starts = [
         (shard, start)
         for shard, (first, stop) in enumerate(images.bounds)
-        for start in range(0, stop - first, size)
+        for start in range(0, max(1, stop - first - SAMPLE + 1), size)
     ]
     shard, start = starts[int(images.digest, 16) % len(starts)]
     original, stored = clean.block(shard), images.block(shard)

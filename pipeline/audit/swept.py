@@ -18,7 +18,7 @@ from pipeline.audit.evaluated import judged_images
 from pipeline.audit.margins import TIGHT, margins_of
 from pipeline.audit.project import Project, Row, judged
 from pipeline.evaluate import pictures
-from pipeline.evaluate.sweeps import WORST
+from pipeline.evaluate.sweeps import WORST, guesses
 from pipeline.networks import scores
 
 Line = dict[str, Any]
@@ -28,7 +28,7 @@ def sweeps(project: Project, stage: str, path: str) -> Iterator[Row]:
     """Check the grid and the curves of one model, and that the pictures show them."""
     outs = {Path(out).name: out for out in project.recorded[stage].outs}
     metrics = project.metrics(path)
-    grid, curves = (_read(project.root / outs[name]) for name in ("grid.csv", "curves.csv"))
+    grid, curves = (lines_of(project.root / outs[name]) for name in ("grid.csv", "curves.csv"))
     yield judged(
         stage,
         "grid",
@@ -71,7 +71,8 @@ def _pixels(path: Path) -> tuple[tuple[int, int], bytes]:
         return image.size, image.convert("RGBA").tobytes()
 
 
-def _read(path: Path) -> list[Line]:
+def lines_of(path: Path) -> list[Line]:
+    """Return the lines of a CSV file, with numbers where they are numbers."""
     with path.open(encoding="utf-8", newline="") as file:
         return [{key: _value(text) for key, text in line.items()} for line in csv.DictReader(file)]
 
@@ -110,25 +111,26 @@ def _wrong_grid(
     n_judged = len(judged_images(project, project.clean))
     n = min(settings.n_eval, n_judged)
     yield from _wrong_intervals(lines, n)
-    guesses = [line for line in lines if line["guess"] != WORST]
+    guessed = [line for line in lines if line["guess"] != WORST]
     worst = [line for line in lines if line["guess"] == WORST]
-    n_guesses = len(settings.eps) * (1 + len(settings.alphas) * len(settings.steps))
     wanted = {
         "n": n,
-        "guesses": n_guesses,
-        "lowest": min(guesses, key=lambda line: float(line["accuracy"])),
-        "highest": max(guesses, key=lambda line: float(line["accuracy"])),
+        "guesses": len(guessed),
+        "lowest": min(guessed, key=lambda line: float(line["accuracy"])),
+        "highest": max(guessed, key=lambda line: float(line["accuracy"])),
     }
     yield from (
         f"{key}: recorded {recorded[key]}, the file gives {value}"
-        for key, value in {**wanted, "guesses": len(guesses)}.items()
+        for key, value in wanted.items()
         if recorded[key] != value
     )
     eps = [round(eps, 6) for eps in settings.eps]
-    if len(guesses) != n_guesses or [line["eps"] for line in worst] != eps:
+    asked = [guess for eps in settings.eps for guess in guesses(settings, eps)]
+    found = [{key: line[key] for key in asked[0]} for line in guessed]
+    if found != asked or [line["eps"] for line in worst] != eps:
         yield "other guesses than those of params.yaml"
     for line in worst:
-        of_eps = [guess["accuracy"] for guess in guesses if guess["eps"] == line["eps"]]
+        of_eps = [guess["accuracy"] for guess in guessed if guess["eps"] == line["eps"]]
         yield from _wrong_joint(f"{WORST} at eps {line['eps']}", line["accuracy"], of_eps)
     of_all = [line["accuracy"] for line in worst]
     yield from _wrong_joint("worst", recorded["worst"]["accuracy"], of_all)

@@ -12,7 +12,7 @@ import torch
 
 from pipeline import networks
 from pipeline.audit.project import Project, Row, judged, matches
-from pipeline.base import files, store
+from pipeline.base import files, params, store
 from pipeline.base.errors import InputError, discarding
 from pipeline.base.values import CLEAN
 from pipeline.export import ranking
@@ -68,44 +68,27 @@ def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
 
 
 def _pretrained(project: Project, stage: str, path: str, checkpoint: networks.Checkpoint) -> Row:
-    """Check that training began with the weights that model.weights names."""
-    recorded = str(checkpoint.provenance.get("weights.sha256", ""))
-    if "weights" not in checkpoint.provenance:
-        return judged(stage, "weights", "", "the parent's", path)
-    start = (
-        project.settings.online[Path(path).stem].start
-        if Path(path).stem in project.settings.online
-        else None
-    )
-    model = start if isinstance(start, Model) else project.settings.model
-    name = model.weights or "none"
-    if checkpoint.provenance["weights"] != name:
-        return judged(
-            stage,
-            "weights",
-            f"recorded {checkpoint.provenance['weights']}, params.yaml: {name}",
-            "",
-            path,
-        )
-    file = networks.weights_file(model)
+    """Check that training began with the weights that params.yaml names."""
+    settings, name, recorded = project.settings, Path(path).stem, checkpoint.provenance
+    start = settings.online[name].start if name in settings.online else settings.model
+    if name in settings.finetuned or not isinstance(start, Model):
+        problem = "recorded weights of its own" if "weights" in recorded else ""
+        return judged(stage, "weights", problem, "the parent's", path)
+    wanted = start.weights or "none"
+    if recorded.get("weights") != wanted:
+        problem = f"recorded {recorded.get('weights')}, {params.FILE}: {wanted}"
+        return judged(stage, "weights", problem, "", path)
+    file, sha256 = networks.weights_file(start), str(recorded.get("weights.sha256", ""))
     if file is None:
-        return judged(
-            stage,
-            "weights",
-            f"recorded SHA-256 {recorded}, params.yaml: none" if recorded else "",
-            "none, from scratch",
-            path,
-        )
+        problem = f"recorded SHA-256 {sha256}, {params.FILE}: none" if sha256 else ""
+        return judged(stage, "weights", problem, "none, from scratch", path)
     file = project.root / file
     if not file.is_file():
+        missing = f"{file.name} is not here"
         return Row(
-            stage=stage,
-            parameter="weights",
-            value=f"{file.name} is not here",
-            where=path,
-            verdict="not comparable",
+            stage=stage, parameter="weights", value=missing, where=path, verdict="not comparable"
         )
-    return matches(stage, "weights", recorded, files.sha256(file), path)
+    return matches(stage, "weights", sha256, files.sha256(file), path)
 
 
 def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Checkpoint) -> Row:

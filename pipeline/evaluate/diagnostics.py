@@ -81,11 +81,15 @@ def converged(
 
     `found` tells which images (n,) of `block` withstood those attacks, which were in the threat's
     eps ball. The further restarts follow those of the threat, and so have other random numbers.
+    They start at random even if the threat does not, or all would be the same.
     """
     entry, restarts = threat.model_dump(), settings.restarts - threat.restarts
     varied = {
         "more_steps_find_more": ({**entry, "steps": settings.steps[-1], "restarts": 1}, 0),
-        "more_restarts_find_more": ({**entry, "restarts": restarts}, threat.restarts),
+        "more_restarts_find_more": (
+            {**entry, "restarts": restarts, "random_start": True},
+            threat.restarts,
+        ),
     }
     checks = {}
     for name, (values, earlier) in varied.items():

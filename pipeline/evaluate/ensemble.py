@@ -93,12 +93,17 @@ def withstands(
             passes.backward + outcome.passes.backward,
         )
         details[f"after_{member}"] = round(float(np.mean(standing)), 6)
-    about = {"attack": described(settings), "eps": eps, **details, **passes.as_metrics()}
-    if skipped:
-        about["left_out"] = (
-            f"{skipped[0]}: its loss compares four classes, there are {target.n_classes}"
-        )
-    return standing, about
+    return standing, {
+        **recorded(settings, eps, target.n_classes), **details, **passes.as_metrics()
+    }  # fmt: skip
+
+
+def recorded(settings: params.Ensemble, eps: float, n_classes: int) -> dict[str, Any]:
+    """Return what the record of an attack says of its settings, and of members left out."""
+    found: dict[str, Any] = {"attack": described(settings), "eps": eps}
+    if skipped := left_out(settings, n_classes):
+        found["left_out"] = f"{skipped[0]}: its loss compares four classes, there are {n_classes}"
+    return found
 
 
 def described(settings: params.Ensemble) -> str:

@@ -36,11 +36,12 @@ def grid(target: Target, block: Block, settings: params.Grid) -> tuple[list[Row]
     worst: list[Row] = []
     standing = np.ones(len(block), dtype=bool)
     for eps in settings.eps:
-        guesses = list(_guesses(target, block, eps, settings))
-        of_eps = np.logical_and.reduce([stands for _, stands in guesses])
+        withstood = list(_withstood(target, block, eps, settings))
+        of_eps = np.logical_and.reduce(withstood)
         standing &= of_eps
         guessed += [
-            {**guess, "n": len(block), **scores.interval(stands)} for guess, stands in guesses
+            {**guess, "n": len(block), **scores.interval(stands)}
+            for guess, stands in zip(guesses(settings, eps), withstood, strict=True)
         ]
         worst.append(
             {
@@ -65,16 +66,31 @@ def grid(target: Target, block: Block, settings: params.Grid) -> tuple[list[Row]
     return [*guessed, *worst], metrics
 
 
-def _guesses(
-    target: Target, block: Block, eps: float, settings: params.Grid
-) -> Iterator[tuple[Row, Mask]]:
-    """Yield every guess at one eps, and which images (N,) withstand it.
+def guesses(settings: params.Grid, eps: float) -> list[Row]:
+    """Return what the grid says of each guess at one eps, in their order."""
+    shown = {"eps": round(eps, 6)}
+    return [
+        {"guess": "FGSM", **shown, "alpha": "", "steps": ""},
+        *(
+            {
+                "guess": f"PGD, alpha {written}, {steps} steps",
+                **shown,
+                "alpha": round(alpha, 6),
+                "steps": steps,
+            }
+            for (written, alpha), counts in grid_runs(settings, eps).items()
+            for steps in counts
+        ),
+    ]
+
+
+def _withstood(target: Target, block: Block, eps: float, settings: params.Grid) -> Iterator[Mask]:
+    """Yield which images (N,) withstand each of these guesses.
 
     Guesses of PGD that differ only in their steps share one run.
     """
     fgsm = Threat.model_validate({"attack": "FGSM", "eps": eps})
-    shown: Row = {"guess": "FGSM", "eps": round(eps, 6), "alpha": "", "steps": ""}
-    yield shown, whitebox.withstands(target, block, fgsm, f"grid: FGSM, eps {eps:.4f}").standing
+    yield whitebox.withstands(target, block, fgsm, f"grid: FGSM, eps {eps:.4f}").standing
     for (written, alpha), counts in grid_runs(settings, eps).items():
         standing = whitebox.by_steps(
             target,
@@ -83,12 +99,7 @@ def _guesses(
             counts,
             f"grid: PGD, eps {eps:.4f}, alpha {written}",
         )
-        for steps in counts:
-            guess = f"PGD, alpha {written}, {steps} steps"
-            yield (
-                {"guess": guess, "eps": round(eps, 6), "alpha": round(alpha, 6), "steps": steps},
-                standing[steps],
-            )
+        yield from (standing[steps] for steps in counts)
 
 
 def grid_runs(settings: params.Grid, eps: float) -> Mapping[tuple[str, float], list[int]]:

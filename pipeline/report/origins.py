@@ -160,7 +160,7 @@ def versions(results: Results) -> list[tuple[str, str]]:
 def audited(project: Project) -> dict[str, int]:
     """Return how many rows of the audit have each verdict."""
     found = project.metrics(AUDITED)
-    return {key: found[key] for key in ("ok", "warning", "not_comparable", "failed")}
+    return {key: found[key] for key in ("ok", "not_checked", "warning", "not_comparable", "failed")}
 
 
 @dataclass(frozen=True, kw_only=True)

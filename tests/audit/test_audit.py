@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import dvc.repo
 import h5py
@@ -33,7 +34,7 @@ from pipeline.audit import (
 from pipeline.audit.adversarial_sets import adversarial_set
 from pipeline.base import files
 from pipeline.base.errors import InputError
-from pipeline.base.store import SPLITS, manifest
+from pipeline.base.store import SPLITS, Block, manifest
 from pipeline.networks import scores
 from pipeline.networks.device import threads_of
 from tests import tiny_project
@@ -435,6 +436,30 @@ def test_a_refreshed_set_of_another_model_is_found(folder):
     assert "no such attribute" in found[REFRESHED] or "KeyError" in found[REFRESHED]
 
 
+def test_a_refreshed_set_that_is_missing_is_found(folder):
+    shutil.rmtree(folder / REFRESHED / "pgd")
+    relock(folder, REFRESHED)
+    found = failures_of(folder, "finetune@refreshed")
+    assert found["refreshed sets"] == "in one place only, the folder or params.yaml: pgd"
+
+
+@pytest.mark.parametrize("start", range(20))
+def test_a_sample_has_its_size_wherever_it_begins(start, monkeypatch):
+    monkeypatch.setattr(samples, "SAMPLE", 30)
+    rows = np.arange(101)
+    block = Block(
+        images=np.zeros((101, 3, 1, 1), np.uint8),
+        labels=rows,
+        ids=rows,
+        split=rows.astype(np.uint8),
+    )
+    images = SimpleNamespace(bounds=[(7, 108)], digest=hex(start), block=lambda _: block)
+    settings = SimpleNamespace(generate=SimpleNamespace(batch_size=10))
+    sample = samples.sample_of(images, images, settings)
+    assert len(sample.rows) == len(sample.stored) == 30
+    assert sample.rows.start == 7 + sample.stored.ids[0]
+
+
 def test_sets_of_two_models_are_mixed_refreshed_and_audited(joined):
     rows = audit.audit(joined, CPU)
     (row,) = [row for row in rows if row.verdict not in ("ok", "not checked")]
@@ -819,7 +844,20 @@ def check(name, **values):
             "checks",
             "outputs_are_random: in one place only",
         ),
+        (
+            check("outputs_are_random", value=None, n=0, limit=0.0, verdict="not run"),
+            "checks",
+            "outputs_are_random: recorded as not run, although there are images for it",
+        ),
+        (check("outputs_are_random", n=900), "checks", "outputs_are_random: n: recorded 900, is 8"),
+        (check("more_steps_find_more", n=900), "checks", "more_steps_find_more: n: recorded 900, "),
+        (check("stands_at_eps_1", n=900), "checks", "stands_at_eps_1: n: recorded 900, is 4"),
         (lambda metrics: metrics["robust"].pop("apgd"), "robust accuracies", "apgd"),
+        (
+            lambda metrics: metrics["robust"]["apgd"].update(left_out="apgd_t"),
+            "settings of apgd",
+            "left_out: recorded apgd_t, is None",
+        ),
         (
             lambda metrics: metrics["robust"]["worst"].update(over=["fgsm"]),
             "worst against the attacks",
@@ -864,6 +902,7 @@ def test_only_attacking_again_finds_a_consistent_forgery(made, folder):
     assert {row.verdict for row in again.values()} == {"ok"}
     names = {f"attacked again, {name}" for name in ("fgsm", "pgd", "apgd", "worst")}
     assert names | {"grid again", "diagnostics again"} <= again.keys()
+    assert {"grid.csv again", "curves.csv again"} <= again.keys()
     forged = scores.summarise(np.ones(8, dtype=bool), labels_of(folder, 8), 10)
     spoil_metrics(folder, lambda metrics: metrics["robust"]["pgd"].update(forged))
     assert "robust accuracy, pgd" not in failures_of(folder, "evaluate@robust")
@@ -892,7 +931,8 @@ def test_what_another_processor_found_nearly_again_is_not_comparable(folder, mon
         for row in robustness.attacked_again(opened, "evaluate@robust", "metrics/robust.json")
     }
     assert rows["attacked again, pgd"].verdict == "not comparable"
-    assert rows["grid again"].verdict == "not comparable"
+    for name in ("grid", "grid.csv", "curves.csv"):
+        assert rows[f"{name} again"].verdict == "not comparable"
     assert rows["attacked again, fgsm"].verdict == rows["diagnostics again"].verdict == "ok"
     assert "made with processor another (here " in rows["grid again"].value
 
@@ -903,6 +943,12 @@ def test_what_another_processor_found_nearly_again_is_not_comparable(folder, mon
         ("confusion.csv", lambda lines: [lines[0], "0,9", *lines[2:]], "confusion", "1 line, the"),
         ("confusion.csv", lambda lines: lines[:-1], "confusion", "29 lines for 30 images"),
         ("grid.csv", lambda lines: lines[:-1], "grid", "other guesses than those of params.yaml"),
+        (
+            "grid.csv",
+            lambda lines: [line.replace("eps/4, 2 steps", "eps/4, 3 steps") for line in lines],
+            "grid",
+            "other guesses than those of params.yaml",
+        ),
         (
             "grid.csv",
             lambda lines: [lines[0], raised(lines[1]), *lines[2:]],
@@ -1034,7 +1080,33 @@ def test_threat_models_that_differ_are_a_warning(folder):
         rows["attacks.pgd"].value
         == "PGD eps 0.03 (7.65/255, stored as 7/255); judged by pgd PGD eps 32/255: another eps"
     )
-    assert comparisons._mismatch({"eps": "51/255"}, [{"eps": 0.2}]) == ": written in other units"
+
+
+@pytest.mark.parametrize(
+    ("eps", "others", "problem"),
+    [
+        ("51/255", [0.2], ": written in other units"),
+        ("51/255", [0.2, "51/255"], ""),
+        (["1/255", "8/255"], ["8/255"], ""),
+        ("8/255", [["1/255", "8/255"]], ""),
+        (["1/255", "4/255"], ["8/255"], ": another eps"),
+    ],
+)
+def test_a_drawn_eps_is_compared_by_its_bounds(eps, others, problem):
+    specs = [{"attack": "PGD", "eps": other} for other in others]
+    assert comparisons._mismatch({"attack": "PGD", "eps": eps}, specs) == problem
+
+
+def test_an_attack_of_online_training_is_compared_too(folder):
+    recorded = project.Project(folder, CPU)
+    about = {"steps": 2, "random_start": True, "eps.uniform": ["16/255", "40/255"]}
+    values = {f"online.mine.adversary.{key}": value for key, value in about.items()}
+    entry = dataclasses.replace(recorded.stages["finetune@robust"], params=values)
+    recorded.stages["train_online@mine"] = entry
+    rows = {row.parameter: row for row in comparisons.threat_models(recorded)}
+    assert rows["online.mine"].verdict == "ok"
+    assert rows["online.mine"].value.startswith("PGD eps 16/255 to 40/255; judged by pgd PGD eps")
+    assert "mine PGD eps 16/255 to 40/255" in rows["evaluate.threats.pgd"].value
 
 
 def test_what_another_kind_of_device_made_is_not_compared(folder):
