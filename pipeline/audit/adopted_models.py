@@ -10,19 +10,18 @@ from pipeline.audit.project import Project, Row, judged, matches
 from pipeline.base import files
 
 
-def adopted_model(project: Project, stage: str, path: str) -> Iterator[Row]:
+def adopted_model(project: Project, path: str) -> Iterator[Row]:
     """Check that a checkpoint holds the tensors of the file that its stage read."""
     checkpoint, name = project.checkpoint(path), Path(path).stem
     recipe = project.settings.adopted[name]
     file = project.root / recipe.file
     recorded, found = checkpoint.provenance.get("file.sha256"), files.sha256(file)
-    yield matches(stage, f"made from {recipe.file}", recorded, found, path)
+    yield matches(f"made from {recipe.file}", recorded, found, path)
     wanted = adoption.adopted(recipe, file, project.class_names, f"adopted.{name}.file").state_dict
     differing = [
         key for key, tensor in wanted.items() if not torch.equal(tensor, checkpoint.state_dict[key])
     ]
     yield judged(
-        stage,
         "tensors",
         f"{len(differing)} differ, such as {differing[0]}" if differing else "",
         f"{len(wanted)}, those of the file",

@@ -21,7 +21,7 @@ from pipeline.base.values import CLEAN, Spread, greatest
 from pipeline.generate import attacker
 
 
-def adversarial_set(project: Project, stage: str, path: str) -> Iterator[Row]:
+def adversarial_set(project: Project, path: str) -> Iterator[Row]:
     """Check that an adversarial set is its clean set, row by row, moved by at most eps.
 
     The attack and the model must be those that the set names.
@@ -29,7 +29,7 @@ def adversarial_set(project: Project, stage: str, path: str) -> Iterator[Row]:
     images, clean, inputs = (
         project.images(path),
         project.images(project.clean),
-        project.recorded[stage].deps,
+        project.made(path).deps,
     )
     (model,) = project.checkpoints(inputs)
     spec = project.settings.attacks[str(images.attributes["attack"])]
@@ -41,18 +41,18 @@ def adversarial_set(project: Project, stage: str, path: str) -> Iterator[Row]:
         project.settings.generate,
     )
     for key, what in (("clean.digest", project.clean), ("model.sha256", model)):
-        yield matches(stage, f"made from {what}", images.attributes[key], expected[key], path)
-    rows = _same_rows(project, stage, "rows", path)
+        yield matches(f"made from {what}", images.attributes[key], expected[key], path)
+    rows = _same_rows(project, "rows", path)
     yield rows
     if rows.verdict == "ok":
-        yield from _distances(stage, path, clean, images, spec)
+        yield from _distances(path, clean, images, spec)
         yield from samples.checks(
-            project, stage, path, model, samples.sample_of(clean, images, project.settings)
+            project, path, model, samples.sample_of(clean, images, project.settings)
         )
 
 
 def _distances(
-    stage: str, path: str, clean: store.ImageSet, images: store.ImageSet, spec: Attack
+    path: str, clean: store.ImageSet, images: store.ImageSet, spec: Attack
 ) -> Iterator[Row]:
     """Compare all images with their clean originals."""
     tally, levels = Tally(), attacks.eps_levels(greatest(spec.eps))
@@ -63,28 +63,20 @@ def _distances(
         _compare(tally, original, stored, spec, start, store.shard_name(number))
     everywhere = f"{path} (all images)"
     for what in ("labels", "ids", "split"):
-        yield judged(
-            stage, what, tally.problem(what), f"{tally.n} equal to the clean set's", everywhere
-        )
+        yield judged(what, tally.problem(what), f"{tally.n} equal to the clean set's", everywhere)
     stated = f"{levels}/255 {'at most' if isinstance(spec.eps, Spread) else 'for every image'}"
-    yield judged(stage, "stated eps", tally.problem("stated eps"), stated, f"{path}, {params.FILE}")
+    yield judged("stated eps", tally.problem("stated eps"), stated, f"{path}, {params.FILE}")
     problem = tally.problem("distance")
     largest = f"{tally.largest}/255 at most, eps allows {levels}/255"
     yield judged(
-        stage,
-        "distance",
-        f"{largest}: {problem}" if problem else "",
-        largest,
-        everywhere,
-        tally.largest,
+        "distance", f"{largest}: {problem}" if problem else "", largest, everywhere, tally.largest
     )
     for what, share in (
         ("changed pixels", tally.changed / tally.n_pixels),
         ("unchanged images", tally.unchanged_images / tally.n),
     ):
-        yield judged(stage, what, "", f"{share:.2%}", everywhere, round(share, 6))
+        yield judged(what, "", f"{share:.2%}", everywhere, round(share, 6))
     yield judged(
-        stage,
         "fooled",
         "",
         f"{tally.fooled / tally.n:.2%} by the stored flags",
@@ -125,35 +117,34 @@ def _compare(
         tally.blame("distance", furthest > levels[part], rows[part], ids[part], shard)
 
 
-def refreshed_sets(project: Project, stage: str, path: str) -> Iterator[Row]:
+def refreshed_sets(project: Project, path: str) -> Iterator[Row]:
     """Check that refreshed sets are cached sets whose training rows moved further within eps.
 
     There is one for each set of the mix, and none where `refresh` is null. `fooled` describes the
     model that the stage produced.
     """
-    (model,) = project.checkpoints(project.recorded[stage].outs)
-    cached = project.adversarial(project.recorded[stage].deps)
+    (model,) = project.checkpoints(project.made(path).outs)
+    cached = project.adversarial(project.made(path).deps)
     found, name = project.refreshed(path), Path(model).stem
     recipe = project.settings.finetuned[name]
     wanted = set() if recipe.refresh is None else {*project.settings.mix_of(name)} - {CLEAN}
     differing = ", ".join(sorted(wanted ^ found.keys()))
     yield judged(
-        stage,
         "refreshed sets",
         f"in one place only, the folder or {params.FILE}: {differing}" if differing else "",
         ", ".join(sorted(wanted)) or "none",
         path,
     )
     for name, source in found.items():
-        yield from _made_with(project, stage, source, cached[name], model)
-        rows = _same_rows(project, stage, f"{source} rows", source)
+        yield from _made_with(project, source, cached[name], model)
+        rows = _same_rows(project, f"{source} rows", source)
         yield rows
         if rows.verdict == "ok":
-            for row in _refreshed_images(project, stage, source, cached[name], model):
+            for row in _refreshed_images(project, source, cached[name], model):
                 yield dataclasses.replace(row, parameter=f"{source} {row.parameter}")
 
 
-def _same_rows(project: Project, stage: str, parameter: str, path: str) -> Row:
+def _same_rows(project: Project, parameter: str, path: str) -> Row:
     """Check that a set has the rows of the clean set, in the same shards."""
     images, clean = project.images(path), project.images(project.clean)
     problem = (
@@ -162,10 +153,10 @@ def _same_rows(project: Project, stage: str, parameter: str, path: str) -> Row:
         else f"{len(images)} rows in {len(images.bounds)} shards, {project.clean} has {len(clean)}"
     )
     whole = f"{len(images)}, none twice, none missing"
-    return judged(stage, parameter, problem, whole, f"{path}, {project.clean}", len(images))
+    return judged(parameter, problem, whole, f"{path}, {project.clean}", len(images))
 
 
-def _made_with(project: Project, stage: str, source: str, cached: str, model: str) -> Iterator[Row]:
+def _made_with(project: Project, source: str, cached: str, model: str) -> Iterator[Row]:
     """Compare the cached set and the models that a refreshed set names with those on the disk."""
     attributes, attacked = project.images(source).attributes, project.attacked(cached)
     made_with = {
@@ -174,25 +165,22 @@ def _made_with(project: Project, stage: str, source: str, cached: str, model: st
         "model.sha256": (model, project.sha256(model)),
     }
     for key, (what, value) in made_with.items():
-        yield matches(stage, f"{source} made with {what}", attributes[key], value, source)
+        yield matches(f"{source} made with {what}", attributes[key], value, source)
 
 
-def _refreshed_images(
-    project: Project, stage: str, source: str, cached: str, model: str
-) -> Iterator[Row]:
+def _refreshed_images(project: Project, source: str, cached: str, model: str) -> Iterator[Row]:
     """Compare the images of a refreshed set with the clean ones, the cached ones and the model."""
     images, origin = project.images(source), project.images(cached)
     clean = project.images(project.clean)
     spec = project.settings.attacks[str(origin.attributes["attack"])]
-    yield from _distances(stage, source, clean, images, spec)
+    yield from _distances(source, clean, images, spec)
     pairs = zip(images.blocks(), origin.blocks(), strict=True)
     moved = sum(int((a.images != b.images).any((1, 2, 3))[a.split > 0].sum()) for a, b in pairs)
     yield judged(
-        stage,
         "held-out rows",
         f"{moved} of them differ from {cached}" if moved else "",
         "as in the cached set",
         f"{source}, {cached}",
     )
     sample = samples.sample_of(clean, images, project.settings)
-    yield samples.fooled_again(project, stage, source, model, sample)
+    yield samples.fooled_again(project, source, model, sample)

@@ -4,6 +4,7 @@ import itertools
 import os
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pipeline.base.errors import InputError
 VERDICTS = ("ok", "not checked", "warning", "not comparable", "FAILED")
 WIDTH, GAP = 120, "  "  # of the table, and between its columns
 NAMED = 5  # failures that the last line names
-Made = Callable[[Project, str, str], Iterator[Row]]
+Check = Callable[[Project, str], Iterator[Row]]  # of the output at a path
 
 
 def audit(path: Path, device: torch.device, *, robust: bool = False) -> list[Row]:
@@ -165,11 +166,11 @@ def _stage(project: Project, stage: str, robust: bool = False) -> list[Row]:
     rows += _tried(records.parameters(project, stage), stage, "parameters")
     for path in entry.outs:
         for check in _checks_of(project, stage, path, robust):
-            rows += _tried(check(project, stage, path), stage, path)
+            rows += _tried(check(project, path), stage, path)
     return rows
 
 
-def _checks_of(project: Project, stage: str, path: str, robust: bool) -> list[Made]:
+def _checks_of(project: Project, stage: str, path: str, robust: bool) -> list[Check]:
     """Return the checks that recompute the output at `path`, chosen by the stage's record."""
     entry = project.stages[stage]
     if entry.outs[path].endswith(".dir"):
@@ -184,7 +185,7 @@ def _checks_of(project: Project, stage: str, path: str, robust: bool) -> list[Ma
         return [trained.submission]
     if not path.endswith(".json"):
         return []
-    found: list[Made] = [
+    found: list[Check] = [
         evaluated.evaluated_model,
         robustness.robust_results,
         checked.verdict,
@@ -194,13 +195,16 @@ def _checks_of(project: Project, stage: str, path: str, robust: bool) -> list[Ma
 
 
 def _tried(rows: Iterator[Row], stage: str, what: str) -> list[Row]:
-    """Return the rows of a check, with a failure in place of those that it could not yield."""
+    """Return the rows of a check, with a failure in place of those that it could not yield.
+
+    They are of `stage`, unless they name another one.
+    """
     found: list[Row] = []
     try:
         found.extend(rows)
     except InputError as error:
-        found.append(judged(stage, what, str(error), "", what))
+        found.append(judged(what, str(error), "", what))
     except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        found.append(judged(stage, what, f"cannot be checked: {reason}", "", what))
-    return found
+        found.append(judged(what, f"cannot be checked: {reason}", "", what))
+    return [replace(row, stage=row.stage or stage) for row in found]

@@ -30,7 +30,7 @@ ON_FEW = ("black_box_finds_more", "stands_at_eps_1", "more_steps_raise_accuracy"
 AFTER_ALL = ("more_steps_find_more", "more_restarts_find_more")
 
 
-def verdict(project: Project, stage: str, path: str) -> Iterator[Row]:
+def verdict(project: Project, path: str) -> Iterator[Row]:
     """Check that each number has the result that its limit gives, and that the verdict follows."""
     metrics = project.metrics(path)
     found = metrics["diagnostics"]
@@ -44,7 +44,6 @@ def verdict(project: Project, stage: str, path: str) -> Iterator[Row]:
             problems.append(f"{name}: n: recorded {check['n']}, is {counted[name]}")
         problems += [f"{name}: {text}" for text in _problems(name, check, computed.get(name))]
     yield judged(
-        stage,
         "checks",
         "; ".join(problems[:2]),
         f"{len(names)}, each with the result that its limit gives",
@@ -54,7 +53,7 @@ def verdict(project: Project, stage: str, path: str) -> Iterator[Row]:
     wanted, failed = checks.verdict(results, checks.confirmed(metrics["robust"]))
     problem = f"recorded {found['verdict']}, the checks give {wanted}"
     agrees = (found["verdict"], found["failed"]) == (wanted, failed)
-    yield judged(stage, "verdict", "" if agrees else problem, wanted, path)
+    yield judged("verdict", "" if agrees else problem, wanted, path)
 
 
 def _computed(project: Project, metrics: Mapping[str, Any]) -> dict[str, Check | None]:

@@ -14,43 +14,34 @@ from pipeline.generate import attacker
 from pipeline.prepare import preparation, sources
 
 
-def clean_set(project: Project, stage: str, path: str) -> Iterator[Row]:
+def clean_set(project: Project, path: str) -> Iterator[Row]:
     """Check that the clean set holds exactly the images that `data` chooses from its source.
 
     Each image occurs once, with the split that `data` gives.
     """
     images, rows, data = project.images(path), project.rows(path), project.settings.data
     where = f"{path} (all images)"
-    yield Row(
-        stage=stage,
-        parameter="content",
-        value=f"SHA-256 {images.digest}",
-        where=path,
-        verdict="ok",
-        number=len(rows.ids),
-    )
+    yield Row("content", f"SHA-256 {images.digest}", path, "ok", number=len(rows.ids))
     repeated = len(rows.ids) - len(np.unique(rows.ids))
     yield judged(
-        stage,
         "ids",
         f"{counted(repeated, 'row')} with the id of another" if repeated else "",
         f"{len(rows.ids)} different ids",
         where,
     )
     if not data.own_parts:
-        yield _split(stage, path, rows, preparation.split_rows(rows.labels, data), "stratified")
+        yield _split(path, rows, preparation.split_rows(rows.labels, data), "stratified")
     yield judged(
-        stage,
         "shards",
         _wrong_shards(images, project.settings.store.shard_rows),
         f"{len(images.bounds)}",
         path,
     )
-    yield from _leaks(project, stage, path)
-    yield from _against_source(project, stage, path)
+    yield from _leaks(project, path)
+    yield from _against_source(project, path)
 
 
-def _split(stage: str, path: str, rows: Rows, expected: NDArray[np.uint8], words: str) -> Row:
+def _split(path: str, rows: Rows, expected: NDArray[np.uint8], words: str) -> Row:
     moved = expected != rows.split
     fault = (
         f"{counted(moved.sum(), 'row')}, the first is row {moved.argmax()}"
@@ -59,7 +50,6 @@ def _split(stage: str, path: str, rows: Rows, expected: NDArray[np.uint8], words
         else ""
     )
     return judged(
-        stage,
         "split",
         fault,
         f"{(rows.split == 1).sum()} validation rows, {(rows.split == 2).sum()} test rows, {words}",
@@ -72,7 +62,7 @@ def _wrong_shards(images: store.ImageSet, shard_rows: int) -> str:
     return "" if same else f"expected shards of {shard_rows} rows, found {images.bounds[0][1]}"
 
 
-def _leaks(project: Project, stage: str, path: str) -> Iterator[Row]:
+def _leaks(project: Project, path: str) -> Iterator[Row]:
     """Yield a row that is a warning where a held-out image is a training image too."""
     sides: tuple[list[NDArray[np.uint64]], list[NDArray[np.uint64]]] = ([], [])
     for block in project.images(path).blocks():
@@ -84,17 +74,10 @@ def _leaks(project: Project, stage: str, path: str) -> Iterator[Row]:
     shared = len(np.intersect1d(np.concatenate(sides[0]), np.concatenate(sides[1])))
     value = f"{shared} different images"
     verdict: Verdict = "warning" if shared else "ok"
-    yield Row(
-        stage=stage,
-        parameter="images in both splits",
-        value=value,
-        where=f"{path} (all images)",
-        verdict=verdict,
-        number=shared,
-    )
+    yield Row("images in both splits", value, f"{path} (all images)", verdict, number=shared)
 
 
-def _against_source(project: Project, stage: str, path: str) -> Iterator[Row]:
+def _against_source(project: Project, path: str) -> Iterator[Row]:
     """Compare images, labels and ids with the raw data, which is read and chosen again."""
     images, data = project.images(path), project.settings.data
     source = sources.open_source(data.model_copy(update={"path": str(project.root / data.path)}))
@@ -104,16 +87,16 @@ def _against_source(project: Project, stage: str, path: str) -> Iterator[Row]:
         f"{path}, {data.path}",
     )
     recorded = images.attributes["source.sha256"]
-    yield matches(stage, "raw data", recorded, source.sha256, where)
+    yield matches("raw data", recorded, source.sha256, where)
     missing = (
         "" if len(chosen) == len(images) else f"{len(images)} rows, the raw data give {len(chosen)}"
     )
-    yield judged(stage, "rows", missing, f"{len(images)}", where, len(images))
+    yield judged("rows", missing, f"{len(images)}", where, len(images))
     if missing:
         return
     if data.own_parts:
         split = preparation.split_of(source, chosen, data)
-        yield _split(stage, path, project.rows(path), split, "as in the raw data")
+        yield _split(path, project.rows(path), split, "as in the raw data")
     for number, ((start, stop), block) in enumerate(
         zip(images.bounds, images.blocks(), strict=True)
     ):
@@ -128,7 +111,6 @@ def _against_source(project: Project, stage: str, path: str) -> Iterator[Row]:
             tally.blame("images of the raw data", differing, rows[part], block.ids[part], shard)
     for what in ("images", "labels", "ids"):
         yield judged(
-            stage,
             f"{what} of the raw data",
             tally.problem(f"{what} of the raw data"),
             f"{tally.n} equal",

@@ -36,11 +36,10 @@ def threat_models(project: Project) -> Iterator[Row]:
             problem = _mismatch(spec, list(others_of_class.values()))
             is_warning = problem or not others
             yield Row(
-                stage="threat models",
-                parameter=name,
-                value=f"{_in_words(spec)}; {verb} {counterparts or 'nothing'}{problem}",
-                where=str(params.FILE),
-                verdict="warning" if is_warning else "ok",
+                name,
+                f"{_in_words(spec)}; {verb} {counterparts or 'nothing'}{problem}",
+                str(params.FILE),
+                "warning" if is_warning else "ok",
             )
 
 
@@ -69,11 +68,10 @@ def unjudged_sets(project: Project) -> Iterator[Row]:
         is_judged = project.images(path).digest in judged
         trainees = f"trained on by {', '.join(models)}"
         yield Row(
-            stage="threat models",
-            parameter=path,
-            value=trainees if is_judged else f"{trainees}; judged by no evaluation",
-            where=lineage.RECORDED,
-            verdict="ok" if is_judged else "warning",
+            path,
+            trainees if is_judged else f"{trainees}; judged by no evaluation",
+            lineage.RECORDED,
+            "ok" if is_judged else "warning",
         )
 
 
@@ -161,9 +159,7 @@ def versions(project: Project) -> Iterator[Row]:
         installed = _installed(library)
         value = recorded if recorded == installed else f"{recorded}; installed here: {installed}"
         verdict: Verdict = "ok" if recorded == installed else "warning"
-        yield Row(
-            stage="versions", parameter=library, value=value, where=_listed(where), verdict=verdict
-        )
+        yield Row(library, value, _listed(where), verdict)
 
 
 def _installed(library: str) -> str:

@@ -27,22 +27,21 @@ def judged_images(project: Project, path: str) -> store.Block:
     return project.images(path).load(project.images(project.clean).judged)
 
 
-def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
+def evaluated_model(project: Project, path: str) -> Iterator[Row]:
     """Check that the judged model gives the recorded predictions on the stored images.
 
     These are clean and transfer accuracy, and the confusion of classes.
     """
-    entry, metrics = project.recorded[stage], project.metrics(path)
+    entry, metrics = project.made(path), project.metrics(path)
     (model,) = project.checkpoints(entry.deps)
     sha256 = project.sha256(model)
-    yield matches(stage, f"judges {model}", metrics["sha256"], sha256, path)
-    yield _data_set(project, stage, path)
-    yield from _stored_accuracies(project, stage, path, model)
+    yield matches(f"judges {model}", metrics["sha256"], sha256, path)
+    yield _data_set(project, path)
+    yield from _stored_accuracies(project, path, model)
     for name, source in project.adversarial(entry.deps).items():
         own = project.images(source).attributes["model.sha256"] == sha256
         claimed = metrics["transfer"].get(name, {}).get("made_against_this_model")
         yield judged(
-            stage,
             f"kind of {name}",
             "" if own == claimed else f"recorded made_against_this_model: {claimed}, is {own}",
             "made against this very model" if own else "transfer",
@@ -50,10 +49,10 @@ def evaluated_model(project: Project, stage: str, path: str) -> Iterator[Row]:
         )
     for out in entry.outs:
         if Path(out).name == "confusion.csv":
-            yield _confusion(project, stage, out, model)
+            yield _confusion(project, out, model)
 
 
-def _data_set(project: Project, stage: str, path: str) -> Row:
+def _data_set(project: Project, path: str) -> Row:
     """Check that the metrics name the clean set and its source."""
     recorded, wanted = (
         project.metrics(path)["data_set"],
@@ -65,10 +64,10 @@ def _data_set(project: Project, stage: str, path: str) -> Row:
         if recorded.get(key) != value
     ]
     value = f"{wanted['source']}, {wanted['n']} images, SHA-256 {wanted['sha256']}"
-    return judged(stage, "data set", "; ".join(differing[:2]), value, f"{path}, {project.clean}")
+    return judged("data set", "; ".join(differing[:2]), value, f"{path}, {project.clean}")
 
 
-def _stored_accuracies(project: Project, stage: str, path: str, model: str) -> Iterator[Row]:
+def _stored_accuracies(project: Project, path: str, model: str) -> Iterator[Row]:
     """Compare the recorded accuracy on each stored set with the model's predictions on it.
 
     `path` is the file of the metrics. The last row is about all images together.
@@ -76,7 +75,7 @@ def _stored_accuracies(project: Project, stage: str, path: str, model: str) -> I
     metrics, network = project.metrics(path), project.network(model)
     recorded = {CLEAN: metrics["clean"], **metrics["transfer"]}
     pooled: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
-    stored = project.adversarial(project.recorded[stage].deps)
+    stored = project.adversarial(project.made(path).deps)
     for name, source in {CLEAN: project.clean, **stored}.items():
         block = judged_images(project, source)
         margins = margins_of(
@@ -85,15 +84,14 @@ def _stored_accuracies(project: Project, stage: str, path: str, model: str) -> I
         pooled.append((margins, block.labels))
         where = f"{path}, {source}"
         text = f"accuracy on {name}"
-        yield _accuracy(project, stage, text, recorded.get(name, {}), *pooled[-1], where)
+        yield _accuracy(project, text, recorded.get(name, {}), *pooled[-1], where)
     margins, labels = (np.concatenate(parts) for parts in zip(*pooled, strict=True))
     mixed, text, n_images = recorded.get(MIXED, {}), f"accuracy on {MIXED}", len(pooled[0][1])
-    yield _accuracy(project, stage, text, mixed, margins, labels, path, n_images)
+    yield _accuracy(project, text, mixed, margins, labels, path, n_images)
 
 
 def _accuracy(
     project: Project,
-    stage: str,
     what: str,
     recorded: Mapping[str, Any],
     margins: NDArray[np.float64],
@@ -123,10 +121,10 @@ def _accuracy(
             if far
             else []
         )
-    return judged(stage, what, "; ".join(differing[:2]), f"{found['accuracy']:.4f}", where)
+    return judged(what, "; ".join(differing[:2]), f"{found['accuracy']:.4f}", where)
 
 
-def _confusion(project: Project, stage: str, out: str, model: str) -> Row:
+def _confusion(project: Project, out: str, model: str) -> Row:
     """Compare each line of the confusion with the model's prediction on that image."""
     block, names = judged_images(project, project.clean), project.class_names
     guesses, leads = guesses_of(
@@ -152,4 +150,4 @@ def _confusion(project: Project, stage: str, out: str, model: str) -> Row:
             found, expected = (" as ".join(pairs[wrong[0]]) for pairs in (lines, wanted))
             line = wrong[0] + 2
             problem = f"{counted(len(wrong), 'line')}, the first is {line}: {found}, is {expected}"
-    return judged(stage, "confusion", problem, f"{len(wanted)} predictions", f"{out}, {model}")
+    return judged("confusion", problem, f"{len(wanted)} predictions", f"{out}, {model}")

@@ -25,39 +25,33 @@ LAST = {"audit", "report"}  # the stages that run last; an audit looks at what w
 Verdict = Literal["ok", "not checked", "warning", "not comparable", "FAILED"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Row:
     """One line of an audit: a value, where it is recorded, and the verdict on it.
 
-    `number` is the value of a measure, and None for anything else.
+    `number` is the value of a measure, and None for anything else. A row that a check yields gets
+    its stage from the audit, unless it has one.
     """
 
-    stage: str
     parameter: str
     value: str
     where: str
     verdict: Verdict
     number: float | None = None
+    stage: str = ""
 
 
 def judged(
-    stage: str, parameter: str, problem: str, value: str, where: str, number: float | None = None
+    parameter: str, problem: str, value: str, where: str, number: float | None = None
 ) -> Row:
     """Return a row that is ok with its value, or FAILED with its problem."""
-    return Row(
-        stage=stage,
-        parameter=parameter,
-        value=problem or value,
-        where=where,
-        verdict="FAILED" if problem else "ok",
-        number=number,
-    )
+    return Row(parameter, problem or value, where, "FAILED" if problem else "ok", number)
 
 
-def matches(stage: str, parameter: str, recorded: object, found: object, where: str) -> Row:
+def matches(parameter: str, recorded: object, found: object, where: str) -> Row:
     """Return a row that is ok if the SHA-256 that is recorded is the one that was found."""
     problem = "" if recorded == found else f"recorded {recorded}, is {found}"
-    return judged(stage, parameter, problem, f"SHA-256 {found}", where)
+    return judged(parameter, problem, f"SHA-256 {found}", where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +103,10 @@ class Project:
             for name, stage in self.recorded.items()
             if name in self.declared and name not in LAST
         }
+
+    def made(self, path: str) -> lineage.Recorded:
+        """Return the record of the stage that wrote an output."""
+        return next(stage for stage in self.stages.values() if path in stage.outs)
 
     def md5(self, path: str) -> str:
         return str(self._once("md5", path, lineage.md5))

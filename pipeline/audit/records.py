@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ def stage_names(project: Project) -> Iterator[Row]:
         "recorded": project.recorded.keys() - LAST,
     }
     for name in sorted(names["declared"] - names["recorded"]):
-        yield judged(name, "stage", "never run: not in dvc.lock", "", "dvc.yaml, params.yaml")
+        row = judged("stage", "never run: not in dvc.lock", "", "dvc.yaml, params.yaml")
+        yield replace(row, stage=name)
     for name in sorted(names["recorded"] - names["declared"]):
         text = "left over: params.yaml no longer asks for it; not audited"
-        yield Row(stage=name, parameter="stage", value=text, where="dvc.lock", verdict="warning")
+        yield Row("stage", text, "dvc.lock", "warning", stage=name)
 
 
 def command(project: Project, stage: str) -> Iterator[Row]:
@@ -47,14 +49,13 @@ def command(project: Project, stage: str) -> Iterator[Row]:
     wanted, found = project.declared[stage], project.recorded[stage]
     where = "dvc.yaml, dvc.lock"
     changed = "" if wanted.cmd == found.cmd else f"dvc.yaml: {wanted.cmd}; dvc.lock: {found.cmd}"
-    yield judged(stage, "command", changed, found.cmd, where)
+    yield judged("command", changed, found.cmd, where)
     for kind, declared, recorded in (
         ("dependencies", wanted.deps, found.deps),
         ("outputs", wanted.outs, found.outs),
     ):
         differing = sorted(set(declared) ^ recorded.keys())
         yield judged(
-            stage,
             kind,
             f"in one file only: {', '.join(differing)}" if differing else "",
             counted(len(recorded), "path"),
@@ -71,7 +72,6 @@ def hashes(project: Project, stage: str) -> Iterator[Row]:
     code = {path: md5 for path, md5 in entry.deps.items() if path.split("/")[0] == CODE}
     faults = [path for path, md5 in code.items() if _differs(project, path, md5)]
     yield judged(
-        stage,
         "code",
         f"other than it was run: {', '.join(faults)}" if faults else "",
         counted(len(code), "path"),
@@ -90,7 +90,7 @@ def hashes(project: Project, stage: str) -> Iterator[Row]:
                 and (project.root / path).exists()
             ):
                 fault += f"; {discarding(project.root / path)}"
-            yield judged(stage, f"{role} {path}", fault, f"MD5 {md5[:12]}", "dvc.lock")
+            yield judged(f"{role} {path}", fault, f"MD5 {md5[:12]}", "dvc.lock")
 
 
 def _differs(project: Project, path: str, md5: str) -> str:
@@ -131,12 +131,10 @@ def parameters(project: Project, stage: str) -> Iterator[Row]:
         problem = (
             "; ".join(f"{where}: {_shown(value)}" for where, value in places) if differing else ""
         )
-        yield judged(stage, key, problem, _shown(written.get(key)), ", ".join(found))
+        yield judged(key, problem, _shown(written.get(key)), ", ".join(found))
     for key, where, value in held:
         if key not in recorded:
-            yield judged(
-                stage, key, f"{where}: {_shown(value)}; dvc.lock: no such parameter", "", where
-            )
+            yield judged(key, f"{where}: {_shown(value)}; dvc.lock: no such parameter", "", where)
 
 
 def held_parameters(project: Project, stage: str) -> Held:

@@ -22,7 +22,7 @@ from pipeline.networks.device import threads_of
 Counts = NDArray[np.int64]  # of images, by class
 
 
-def robust_results(project: Project, stage: str, path: str) -> Iterator[Row]:
+def robust_results(project: Project, path: str) -> Iterator[Row]:
     """Check each robust accuracy against its sample, its classes and the other ones.
 
     Only an attack can tell whether the accuracy itself is right.
@@ -30,7 +30,6 @@ def robust_results(project: Project, stage: str, path: str) -> Iterator[Row]:
     results, labels = project.metrics(path)["robust"], _labels(project)
     differing = sorted(results.keys() ^ labels.keys())
     yield judged(
-        stage,
         "robust accuracies",
         f"in one place only: {', '.join(differing)}" if differing else "",
         f"{len(results)}, those that params.yaml asks for",
@@ -40,11 +39,10 @@ def robust_results(project: Project, stage: str, path: str) -> Iterator[Row]:
         problem = _inconsistent(results[name], labels[name], len(project.class_names))
         value = f"{results[name]['accuracy']:.4f}: only `audit --robust` attacks again"
         yield Row(
-            stage=stage,
-            parameter=f"robust accuracy, {name}",
-            value=problem or value,
-            where=path,
-            verdict="FAILED" if problem else "not checked",
+            f"robust accuracy, {name}",
+            problem or value,
+            path,
+            "FAILED" if problem else "not checked",
         )
     settings = project.settings.evaluate
     if settings.ensemble is not None:
@@ -56,9 +54,8 @@ def robust_results(project: Project, stage: str, path: str) -> Iterator[Row]:
             for key in ("attack", "eps", "left_out")
             if found.get(key) != wanted.get(key)
         ]
-        yield judged(stage, f"settings of {name}", "; ".join(differing), wanted["attack"], path)
+        yield judged(f"settings of {name}", "; ".join(differing), wanted["attack"], path)
     yield judged(
-        stage,
         "worst against the attacks",
         _wrong_worst(results, labels),
         f"{results[WORST]['accuracy']:.4f}, as the others allow",
@@ -66,9 +63,9 @@ def robust_results(project: Project, stage: str, path: str) -> Iterator[Row]:
     )
 
 
-def attacked_again(project: Project, stage: str, path: str) -> Iterator[Row]:
+def attacked_again(project: Project, path: str) -> Iterator[Row]:
     """Judge the model again with all attacks, and compare everything that they found."""
-    entry, metrics = project.recorded[stage], project.metrics(path)
+    entry, metrics = project.made(path), project.metrics(path)
     (model,) = project.checkpoints(entry.deps)
     with threads_of(str(metrics.get("processor"))):
         again = judgement.judge(
@@ -89,13 +86,7 @@ def attacked_again(project: Project, stage: str, path: str) -> Iterator[Row]:
             verdict, difference = "ok", f"{result['accuracy']:.4f}"
         elif near and others:
             verdict, difference = "not comparable", f"{difference}; {others}"
-        yield Row(
-            stage=stage,
-            parameter=f"attacked again, {name}",
-            value=difference,
-            where=f"{path}, {model}",
-            verdict=verdict,
-        )
+        yield Row(f"attacked again, {name}", difference, f"{path}, {model}", verdict)
     grid, curves = (
         next(out for out in entry.outs if Path(out).name == name)
         for name in ("grid.csv", "curves.csv")
@@ -110,7 +101,7 @@ def attacked_again(project: Project, stage: str, path: str) -> Iterator[Row]:
         if earlier != now:
             verdict = "not comparable" if others else "FAILED"
             value = f"differs from the recorded one; {others}".removesuffix("; ")
-        yield Row(stage=stage, parameter=f"{name} again", value=value, where=where, verdict=verdict)
+        yield Row(f"{name} again", value, where, verdict)
 
 
 def _labels(project: Project) -> dict[str, NDArray[np.int64]]:

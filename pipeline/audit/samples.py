@@ -65,14 +65,14 @@ def sample_of(clean: store.ImageSet, images: store.ImageSet, settings: Document)
     )
 
 
-def checks(project: Project, stage: str, path: str, model: str, sample: Sample) -> Iterator[Row]:
+def checks(project: Project, path: str, model: str, sample: Sample) -> Iterator[Row]:
     """Show the sample's images to their source model again, and attack their originals again."""
     where = f"{path} (rows {sample.rows.start} to {sample.rows.stop - 1})"
-    yield fooled_again(project, stage, path, model, sample)
-    yield _attacked_again(project, stage, path, project.network(model), sample, where)
+    yield fooled_again(project, path, model, sample)
+    yield _attacked_again(project, path, project.network(model), sample, where)
 
 
-def fooled_again(project: Project, stage: str, path: str, model: str, sample: Sample) -> Row:
+def fooled_again(project: Project, path: str, model: str, sample: Sample) -> Row:
     """Show the sample's images to the model that their `fooled` flags describe."""
     stored, network = sample.stored, project.network(model)
     assert stored.fooled is not None
@@ -82,11 +82,11 @@ def fooled_again(project: Project, stage: str, path: str, model: str, sample: Sa
     )
     problem = sample.compare(((margins <= 0) != stored.fooled) & (np.abs(margins) > TIGHT))
     value = f"{(margins <= 0).mean():.2%} of {len(stored)} images, each as stored"
-    return judged(stage, "fooled again", problem, value, f"{where}, {model}")
+    return judged("fooled again", problem, value, f"{where}, {model}")
 
 
 def _attacked_again(
-    project: Project, stage: str, path: str, network: models.ResNet, sample: Sample, where: str
+    project: Project, path: str, network: models.ResNet, sample: Sample, where: str
 ) -> Row:
     """Make the sample's images again and compare them with the stored ones.
 
@@ -96,7 +96,7 @@ def _attacked_again(
     attributes, settings, what = project.images(path).attributes, project.settings, "attacked again"
     if attributes["device"] != project.device.type:
         text = f"made on {attributes['device']}, this is {project.device.type}"
-        return Row(stage=stage, parameter=what, value=text, where=where, verdict="not comparable")
+        return Row(what, text, where, "not comparable")
     spec = settings.attacks[str(attributes["attack"])]
 
     with threads_of(str(attributes.get("processor"))):
@@ -105,13 +105,13 @@ def _attacked_again(
     problem = sample.compare(shares > SAME[project.device.type])
     if problem and others:
         text = f"{problem}; {others}"
-        return Row(stage=stage, parameter=what, value=text, where=where, verdict="not comparable")
+        return Row(what, text, where, "not comparable")
     same = (
         "the same bytes"
         if not shares.any()
         else f"{shares.mean():.2%} of their values differ, as sums on a GPU do"
     )
-    return judged(stage, what, problem, f"{len(sample.rows)} images, {same}", where)
+    return judged(what, problem, f"{len(sample.rows)} images, {same}", where)
 
 
 def _differing(

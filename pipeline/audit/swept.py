@@ -24,22 +24,20 @@ from pipeline.networks import scores
 Line = dict[str, Any]
 
 
-def sweeps(project: Project, stage: str, path: str) -> Iterator[Row]:
+def sweeps(project: Project, path: str) -> Iterator[Row]:
     """Check the grid and the curves of one model, and that the pictures show them."""
-    outs = {Path(out).name: out for out in project.recorded[stage].outs}
+    outs = {Path(out).name: out for out in project.made(path).outs}
     metrics = project.metrics(path)
     grid, curves = (lines_of(project.root / outs[name]) for name in ("grid.csv", "curves.csv"))
     yield judged(
-        stage,
         "grid",
         "; ".join(list(_wrong_grid(project, grid, metrics["grid"]))[:2]),
         f"{len(grid)} lines, as the metrics have them",
         f"{outs['grid.csv']}, {path}",
     )
     yield judged(
-        stage,
         "curves",
-        "; ".join(list(_wrong_curves(project, stage, curves, metrics["diagnostics"]))[:2]),
+        "; ".join(list(_wrong_curves(project, path, curves, metrics["diagnostics"]))[:2]),
         f"{len(curves)} lines, as the metrics have them",
         f"{outs['curves.csv']}, {path}",
     )
@@ -48,22 +46,16 @@ def sweeps(project: Project, stage: str, path: str) -> Iterator[Row]:
         pictures.draw(Path(folder), Path(path).stem, grid, curves, threat)
         for name in pictures.NAMES:
             differs = _pixels(Path(folder, name)) != _pixels(project.root / outs[name])
-            yield _picture(stage, outs[name], differs, metrics)
+            yield _picture(outs[name], differs, metrics)
 
 
-def _picture(stage: str, path: str, differs: bool, metrics: Mapping[str, Any]) -> Row:
+def _picture(path: str, differs: bool, metrics: Mapping[str, Any]) -> Row:
     key, here, table = "versions.matplotlib", version("matplotlib"), path.replace(".png", ".csv")
     if differs and metrics.get(key) != here:
         text = f"other pixels; made with {key} {metrics.get(key)} (here {here})"
-        return Row(
-            stage=stage,
-            parameter=f"picture {Path(path).name}",
-            value=text,
-            where=path,
-            verdict="not comparable",
-        )
+        return Row(f"picture {Path(path).name}", text, path, "not comparable")
     problem = f"not the picture of {table}" if differs else ""
-    return judged(stage, f"picture {Path(path).name}", problem, f"that of {table}", path)
+    return judged(f"picture {Path(path).name}", problem, f"that of {table}", path)
 
 
 def _pixels(path: Path) -> tuple[tuple[int, int], bytes]:
@@ -144,7 +136,7 @@ def _wrong_joint(name: str, accuracy: float, others: Sequence[float]) -> Iterato
 
 
 def _wrong_curves(
-    project: Project, stage: str, lines: Sequence[Line], recorded: Mapping[str, Any]
+    project: Project, path: str, lines: Sequence[Line], recorded: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yield what is wrong with the curves, or with the checks that are made from them."""
     settings, block = project.settings.evaluate, judged_images(project, project.clean)
@@ -166,7 +158,7 @@ def _wrong_curves(
     for name in ("eps", "restarts"):
         if accuracy[name] != sorted(accuracy[name], reverse=True):
             yield f"{name}: the accuracy rises, although a lost image stays lost"
-    (model,) = project.checkpoints(project.recorded[stage].deps)
+    (model,) = project.checkpoints(project.made(path).deps)
     margins = margins_of(
         project.network(model),
         block.images[rows],

@@ -22,19 +22,13 @@ from pipeline.networks.params import Model
 from pipeline.train.history import Keep, kept_epoch, more_accurate
 
 
-def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
+def trained_model(project: Project, path: str) -> Iterator[Row]:
     """Check that a checkpoint came from the sets and the model that its stage read.
 
     Also check that no held-out image is among the training rows.
     """
-    entry, checkpoint = project.recorded[stage], project.checkpoint(path)
-    yield Row(
-        stage=stage,
-        parameter="model",
-        value=f"SHA-256 {project.sha256(path)}",
-        where=path,
-        verdict="ok",
-    )
+    entry, checkpoint = project.made(path), project.checkpoint(path)
+    yield Row("model", f"SHA-256 {project.sha256(path)}", path, "ok")
     mix = project.settings.mix_of(Path(path).stem)
     stored = project.adversarial(entry.deps).items()
     sets = {CLEAN: project.clean, **{name: source for name, source in stored if name in mix}}
@@ -46,8 +40,8 @@ def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
     for model in {project.attacked(source) for name, source in sets.items() if "-" in name}:
         origins[f"source.{Path(model).stem}.sha256"] = (model, project.sha256(model))
     for key, (source, value) in origins.items():
-        yield matches(stage, f"made from {source}", checkpoint.provenance.get(key), value, path)
-    yield _pretrained(project, stage, path, checkpoint)
+        yield matches(f"made from {source}", checkpoint.provenance.get(key), value, path)
+    yield _pretrained(project, path, checkpoint)
     original = project.rows(project.clean)
     for name, source in sets.items():
         rows = project.rows(source)
@@ -58,42 +52,39 @@ def trained_model(project: Project, stage: str, path: str) -> Iterator[Row]:
             else ""
         )
         yield judged(
-            stage,
             f"training rows of {name}",
             fault,
             f"{(rows.split == 0).sum()}, no held-out image",
             source,
         )
-    yield _best_epoch(project, stage, path, checkpoint)
+    yield _best_epoch(project, path, checkpoint)
 
 
-def _pretrained(project: Project, stage: str, path: str, checkpoint: networks.Checkpoint) -> Row:
+def _pretrained(project: Project, path: str, checkpoint: networks.Checkpoint) -> Row:
     """Check that training began with the weights that params.yaml names."""
     settings, name, recorded = project.settings, Path(path).stem, checkpoint.provenance
     start = settings.online[name].start if name in settings.online else settings.model
     if name in settings.finetuned or not isinstance(start, Model):
         problem = "recorded weights of its own" if "weights" in recorded else ""
-        return judged(stage, "weights", problem, "the parent's", path)
+        return judged("weights", problem, "the parent's", path)
     wanted = start.weights or "none"
     if recorded.get("weights") != wanted:
         problem = f"recorded {recorded.get('weights')}, {params.FILE}: {wanted}"
-        return judged(stage, "weights", problem, "", path)
+        return judged("weights", problem, "", path)
     file, sha256 = networks.weights_file(start), str(recorded.get("weights.sha256", ""))
     if file is None:
         problem = f"recorded SHA-256 {sha256}, {params.FILE}: none" if sha256 else ""
-        return judged(stage, "weights", problem, "none, from scratch", path)
+        return judged("weights", problem, "none, from scratch", path)
     file = project.root / file
     if not file.is_file():
         missing = f"{file.name} is not here"
-        return Row(
-            stage=stage, parameter="weights", value=missing, where=path, verdict="not comparable"
-        )
-    return matches(stage, "weights", sha256, files.sha256(file), path)
+        return Row("weights", missing, path, "not comparable")
+    return matches("weights", sha256, files.sha256(file), path)
 
 
-def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Checkpoint) -> Row:
+def _best_epoch(project: Project, path: str, checkpoint: networks.Checkpoint) -> Row:
     """Check that the kept epoch is the one that the recipe's rule chooses from the history."""
-    (history,) = [out for out in project.recorded[stage].outs if Path(out).name == "history.csv"]
+    (history,) = [out for out in project.made(path).outs if Path(out).name == "history.csv"]
     with (project.root / history).open(encoding="utf-8", newline="") as file:
         rows = [{key: float(value) for key, value in line.items()} for line in csv.DictReader(file)]
     epoch, score = (
@@ -111,11 +102,7 @@ def _best_epoch(project: Project, stage: str, path: str, checkpoint: networks.Ch
         )
     )
     return judged(
-        stage,
-        "best epoch",
-        problem,
-        f"{epoch}, validation accuracy {score:.4f}",
-        f"{path}, {history}",
+        "best epoch", problem, f"{epoch}, validation accuracy {score:.4f}", f"{path}, {history}"
     )
 
 
@@ -129,7 +116,7 @@ def _rule(project: Project, model: str) -> Keep:
     return epoch_score.keep(recipe, n_val, settings.selection)
 
 
-def submission(project: Project, stage: str, path: str) -> Iterator[Row]:
+def submission(project: Project, path: str) -> Iterator[Row]:
     """Check that the submission file holds exactly the tensors of the model to export.
 
     `export.model` names that model, or the ranking does, which is made again.
@@ -155,7 +142,6 @@ def submission(project: Project, stage: str, path: str) -> Iterator[Row]:
         else ""
     )
     yield judged(
-        stage,
         "submission",
         fault,
         f"SHA-256 {project.sha256(path)}, the tensors of {model}",

@@ -363,7 +363,7 @@ def test_a_set_is_attacked_again_with_as_many_threads_as_it_records(folder, monk
 
     monkeypatch.setattr(samples.generation, "attacked_again", rounding)
     with threads_of(f"{before + 1} threads"):
-        rows = adversarial_set(project.Project(folder, CPU), "generate@clean-pgd", PGD)
+        rows = adversarial_set(project.Project(folder, CPU), PGD)
         (row,) = (row for row in rows if row.parameter == "attacked again")
     assert row.verdict == "ok"
     assert row.value.endswith("the same bytes")
@@ -378,10 +378,7 @@ def test_a_few_values_of_an_attack_may_differ_on_a_gpu(folder, monkeypatch, shar
 
     for shard in ("00000.h5", "00001.h5", "00002.h5"):
         spoil(folder, f"{PGD}/{shard}", "images", move, rehash=True)
-    rows = {
-        row.parameter: row
-        for row in adversarial_set(project.Project(folder, CPU), "generate@clean-pgd", PGD)
-    }
+    rows = {row.parameter: row for row in adversarial_set(project.Project(folder, CPU), PGD)}
     assert rows["attacked again"].verdict == verdict
     assert (
         "12.50% of their values differ" if verdict == "ok" else "rows, the first is row"
@@ -910,7 +907,7 @@ def test_only_attacking_again_finds_a_consistent_forgery(made, folder):
     assert found["attacked again, pgd"].verdict == "FAILED"
     spoil_metrics(folder, lambda metrics: metrics.update(processor="another"))
     opened = project.Project(folder, CPU)
-    rows = list(robustness.attacked_again(opened, "evaluate@robust", "metrics/robust.json"))
+    rows = list(robustness.attacked_again(opened, "metrics/robust.json"))
     assert {row.parameter: row.verdict for row in rows}["attacked again, pgd"] == "FAILED", (
         "no other processor finds so much more"
     )
@@ -926,10 +923,7 @@ def test_what_another_processor_found_nearly_again_is_not_comparable(folder, mon
     metrics = {**recorded, "robust": robust, "grid": grid}
     judgement = robustness.judgement.Judgement(metrics=metrics, confusion=[], grid=[], curves=[])
     monkeypatch.setattr(robustness.judgement, "judge", lambda *_: judgement)
-    rows = {
-        row.parameter: row
-        for row in robustness.attacked_again(opened, "evaluate@robust", "metrics/robust.json")
-    }
+    rows = {row.parameter: row for row in robustness.attacked_again(opened, "metrics/robust.json")}
     assert rows["attacked again, pgd"].verdict == "not comparable"
     for name in ("grid", "grid.csv", "curves.csv"):
         assert rows[f"{name} again"].verdict == "not comparable"
@@ -1117,7 +1111,7 @@ def test_what_another_kind_of_device_made_is_not_compared(folder):
             return found
 
     elsewhere = Elsewhere(folder, CPU)
-    rows = {row.parameter: row for row in adversarial_set(elsewhere, "generate@clean-pgd", PGD)}
+    rows = {row.parameter: row for row in adversarial_set(elsewhere, PGD)}
     assert rows["attacked again"].verdict == "not comparable"
     assert rows["attacked again"].value == "made on cuda, this is cpu"
 
@@ -1187,7 +1181,7 @@ def test_pretrained_weights_are_held_to_their_file(folder):
         opened = project.Project(folder, CPU)
         checkpoint = opened.checkpoint("models/clean.safetensors")
         checkpoint.provenance.update(provenance)
-        found = trained._pretrained(opened, "train_clean", "models/clean.safetensors", checkpoint)
+        found = trained._pretrained(opened, "models/clean.safetensors", checkpoint)
         return found.verdict, found.value
 
     assert row() == ("ok", "none, from scratch")
