@@ -66,7 +66,7 @@ def choose(nodes: list[dict[str, Any]]) -> Slot:
     if _takes_gpus(resources):
         return Slot("cuda", 1)
     most = max((int(node.get("CPU", 0)) for node in resources), default=0)
-    cores = _asked(CORES) or max(1, min(USUAL_CORES, most))
+    cores = asked(CORES) or max(1, min(USUAL_CORES, most))
     if cores > most:
         raise InputError(
             f"{CORES}: a task of {cores} cores fits on no node (the largest has {most})."
@@ -83,11 +83,11 @@ def for_training(nodes: list[dict[str, Any]]) -> tuple[Slot, int]:
     1 on, for a device that no node has, and where no node has a core.
     """
     resources = _alive(nodes)
-    asked = _asked(WORKERS)
+    n_asked = asked(WORKERS)
     if _takes_gpus(resources):
-        return Slot("cuda", 1), asked or sum(int(node.get("GPU", 0)) for node in resources)
+        return Slot("cuda", 1), n_asked or sum(int(node.get("GPU", 0)) for node in resources)
     cores = [int(node.get("CPU", 0)) for node in resources]
-    n_workers = asked or sum(count > 0 for count in cores)
+    n_workers = n_asked or sum(count > 0 for count in cores)
     if not any(cores):
         raise InputError(
             f"{VARIABLE}: no node has a core yet. Wait for the nodes; `ray status` shows them."
@@ -119,7 +119,11 @@ def _takes_gpus(resources: list[dict[str, float]]) -> bool:
     return has_gpus and device != "cpu"
 
 
-def _asked(variable: str) -> int | None:
+def asked(variable: str) -> int | None:
+    """Return the number that an environment variable gives, or None where it is not set.
+
+    Raises InputError for another value than a whole number from 1 on.
+    """
     text = os.environ.get(variable, "")
     if not text:
         return None

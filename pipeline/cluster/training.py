@@ -16,6 +16,7 @@ from pipeline import networks
 from pipeline.base import console, files, params
 from pipeline.base.errors import InputError
 from pipeline.cluster import connection, freight, launch, slots, worker
+from pipeline.networks import device
 from pipeline.networks.params import Model
 
 FAILURES = 3  # in a row, without new unfinished work
@@ -41,7 +42,10 @@ def train(
     for the workers.
     """
     name = connection.wanted()
-    if name is None:
+    # One machine without GPUs is one worker, which needs no Ray.
+    if name is None or (
+        name == "local" and not slots.asked(slots.WORKERS) and device.choose().type == "cpu"
+    ):
         return work(args)
     with connection.connected(name):
         import ray

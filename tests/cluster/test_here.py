@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch
 from pipeline import cluster
 from pipeline.base import console
 from pipeline.base.errors import InputError
-from pipeline.cluster import connection, freight, slots
+from pipeline.cluster import connection, freight, slots, training
 from tests.cluster.job import Square
 
 CPU = torch.device("cpu")
@@ -58,6 +60,16 @@ def test_a_missing_ray_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(connection.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match="Ray is not installed. Run `make cluster`."):
         cluster.wanted()
+
+
+def test_one_machine_without_gpus_trains_without_ray(monkeypatch):
+    monkeypatch.setenv(connection.VARIABLE, "local")
+    monkeypatch.setenv("PIPELINE_DEVICE", "cpu")
+    monkeypatch.delenv(slots.WORKERS, raising=False)
+    monkeypatch.setattr(connection.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(connection, "connected", None)
+    done = training.train(lambda args: args.text, Namespace(text="done"), inputs=[], outputs=[])
+    assert done == "done"
 
 
 def test_a_slot_is_a_gpu_or_some_cores(monkeypatch):
@@ -133,3 +145,14 @@ def test_another_number_of_workers_is_refused(monkeypatch, value):
     monkeypatch.setenv(slots.WORKERS, value)
     with pytest.raises(InputError, match="PIPELINE_TRAIN_WORKERS: expected a whole number from 1"):
         slots.for_training([node(CPU=4.0)])
+
+
+def test_unfinished_work_in_a_folder_is_not_sent(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(freight, "_packed", lambda _, place: freight.File(str(place), []))
+    for name in ("data/fgsm/00000.h5", "data/.pgd.0123.part/00000.h5"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).touch()
+    sent = [each.path for each in freight.packed([Path("data"), Path("data/.pgd.0123.part")])]
+    finished, unfinished = ["data/fgsm", "data/fgsm/00000.h5"], "data/.pgd.0123.part"
+    assert sent == ["data", *finished, unfinished, f"{unfinished}/00000.h5"]

@@ -127,14 +127,3 @@ def test_files_outside_the_project_are_refused(tmp_path, monkeypatch):
     assert freight.inside(tmp_path / "a/b") == Path("a/b")
     with pytest.raises(InputError, match="outside the project's folder .* move it there"):
         freight.inside(tmp_path.parent / "x")
-
-
-def test_unfinished_work_in_a_folder_is_not_sent(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(freight, "_packed", lambda _, place: freight.File(str(place), []))
-    for name in ("data/fgsm/00000.h5", "data/.pgd.0123.part/00000.h5"):
-        Path(name).parent.mkdir(parents=True)
-        Path(name).touch()
-    sent = [each.path for each in freight.packed([Path("data"), Path("data/.pgd.0123.part")])]
-    finished, unfinished = ["data/fgsm", "data/fgsm/00000.h5"], "data/.pgd.0123.part"
-    assert sent == ["data", *finished, unfinished, f"{unfinished}/00000.h5"]
