@@ -3,7 +3,6 @@
 Networks run again on all judged images. Every check takes a project and yields rows.
 """
 
-import csv
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline import networks
 from pipeline.audit.margins import TIGHT, guesses_of, margins_of
 from pipeline.audit.project import Project, Row, judged, matches
-from pipeline.base import store
+from pipeline.base import files, store
 from pipeline.base.values import CLEAN, MIXED
 from pipeline.base.words import counted
 from pipeline.evaluate import judgement
@@ -130,8 +129,8 @@ def _confusion(project: Project, out: str, model: str) -> Row:
     guesses, leads = guesses_of(
         project.network(model), block.images, networks.BATCH_SIZE, project.device
     )
-    with (project.root / out).open(encoding="utf-8", newline="") as file:
-        lines = [(line["actual"], line["predicted"]) for line in csv.DictReader(file)]
+    read = files.read_csv(project.root / out)
+    lines = [(line["actual"], line["predicted"]) for line in read]
     wanted = [
         (names[label], names[guess]) for label, guess in zip(block.labels, guesses, strict=True)
     ]

@@ -3,7 +3,6 @@
 Nothing is attacked. Every check takes a project and yields rows.
 """
 
-import csv
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from pipeline import networks
 from pipeline.audit.evaluated import judged_images
 from pipeline.audit.margins import TIGHT, margins_of
 from pipeline.audit.project import Project, Row, judged
+from pipeline.base import files
 from pipeline.evaluate import pictures
 from pipeline.evaluate.sweeps import WORST, guesses
 from pipeline.networks import scores
@@ -65,8 +65,7 @@ def _pixels(path: Path) -> tuple[tuple[int, int], bytes]:
 
 def lines_of(path: Path) -> list[Line]:
     """Return the lines of a CSV file, with numbers where they are numbers."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{key: _value(text) for key, text in line.items()} for line in csv.DictReader(file)]
+    return [{key: _value(text) for key, text in line.items()} for line in files.read_csv(path)]
 
 
 def _value(text: str) -> int | float | str:

@@ -3,7 +3,6 @@
 Every check takes a project and yields rows.
 """
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,20 +84,20 @@ def _pretrained(project: Project, path: str, checkpoint: networks.Checkpoint) ->
 def _best_epoch(project: Project, path: str, checkpoint: networks.Checkpoint) -> Row:
     """Check that the kept epoch is the one that the recipe's rule chooses from the history."""
     (history,) = [out for out in project.made(path).outs if Path(out).name == "history.csv"]
-    with (project.root / history).open(encoding="utf-8", newline="") as file:
-        rows = [{key: float(value) for key, value in line.items()} for line in csv.DictReader(file)]
+    found = files.read_csv(project.root / history)
+    rows = [{key: float(value) for key, value in line.items()} for line in found]
     epoch, score = (
         int(checkpoint.provenance["best.epoch"]),
         float(checkpoint.provenance["best.val_accuracy"]),
     )
-    found = kept_epoch(rows, _rule(project, Path(path).stem))
-    agrees = epoch == found["epoch"] and abs(score - found["val_accuracy"]) < 1e-6
+    kept = kept_epoch(rows, _rule(project, Path(path).stem))
+    agrees = epoch == kept["epoch"] and abs(score - kept["val_accuracy"]) < 1e-6
     problem = (
         ""
         if agrees
         else (
-            f"recorded epoch {epoch} with {score:.6f}, history: epoch {found['epoch']:.0f} with "
-            f"{found['val_accuracy']:.6f}"
+            f"recorded epoch {epoch} with {score:.6f}, history: epoch {kept['epoch']:.0f} with "
+            f"{kept['val_accuracy']:.6f}"
         )
     )
     return judged(

@@ -67,6 +67,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     write_bytes(path, text.getvalue().encode())
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a file as text. Raises OSError and ValueError for what cannot be read."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def require_space(folder: Path, n_bytes: int, what: str) -> None:
     """Raise InputError unless the disk of a folder has room for `n_bytes` bytes.
 

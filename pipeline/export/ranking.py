@@ -3,13 +3,13 @@
 The worst FGSM and the worst PGD of a model's grid stand for a grader whose attack is not known.
 """
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.export.params import AUTO, Export
 
@@ -119,11 +119,10 @@ def read_grids(plots: Path, models: Sequence[str]) -> dict[str, list[Result]]:
 def _read(path: Path) -> list[Result]:
     numbers = ("eps", "accuracy", "low95", "high95")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [
-                {"guess": row["guess"], **{key: float(row[key]) for key in numbers}}
-                for row in csv.DictReader(file)
-            ]
+        return [
+            {"guess": row["guess"], **{key: float(row[key]) for key in numbers}}
+            for row in files.read_csv(path)
+        ]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path}: cannot be read; `dvc repro` makes it") from error
 

@@ -1,6 +1,5 @@
 """Read what the evaluations and trainings wrote."""
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.audit.project import Project
+from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.base.values import MIXED
 from pipeline.export import ranking
@@ -73,11 +73,10 @@ class Results:
         """
         path = self.project.root / "plots" / model / f"{name}.csv"
         try:
-            with path.open(encoding="utf-8", newline="") as file:
-                return [
-                    {key: _value(key, text) for key, text in row.items()}
-                    for row in csv.DictReader(file)
-                ]
+            return [
+                {key: _value(key, text) for key, text in row.items()}
+                for row in files.read_csv(path)
+            ]
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read; `dvc repro` makes it") from error
 
