@@ -43,7 +43,6 @@ def restore(
     back from DVC's cache, and small ones from `small`. (`persist: true` would keep small ones too.
     But DVC would then never take such a stage from its run cache: it would train again.)
     """
-    write_missing(small)
     ended = recorded()
     incomplete = [
         Path(out)
@@ -52,7 +51,7 @@ def restore(
         for out in ended[name].outs
     ]
     for path, content in small.items():
-        if any(path.is_relative_to(out) for out in incomplete):
+        if not path.exists() or any(path.is_relative_to(out) for out in incomplete):
             files.write_bytes(path, content)
     outs = [
         str(out) for out in incomplete if not any(out.is_relative_to(kept) for kept in UNCACHED)

@@ -103,6 +103,8 @@ def test_results_of_a_stage_that_did_not_end_are_restored_together(folder):
         shutil.rmtree(folder / "data/refreshed/refreshed")
         history = folder / "plots/refreshed/history.csv"
         tiny_project.replace(history, lambda new: new.write_text("of the run that did not end"))
+        grid = folder / "plots/clean/grid.csv"  # of a stage whose other results are small, too
+        tiny_project.replace(grid, lambda new: new.write_text("of the run that did not end"))
         for lost in ("metrics/clean.json", "report/audit.json"):
             (folder / lost).unlink()
         assert earlier.restore(stages, small, repro.environment()) == []

@@ -44,6 +44,9 @@ RECIPES: dict[str, tuple[str, Entry]] = {
     "refreshed + more clean": _refreshed(mix=HIGHER_LR["mix"]),
     "refreshed + more clean, lr 0.1": _refreshed(**HIGHER_LR),
     "refreshed + more clean, lr 0.1 + trades": _refreshed(**HIGHER_LR, loss="trades", beta=6.0),
+    "refreshed + more clean, lr 0.1 + trades, beta 3": _refreshed(
+        **HIGHER_LR, loss="trades", beta=3.0
+    ),
     "refreshed + more clean, lr 0.1 + smoothing": _refreshed(**HIGHER_LR, label_smoothing=0.4),
     "refreshed + more clean, lr 0.1, 1.2 of the epochs": _refreshed(**HIGHER_LR, epochs=1.2),
     "refreshed + more clean, lr 0.1, 0.6 of the epochs": _refreshed(**HIGHER_LR, epochs=0.6),
