@@ -1185,6 +1185,11 @@ def test_pretrained_weights_are_held_to_their_file(folder):
         return found.verdict, found.value
 
     assert row() == ("ok", "none, from scratch")
+    opened = project.Project(folder, CPU)
+    checkpoint = opened.checkpoint("models/clean.safetensors")
+    del checkpoint.provenance["weights"]
+    found = trained._pretrained(opened, "models/clean.safetensors", checkpoint)
+    assert (found.verdict, found.value) == ("FAILED", "recorded None, params.yaml: none")
     assert row(**{"weights.sha256": "1"}) == ("FAILED", "recorded SHA-256 1, params.yaml: none")
     assert row(weights=own_weights) == ("FAILED", f"recorded {own_weights}, params.yaml: none")
     change_params(folder, lambda params: params["model"].update(weights=own_weights))

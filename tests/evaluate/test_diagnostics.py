@@ -5,6 +5,7 @@ Each is checked against its verdict.
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -277,3 +278,17 @@ def test_a_network_that_guesses_is_never_called_well_tested(bench):
     metrics = bench.judge(guessing)
     assert metrics["clean"]["accuracy"] < 0.2
     assert metrics["diagnostics"]["verdict"] == "near chance"
+
+
+def test_further_restarts_start_at_random_where_the_threat_does_not(monkeypatch):
+    tried = {}
+
+    def withstands(target, block, attack, text, found, *, earlier):
+        tried[text.removeprefix("check: ")] = attack.parameters["random_start"]
+        return SimpleNamespace(standing=found)
+
+    monkeypatch.setattr(diagnostics.whitebox, "withstands", withstands)
+    threat = Threat.model_validate({**PGD, "random_start": False})
+    curves = SimpleNamespace(restarts=3, steps=[20])
+    diagnostics.converged(None, None, np.ones(4, dtype=bool), threat, curves)
+    assert tried == {"more_steps_find_more": False, "more_restarts_find_more": True}

@@ -26,6 +26,8 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
 def test_a_gpu_trains_in_what_its_generation_multiplies(monkeypatch, capability, asked, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert precision.precision_for(asked, GPU) == expected
+    attacked = torch.bfloat16 if expected == "bf16" else torch.float32
+    assert precision.dtype_for(asked, GPU) == attacked
 
 
 @pytest.mark.parametrize(("multiplies", "expected"), [(True, "bf16"), (False, "fp32")])
