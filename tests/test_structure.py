@@ -153,6 +153,7 @@ def test_only_the_audit_and_the_run_import_dvc():
     [
         (("prepare.__main__", "base.store", "document"), "torch"),
         (("train.__main__", "harden.finetune"), "torchattacks"),
+        (("generate.__main__", "evaluate.__main__", "report.__main__"), "torch._dynamo"),
     ],
 )
 def test_commands_do_not_wait_for_libraries_they_do_not_need(commands, spared):

@@ -13,13 +13,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision import models
 
 from pipeline import document, networks
 from pipeline.audit import lineage
 from pipeline.base import files, params, store
 from pipeline.base.errors import InputError
 from pipeline.base.values import CLEAN
+from pipeline.networks.torchvision_models import models
 
 LAST = {"audit", "report"}  # the stages that run last; an audit looks at what was there before
 Verdict = Literal["ok", "not checked", "warning", "not comparable", "FAILED"]

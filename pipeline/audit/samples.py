@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torchvision import models
 
 from pipeline.attacks.params import Attack
 from pipeline.audit.elsewhere import made_elsewhere
@@ -17,6 +16,7 @@ from pipeline.base import store
 from pipeline.document import Document
 from pipeline.generate import generation
 from pipeline.networks.device import threads_of
+from pipeline.networks.torchvision_models import models
 
 SAMPLE = 128  # images attacked again per adversarial set, in whole batches
 # The largest share of an image's values that may differ when it is attacked again. A GPU adds in no

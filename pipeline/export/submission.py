@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision import models
 
 from pipeline import networks
 from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.base.store import Block
+from pipeline.networks.torchvision_models import models
 
 
 def export(checkpoint: networks.Checkpoint, val: Block, out: Path) -> float:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torchvision import models
 
 from pipeline import attacks, networks
 from pipeline.attacks.params import Attack, Generate
@@ -17,6 +16,7 @@ from pipeline.base.values import Spread
 from pipeline.networks import matrix_products
 from pipeline.networks.memory_fit import InParts
 from pipeline.networks.precision import tensor_floats
+from pipeline.networks.torchvision_models import models
 
 
 class Run(NamedTuple):

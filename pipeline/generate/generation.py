@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision import models
 
 from pipeline import attacks, networks
 from pipeline.attacks.params import Attack, Generate
@@ -19,6 +18,7 @@ from pipeline.cluster import Here, Workers
 from pipeline.generate.attacker import Attacking, Run, batches
 from pipeline.networks.device import multiplies_bfloat16
 from pipeline.networks.precision import recorded
+from pipeline.networks.torchvision_models import models
 
 # Images on which both precisions are tried: this share of the set, within these bounds.
 SAMPLE_SHARE, SAMPLE = 0.05, (256, 1024)

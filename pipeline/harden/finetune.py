@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torchvision import models
 
 from pipeline import attacks, networks
 from pipeline.base import console, files, params, store
@@ -19,6 +18,7 @@ from pipeline.cluster import training
 from pipeline.harden import epoch_score, moving_target, refreshed_batches, refreshed_sets
 from pipeline.harden.params import Finetune, FinetuneParams
 from pipeline.networks import device, precision
+from pipeline.networks.torchvision_models import models
 from pipeline.train import augmentation, checkpointed, mixing
 
 

@@ -2,12 +2,12 @@
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 from pipeline import networks
 from pipeline.networks import matrix_products
 from pipeline.networks.captured import captured, graphs_for
 from pipeline.networks.memory_fit import InParts
+from pipeline.networks.torchvision_models import models
 
 
 class Target:

@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 
 from torch import Tensor
-from torchvision import models
 
 from pipeline import networks
 from pipeline.base import store
 from pipeline.harden import params
+from pipeline.networks.torchvision_models import models
 
 BATCH = 256  # images per forward pass
 

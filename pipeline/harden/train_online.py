@@ -5,8 +5,6 @@ The adversarial images are made from the clean image set.
 
 from argparse import Namespace
 
-from torchvision import models
-
 from pipeline import networks
 from pipeline.base import console, files, params, store
 from pipeline.base.values import CLEAN
@@ -15,6 +13,7 @@ from pipeline.harden import epoch_score, moving_target, online_batches
 from pipeline.harden.params import Online, OnlineParams
 from pipeline.networks import device, precision
 from pipeline.networks.params import Model
+from pipeline.networks.torchvision_models import models
 from pipeline.train import checkpointed, mixing
 
 

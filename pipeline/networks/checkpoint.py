@@ -16,13 +16,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
-from torchvision import models
 
 from pipeline.base import files
 from pipeline.base.errors import InputError, discarding
 from pipeline.base.untrusted import limits
 from pipeline.networks import resnet
 from pipeline.networks.torch_files import reason
+from pipeline.networks.torchvision_models import models
 
 FORMAT = "resnet-checkpoint/2"
 METADATA = "__metadata__"  # safetensors' own name
@@ -76,8 +76,7 @@ def load(
         checkpoint = _about(header.pop(METADATA))
         claimed = {name: (entry["dtype"], entry["shape"]) for name, entry in header.items()}
     _expect_model(path, checkpoint, architecture, class_names)
-    with torch.device("meta"):
-        expected = resnet.stock(checkpoint.architecture, len(class_names)).state_dict()
+    expected = resnet.expected(checkpoint.architecture, len(class_names))
     if claimed != {
         name: (DTYPES[tensor.dtype], list(tensor.shape)) for name, tensor in expected.items()
     }:

@@ -5,11 +5,11 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import torch
-from torchvision import models
 
 from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.networks import params
+from pipeline.networks.torchvision_models import models
 
 TIMEOUT = 10  # seconds
 

@@ -13,11 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision import models
 
 from pipeline.networks import small_maps
 from pipeline.networks.captured import captured_network
 from pipeline.networks.prediction import frozen_copy
+from pipeline.networks.torchvision_models import models
 
 Layer = Callable[[Tensor, nn.Conv2d, nn.BatchNorm2d], Tensor]
 

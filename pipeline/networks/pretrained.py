@@ -92,8 +92,7 @@ def read_network(
     that holds more. Raises InputError, which begins with `where`, for another network, for tensors
     that are not finite, and, with `remedy`, for a normalisation that cannot be folded.
     """
-    with torch.device("meta"):
-        expected = resnet.stock(architecture, 2).state_dict()
+    expected = resnet.expected(architecture, 2)
     body = {name: tensor for name, tensor in expected.items() if not name.startswith("fc.")}
     content = _content(path, where)
     with _naming(path, where):

@@ -4,15 +4,17 @@ The networks take images in [0, 1]. They learn whatever normalisation they need,
 is in the pixels' own units.
 """
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torchvision import models
+from torch.overrides import TorchFunctionMode
 
 from pipeline.base.errors import InputError
 from pipeline.networks import params
+from pipeline.networks.torchvision_models import models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,3 +62,28 @@ def stock(architecture: str, n_classes: int) -> models.ResNet:
     network = models.get_model(architecture, weights=None, num_classes=n_classes)
     assert isinstance(network, models.ResNet)
     return network
+
+
+def expected(architecture: str, n_classes: int) -> dict[str, Tensor]:
+    """Return the state of a stock network as tensors of the meta device, which have no content."""
+    with torch.device("meta"), _NothingDrawn():
+        found: dict[str, Tensor] = stock(architecture, n_classes).state_dict()
+    return found
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out random starting values.
+
+    For tensors without content, torch would compute them in Python, and import its compiler first.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))

@@ -14,10 +14,9 @@ from pipeline.export.params import AUTO
 from pipeline.generate import generation
 from pipeline.harden import refreshed_sets
 from pipeline.harden.params import Finetune, Online
-from pipeline.networks import precision
+from pipeline.networks import precision, resnet
 from pipeline.networks.device import multiplies_bfloat16
 from pipeline.networks.prediction import BATCH_SIZE
-from pipeline.networks.resnet import stock
 from pipeline.plan.images import Images
 from pipeline.plan.judging import FP32, STAYS_HARDENED, STAYS_OTHER, Judging
 from pipeline.plan.work import PLAIN, Kind, Stage, Work, attacked, classified
@@ -281,9 +280,7 @@ def epoch_images(n_rows: Mapping[str, int], counts: Mapping[str, int], recipe: T
 
 def weight_bytes(architecture: str, n_classes: int) -> int:
     """Return the size of a network's tensors."""
-    with torch.device("meta"):
-        network = stock(architecture, n_classes)
-    return sum(tensor.nbytes for tensor in network.state_dict().values())
+    return sum(tensor.nbytes for tensor in resnet.expected(architecture, n_classes).values())
 
 
 def _name(dtype: torch.dtype) -> str:

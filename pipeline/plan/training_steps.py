@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision import models
 
 from pipeline import networks
 from pipeline.base import store
@@ -16,6 +15,7 @@ from pipeline.harden.params import Finetune, Online
 from pipeline.networks import precision
 from pipeline.networks.captured import WARM_UP, graphs_for
 from pipeline.networks.params import Model
+from pipeline.networks.torchvision_models import models
 from pipeline.train import augmentation, loop, mixing
 from pipeline.train.batches import Batches
 from pipeline.train.params import Training

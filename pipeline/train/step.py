@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
-from torchvision import models
 
 from pipeline.base.errors import InputError
 from pipeline.networks import matrix_products
 from pipeline.networks.captured import CudaGraphs, captured
 from pipeline.networks.memory_fit import Offload
 from pipeline.networks.precision import Computed, precision_for
+from pipeline.networks.torchvision_models import models
 from pipeline.train import group, pairs, params, schedule
 
 

@@ -12,6 +12,7 @@ from torchvision import models
 from pipeline import networks
 from pipeline.base import console
 from pipeline.base.errors import InputError
+from pipeline.networks import resnet
 from pipeline.networks.params import Model
 from tests import samples
 
@@ -324,3 +325,12 @@ def test_predictions_do_not_depend_on_the_batch(network):
     expected = network(torch.from_numpy(images) / 255).argmax(1).numpy()
     assert (predicted == expected).all()
     assert networks.accuracy(network, images, expected, 4) == 1
+
+
+def test_the_expected_tensors_have_a_stock_networks_shapes_and_no_content():
+    expected = resnet.expected("resnet18", 7)
+    stock = resnet.stock("resnet18", 7).state_dict()
+    assert list(expected) == list(stock)
+    assert all(expected[name].shape == stock[name].shape for name in stock)
+    assert all(expected[name].dtype == stock[name].dtype for name in stock)
+    assert {tensor.device.type for tensor in expected.values()} == {"meta"}
