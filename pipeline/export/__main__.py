@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline import networks
 from pipeline.base import console, files, params, store
 from pipeline.export import card, ranking, submission
-from pipeline.export.params import ExportParams
+from pipeline.export.params import AUTO, ExportParams
 
 KEYS = ("export", "evaluate.models")  # of params.yaml, as dvc.yaml declares them
 
@@ -36,10 +36,11 @@ def export_model() -> str:
     submission.write_classes(clean.class_names, args.classes)
     source, size = str(clean.attributes["source"]), clean.image_shape[2]
     origin = _origin(checkpoint, args.models)
-    written = card.text(name, checkpoint, origin, metrics, source, size)
+    among = len(ranked) if rule.model == AUTO else 1
+    written = card.text(name, checkpoint, origin, metrics, source, size, among)
     files.write_bytes(args.card, written.encode())
     lines = submission.expectation(metrics)
-    for line in ranking.table(ranked):
+    for line in ranking.table(rule, ranked):
         console.say(line)
     console.say("\n".join([f"a grader with these attacks is expected to find of {name}", *lines]))
     if accuracy <= rule.min_clean:
@@ -52,7 +53,7 @@ def export_model() -> str:
 
 def low(accuracy: float, judged: str, floor: float) -> str:
     """Return what a clean accuracy that is not above the floor means."""
-    images, _ = card.JUDGED[judged]
+    images = card.JUDGED[judged]
     return (
         f"clean accuracy {accuracy:.4f} on {images} is not above export.min_clean ({floor}); "
         "a grader with that limit would refuse the file"

@@ -54,10 +54,7 @@ model.eval()  # takes images (B, 3, {size}, {size}) in [0, 1], not normalised
 """
 
 
-JUDGED = {
-    "test": ("test images", "which chose nothing"),
-    "val": ("validation images", "which also chose the kept epoch"),
-}
+JUDGED = {"test": "test images", "val": "validation images"}
 
 
 def text(
@@ -67,11 +64,13 @@ def text(
     metrics: Mapping[str, Any],
     source: str,
     size: int,
+    among: int,
 ) -> str:
     """Return the card of a model.
 
     `origin` is the model that its fine-tunings began with, or the model itself. `metrics` are those
     of its evaluation. `source` is where its images came from, and `size` their pixels a side.
+    `among` is the number of models that the judged images chose it from; it is 1 if they did not.
     """
     results = submission.named(metrics)
     return CARD.format(
@@ -80,7 +79,7 @@ def text(
         architecture=checkpoint.architecture,
         n_classes=len(checkpoint.class_names),
         lead=_lead(name, checkpoint.provenance),
-        judged=_judged(metrics["data_set"]["judged"], checkpoint, origin),
+        judged=_judged(metrics["data_set"]["judged"], among, checkpoint, origin),
         results="\n".join(_result(*result) for result in results.items()),
         evidence=metrics["diagnostics"]["verdict"],
         training="\n".join(
@@ -117,13 +116,18 @@ def _head(
     return text.getvalue()
 
 
-def _judged(part: str, checkpoint: Checkpoint, origin: Checkpoint) -> str:
-    """Return which images judged a model, and whether it may have been trained on them."""
-    images, use = JUDGED[part]
-    if "file.sha256" not in origin.provenance:
-        return f"{images}, {use}. No training step used them."
+def _judged(part: str, among: int, checkpoint: Checkpoint, origin: Checkpoint) -> str:
+    """Return which images judged a model, what they chose, and whether they may have trained it."""
+    chosen = ["the kept epoch"] if part == "val" else []
+    chosen += [f"this model among {among}"] if among > 1 else []
+    use = f"which also chose {' and '.join(chosen)}" if chosen else "which chose nothing"
+    images, unknown = f"{JUDGED[part]}, {use}.", "elsewhere; whether on these images is not known."
     trained = "This model" if checkpoint is origin else "The model that it is fine-tuned from"
-    return f"{images}. {trained} was trained elsewhere; whether on these images is not known."
+    if "file.sha256" in origin.provenance:
+        return f"{images} {trained} was trained {unknown}"
+    if "/" in (weights := str(origin.provenance.get("weights", ""))):
+        return f"{images} {trained} starts from `{weights}`, which was trained {unknown}"
+    return f"{images} No training step used them."
 
 
 def _lead(name: str, provenance: Mapping[str, Any]) -> str:

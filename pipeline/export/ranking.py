@@ -32,6 +32,11 @@ class Ranked:
     parts: dict[str, Result]
     is_high: bool
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the score's 95 % interval, within [0, 1]."""
+        return max(0.0, self.score - self.margin), min(1.0, self.score + self.margin)
+
 
 def rank(
     rule: Export, metrics: Mapping[str, Result], grids: Mapping[str, Sequence[Result]]
@@ -88,14 +93,19 @@ def alike(ranked: Sequence[Ranked]) -> list[str]:
     ]
 
 
-def table(ranked: Sequence[Ranked]) -> list[str]:
+def table(rule: Export, ranked: Sequence[Ranked]) -> list[str]:
     """Return the ranking as lines of text, and which models cannot be told from the best."""
     if not ranked:
         return []
     width = max(len(one.model) for one in ranked)
-    lines = ["ranking by export.score: mean of clean and of the grid's worst FGSM and PGD"]
+    weights = rule.score.weights
+    weighted = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+    lines = [
+        "ranking by export.score: mean of clean and of the grid's worst FGSM and PGD"
+        + ("" if len(set(weights.values())) == 1 else f" (weights: {weighted})")
+    ]
     for place, one in enumerate(ranked, 1):
-        low, high = (100 * (one.score + sign * one.margin) for sign in (-1, 1))
+        low, high = (100 * bound for bound in one.interval)
         parts = ", ".join(
             f"{name} {100 * part['accuracy']:.1f}" for name, part in one.parts.items()
         )

@@ -4,7 +4,8 @@ The score decides which epoch is kept. A collapse of the training gives a warnin
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -97,20 +98,28 @@ def _clean_first(row: Row) -> tuple[float, float]:
     return row["val_clean"], row["val_pgd"]
 
 
-def collapse(history: Sequence[Row]) -> str:
+def watch(n_val: int, selection: params.Selection) -> Callable[[Sequence[Row]], str]:
+    """Return `collapse` for a training that chooses its epoch on `n_val` validation images."""
+    return partial(collapse, n_images=min(selection.n_images, n_val))
+
+
+def collapse(history: Sequence[Row], n_images: int) -> str:
     """Return a warning if training against single-step attacks fails in the last epoch.
 
-    In such a collapse, PGD accuracy falls to less than half its best while FGSM accuracy does not
-    fall (Wong et al., ICLR 2020). Only the first epoch of a collapse gives a warning. Otherwise
-    the result is empty.
+    In such a collapse, PGD accuracy on `n_images` images falls to less than half its best while
+    FGSM accuracy does not fall (Wong et al., ICLR 2020). The fall must exceed three standard
+    errors of the difference, since chance alone halves an accuracy near 0. Only the first epoch of
+    a collapse gives a warning. Otherwise the result is empty.
     """
     if "val_fgsm" not in (history[-1] if history else {}):
         return ""
 
     def collapsed(rows: Sequence[Row]) -> bool:
-        best = max(rows, key=lambda row: row["val_pgd"])
+        best, last = max(rows, key=lambda row: row["val_pgd"]), rows[-1]
+        high, low = best["val_pgd"], last["val_pgd"]
+        error = math.sqrt((high * (1 - high) + low * (1 - low)) / n_images)
         return bool(
-            rows[-1]["val_pgd"] < best["val_pgd"] / 2 and rows[-1]["val_fgsm"] >= best["val_fgsm"]
+            low < high / 2 and high - low > 3 * error and last["val_fgsm"] >= best["val_fgsm"]
         )
 
     if not collapsed(history) or (len(history) > 1 and collapsed(history[:-1])):

@@ -97,7 +97,7 @@ def train(args: Namespace) -> str:
         also_write=lambda checkpoint: _store_refreshed(
             args.refreshed, mixed_in, batches, checkpoint, args.out, processor
         ),
-        watch=epoch_score.collapse,
+        watch=epoch_score.watch(len(val), settings.selection),
         keep=epoch_score.keep(recipe, len(val), settings.selection),
         device=processor,
     )

@@ -87,7 +87,7 @@ def train(args: Namespace) -> str:
             "selection": settings.selection.model_dump_json(),
         },
         attack_passes=batches.passes,
-        watch=epoch_score.collapse,
+        watch=epoch_score.watch(len(val), settings.selection),
         keep=epoch_score.keep(recipe, len(val), settings.selection),
         device=processor,
     )

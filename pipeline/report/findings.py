@@ -75,7 +75,7 @@ def _why(results: Results) -> str:
 
 def _ranked(one: ranking.Ranked) -> tuple[str, str, str, bool]:
     """Return a model, its score with the interval, what the score is made of, and the floor."""
-    low, high = (percent(one.score + sign * one.margin) for sign in (-1, 1))
+    low, high = map(percent, one.interval)
     parts = ", ".join(f"{name} {percent(part['accuracy'])}" for name, part in one.parts.items())
     return one.model, f"{percent(one.score)} ({low} to {high})", parts, one.is_high
 

@@ -52,15 +52,24 @@ def test_weights_and_the_greatest_eps_decide():
         ranking.chosen(nowhere, [])
 
 
+def test_the_table_names_weights_that_differ_and_stays_between_0_and_100():
+    clean = rule(score={"clean": 1, "fgsm": 0, "pgd": 0})
+    few = {"plain": {"clean": result(0.1, margin=0.3)}, "hard": {"clean": result(0.9, margin=0.3)}}
+    lines = ranking.table(clean, ranking.rank(clean, few, GRIDS))
+    assert lines[0].endswith("worst FGSM and PGD (weights: clean 1, fgsm 0, pgd 0)")
+    assert "(95 %: 60.0 to 100.0)" in lines[1]
+    assert "(95 %: 0.0 to 40.0)" in lines[2]
+
+
 def test_models_that_cannot_be_told_apart_are_named():
     near = {**METRICS, "near": {"clean": result(0.79)}}
     ranked = ranking.rank(rule(), near, {**GRIDS, "near": grid(0.5, 0.4)})
     assert ranking.alike(ranked) == ["near"]
-    lines = ranking.table(ranked)
+    lines = ranking.table(rule(), ranked)
     assert lines[1] == "  1. hard   56.7 % (95 %: 54.7 to 58.7): clean 80.0, fgsm 50.0, pgd 40.0"
     assert lines[4].endswith("pgd 70.0; not above export.min_clean")
     assert lines[5] == "  near cannot be told from hard on so few images"
-    assert ranking.table([]) == []
+    assert ranking.table(rule(), []) == []
 
 
 def test_a_grid_that_cannot_be_read_is_one_line(tmp_path):

@@ -97,15 +97,30 @@ def test_collapse_is_reported_once_when_only_pgd_accuracy_falls():
         {"epoch": number, "val_pgd": pgd, "val_fgsm": fgsm}
         for number, pgd, fgsm in ((1, 0.3, 0.4), (2, 0.05, 0.9), (3, 0.0, 0.95))
     ]
-    assert epoch_score.collapse(history[:1]) == ""
-    assert epoch_score.collapse(history[:2]).startswith(
+    assert epoch_score.collapse(history[:1], 200) == ""
+    assert epoch_score.collapse(history[:2], 200).startswith(
         "collapse in epoch 2: held-out PGD accuracy fell from 0.300 to 0.050, FGSM accuracy is "
         "0.900 (more steps"
     )
-    assert epoch_score.collapse(history) == ""
-    assert epoch_score.collapse([{"epoch": 1, "val_accuracy": 0.1}]) == ""
+    assert epoch_score.collapse(history, 200) == ""
+    assert epoch_score.collapse([{"epoch": 1, "val_accuracy": 0.1}], 200) == ""
     both_fall = [
         {"epoch": 1, "val_pgd": 0.3, "val_fgsm": 0.4},
         {"epoch": 2, "val_pgd": 0.1, "val_fgsm": 0.2},
     ]
-    assert epoch_score.collapse(both_fall) == ""
+    assert epoch_score.collapse(both_fall, 200) == ""
+
+
+def test_a_fall_that_may_be_chance_is_no_collapse(settings):
+    history = [
+        {"epoch": 1, "val_pgd": 0.004, "val_fgsm": 0.02},
+        {"epoch": 2, "val_pgd": 0.0, "val_fgsm": 0.05},
+    ]
+    assert epoch_score.collapse(history, 500) == ""
+    halved = [{**history[0], "val_pgd": 0.3}, {**history[1], "val_pgd": 0.1}]
+    few, many = (
+        epoch_score.watch(n_val, settings.selection.model_copy(update={"n_images": 200}))
+        for n_val in (16, 5000)
+    )
+    assert not few(halved)
+    assert many(halved)
