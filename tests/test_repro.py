@@ -19,7 +19,8 @@ from dvc import cli
 
 from pipeline import __main__ as command
 from pipeline import document, earlier, networks, repro
-from pipeline.audit import lineage
+from pipeline.audit import lineage, records
+from pipeline.audit.project import Project
 from pipeline.base import remaining, store
 from pipeline.base.errors import InputError
 from tests import narrow, samples, tiny_project
@@ -426,6 +427,8 @@ def test_a_replaced_file_of_starting_weights_trains_again(folder):
         torch.save(content, own)
         assert reproduce(folder, *stages) == stages
         assert reproduce(folder, *stages) == set()
+        rows = list(records.parameters(Project(folder, torch.device("cpu")), "train_online@x"))
+        assert {row.verdict for row in rows} == {"ok"}
     own.unlink()
     with pytest.raises(
         InputError,

@@ -170,4 +170,6 @@ def _origin(
 
 
 def _plain(value: object) -> str:
-    return json.dumps(value.model_dump(exclude_none=True) if isinstance(value, Section) else value)
+    if isinstance(value, Section):
+        value = value.model_dump(exclude_none=True, exclude_unset=True)
+    return json.dumps(value)
