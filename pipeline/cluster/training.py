@@ -7,7 +7,7 @@ resumes after the loss of a worker, of a node or of this process, and ends with 
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,11 +124,12 @@ class _Training:
             if kind == "refused":
                 raise InputError(text)
         except BaseException:
-            self._forget(path for path in self._received if path.suffix != ".part")
+            for path in self._received:
+                if path.suffix != ".part":
+                    path.unlink(missing_ok=True)
             raise
         finally:
             self._clean()
-        self._forget(path for path in self._received if path.suffix == ".part")
         return text
 
     def _wait_for_slots(self) -> None:
@@ -208,6 +209,8 @@ class _Training:
             console.say(text)
         elif kind == "folder":
             path.mkdir(parents=True, exist_ok=True)
+        elif kind == "gone":
+            path.unlink(missing_ok=True)
         elif kind == "piece":
             self._pieces.setdefault(text, []).append(content)
         elif kind == "file":
@@ -220,10 +223,6 @@ class _Training:
             self._saved = self._saved or path.suffix == ".part"
         else:
             self._outcome = kind, text
-
-    def _forget(self, paths: Iterator[Path]) -> None:
-        for path in paths:
-            path.unlink(missing_ok=True)
 
     def _clean(self) -> None:
         """Delete what the nodes hold of this training."""

@@ -12,7 +12,7 @@ import tempfile
 import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def _expect_one_kind() -> None:
 def _reporting(job: Job) -> Iterator[None]:
     """Send to the driver what is printed, and the files that change."""
     ended = threading.Event()
-    sender = threading.Thread(target=_send_changes, args=(job, ended), daemon=True)
+    sender = threading.Thread(target=_send_changes, args=(job, _versions(job), ended), daemon=True)
     sender.start()
     try:
         with redirect_stdout(_Lines(job.mailbox)):
@@ -130,20 +130,33 @@ class _Lines(io.StringIO):
         return len(text)
 
 
-def _send_changes(job: Job, ended: threading.Event) -> None:
-    """Send each file that `job.changing` names whenever it was replaced."""
-    sent: dict[Path, int] = {}
+def _versions(job: Job) -> dict[Path, int]:
+    """Return when each file that `job.changing` names was replaced last."""
+    found: dict[Path, int] = {}
+    for path in (found for pattern in job.changing for found in Path().glob(pattern)):
+        with suppress(FileNotFoundError):  # it is being replaced
+            if not path.name.endswith(".new.part"):
+                found[path] = path.stat().st_mtime_ns
+    return found
+
+
+def _send_changes(job: Job, known: dict[Path, int], ended: threading.Event) -> None:
+    """Send each file that changes, and say which ones are gone.
+
+    `known` are those that the driver has.
+    """
     is_last = False
     while not is_last:
         is_last = ended.wait(INTERVAL)
-        for path in (found for pattern in job.changing for found in Path().glob(pattern)):
-            try:
-                version = path.stat().st_mtime_ns
-                if sent.get(path) != version and not path.name.endswith(".new.part"):
+        found = _versions(job)
+        for path in known.keys() - found.keys():
+            job.mailbox.put(("gone", str(path)))
+            del known[path]
+        for path, version in found.items():
+            with suppress(FileNotFoundError):  # it is being replaced
+                if known.get(path) != version:
                     _send(job.mailbox, path)
-                    sent[path] = version
-            except FileNotFoundError:
-                continue  # it is being replaced
+                    known[path] = version
 
 
 def _send(mailbox: Any, path: Path) -> None:

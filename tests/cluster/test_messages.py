@@ -106,3 +106,23 @@ def test_workers_of_several_kinds_do_not_train_together(monkeypatch):
     monkeypatch.setattr(worker.distributed, "all_gather_object", gathered)
     with pytest.raises(InputError, match=r"workers are of several kinds.*cuda \(another\)"):
         worker._expect_one_kind()
+
+
+def test_only_what_a_worker_changes_itself_is_sent_back(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(worker, "INTERVAL", 0.01)
+    given, own, other = (tmp_path / f".m.{name}.part" for name in ("given", "own", "other"))
+    for path in (given, other):
+        path.write_bytes(b"as the driver sent it")
+    messages = []
+    job = SimpleNamespace(changing=[".m.*.part"], mailbox=SimpleNamespace(put=messages.append))
+    with worker._reporting(job):
+        own.write_bytes(b"saved")
+        given.unlink()
+    assert messages.count(("gone", given.name)) == 1
+    assert [message[:2] for message in messages if message[0] == "file"] == [("file", own.name)]
+    driver = training._Training.__new__(training._Training)
+    given.write_bytes(b"the driver's own")
+    driver._handle("gone", given.name)
+    assert not given.exists()
+    assert other.exists()

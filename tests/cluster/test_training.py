@@ -70,6 +70,7 @@ def train(cluster, tmp_path, monkeypatch):
 
     def trained(job, n_workers=2):
         project = make_project(tmp_path / job)
+        (cluster.parent / "project").write_text(str(project))
         monkeypatch.chdir(project)
         monkeypatch.setenv(slots.WORKERS, str(n_workers))
         work = getattr(training_jobs, job)

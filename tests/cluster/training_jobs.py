@@ -15,7 +15,7 @@ from pipeline.train import group
 from pipeline.train.__main__ import train
 from tests import narrow
 
-SENDING = 4.0  # seconds in which unfinished work reaches the driver
+SENDING = 60.0  # seconds in which unfinished work must reach the driver
 
 
 def narrow_train(args):
@@ -45,8 +45,9 @@ def dying_train(args):
     def dying(self, value):
         calls.append(1)
         is_spared = ray.get_runtime_context().get_node_id() == os.environ["PIPELINE_TEST_HEAD"]
-        if len(calls) == 2 and not is_spared and _is_first(Path(os.environ["PIPELINE_TEST_MARK"])):
-            time.sleep(SENDING)
+        mark = Path(os.environ["PIPELINE_TEST_MARK"])
+        if len(calls) == 2 and not is_spared and _is_first(mark):
+            _wait_for_the_driver(Path((mark.parent / "project").read_text()))
             for pid in (os.getppid(), os.getpid()):
                 os.kill(pid, signal.SIGKILL)
         return decide(self, value)
@@ -62,6 +63,12 @@ def _is_first(mark):
     except FileExistsError:
         return False
     return True
+
+
+def _wait_for_the_driver(project):
+    deadline = time.monotonic() + SENDING
+    while not list(project.glob("models/.*.part")) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def refusing_train(args):
