@@ -13,14 +13,20 @@ from torch import Tensor
 from pipeline.base.errors import InputError
 from pipeline.networks import torch_files
 
-MEANS = ("new_mean", "norm_mean", "means", "mean")
-STDS = ("new_std", "norm_std", "stds", "std")
+# One of them is a word of the tensor's name, as in `new_mean`, `_mean` and `pixel_std`.
+MEANS = {"mean", "means", "mu"}
+STDS = {"std", "stds", "sigma"}
 N_CHANNELS = 3
 
 
 def is_part(name: str) -> bool:
     """Return whether a tensor of this name can be a normalisation's mean or std."""
-    return name.rpartition(".")[2] in (*MEANS, *STDS)
+    words = _words(name)
+    return bool(words & (MEANS | STDS)) and "running" not in words  # BatchNorm's
+
+
+def _words(name: str) -> set[str]:
+    return set(name.rpartition(".")[2].split("_"))
 
 
 def std_to_fold(records: Mapping[str, Any], remedy: str) -> Tensor | None:
@@ -33,7 +39,7 @@ def std_to_fold(records: Mapping[str, Any], remedy: str) -> Tensor | None:
     values = _of_channels(records)
     stds = []
     for name, value in values.items():
-        if name.rpartition(".")[2] in STDS:
+        if _words(name) & STDS:
             stds.append(value)
         elif value.any():
             raise InputError(
@@ -51,12 +57,12 @@ def std_to_fold(records: Mapping[str, Any], remedy: str) -> Tensor | None:
 
 
 def _of_channels(records: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the means and standard deviations of three channels, by name, float64 (3,)."""
+    """Return the means and standard deviations of all or of three channels, float64 (3,)."""
     found = torch_files.tensors({name: part for name, part in records.items() if is_part(name)})
     return {
-        name: tensor.flatten().double()
+        name: tensor.flatten().double().expand(N_CHANNELS)
         for name, tensor in found.items()
-        if tensor.numel() == N_CHANNELS and tensor.is_floating_point()
+        if tensor.numel() in (1, N_CHANNELS) and not tensor.is_complex()
     }
 
 

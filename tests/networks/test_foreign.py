@@ -187,6 +187,26 @@ def test_normalisations_that_cannot_be_folded_are_refused():
     expect_official(taken({"target.std": torch.ones(7), **prefixed("1.")}))
 
 
+@pytest.mark.parametrize(
+    "mean",
+    [
+        {"0.mu": MEAN.view(1, 3, 1, 1)},
+        {"0._mean": MEAN},
+        {"0.pixel_mean": MEAN},
+        {"0.mean": torch.tensor(0.5)},
+        {"0.mean": (255 * MEAN).long()},
+    ],
+)
+def test_a_mean_is_found_under_its_usual_names_and_forms(mean):
+    refused({**mean, **prefixed("1.")}, "expected no normalisation, or one of mean 0, found 0.")
+
+
+@pytest.mark.parametrize("name", ["0.sigma", "0._std", "0.pixel_std"])
+def test_one_std_for_all_channels_is_folded(name, capsys):
+    found = taken({name: torch.tensor(0.5), **prefixed("1.")})
+    assert torch.equal(found["conv1.weight"], OFFICIAL["conv1.weight"] * 2)
+
+
 def test_of_equal_copies_the_shortest_prefix_is_taken(capsys):
     expect_official(taken({**prefixed("teacher."), **OFFICIAL, **prefixed("ema.")}))
     assert "without the prefix" not in capsys.readouterr().out
