@@ -34,6 +34,11 @@ class Choice:
     recorded: str
     trial: str = "none"
 
+    def say(self) -> None:
+        """Say that the trial refused bf16, if it did."""
+        if self.precision == "fp32" and self.trial != "none":
+            console.say(f"{self.trial}: continuing with fp32")
+
 
 @dataclasses.dataclass(frozen=True)
 class _Choosing:
@@ -72,9 +77,9 @@ def generate(
         len(clean) * (math.prod(clean.image_shape) + store.ROW_BYTES),
         f"a set of {len(clean)} images",
     )
-    (choice,) = workers.map(_Choosing(network, spec, settings), [trial_sample(clean)])
-    if choice.precision == "fp32" and choice.trial != "none":
-        console.say(f"{choice.trial}: continuing with fp32")
+    sample = [trial_sample(clean, settings.seed)]
+    (choice,) = workers.map(_Choosing(network, spec, settings), sample)
+    choice.say()
     job = Attacking(
         network=network,
         image_size=clean.image_shape[1],
@@ -100,10 +105,22 @@ def generate(
     return store.ImageSet(out)
 
 
-def trial_sample(clean: store.ImageSet) -> store.Block:
-    """Return the first rows of a set, on which both precisions are tried."""
+def trial_sample(clean: store.ImageSet, seed: int) -> store.Block:
+    """Return the images on which both precisions are tried.
+
+    They are drawn from all rows, because a source may be sorted by class.
+    """
     least, most = SAMPLE
-    return next(clean.blocks()).select(slice(min(most, max(least, int(SAMPLE_SHARE * len(clean))))))
+    n_images = min(len(clean), most, max(least, int(SAMPLE_SHARE * len(clean))))
+    drawn = np.zeros(len(clean), dtype=bool)
+    drawn[np.random.default_rng(seed).choice(len(clean), n_images, replace=False)] = True
+    return store.join(
+        [
+            clean.block(index).select(drawn[start:stop])
+            for index, (start, stop) in enumerate(clean.bounds)
+            if drawn[start:stop].any()
+        ]
+    )
 
 
 def choose(

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import signal
 
@@ -254,12 +255,24 @@ def test_auto_takes_bf16_only_where_the_device_multiplies_it(
     sets, network, monkeypatch, multiplies
 ):
     monkeypatch.setattr(generation, "multiplies_bfloat16", lambda _: multiplies)
-    sample = generation.trial_sample(sets[0])
+    sample = generation.trial_sample(sets[0], 0)
     choice = generation.choose(
         network.eval(), sample, attack_spec(**PGD), in_precision("auto"), CPU
     )
     assert choice.precision == ("bf16" if multiplies else "fp32")
     assert choice.trial.startswith("bf16 attacks fool" if multiplies else "none")
+
+
+def test_the_trial_takes_images_of_all_classes_and_shards(tmp_path):
+    labels = np.repeat(np.arange(3), 200)  # sorted, as folders of images are
+    block = dataclasses.replace(make_block(600), labels=labels)
+    clean = write_set(tmp_path / "clean", block)
+    sample = generation.trial_sample(clean, 0)
+    assert len(sample) == generation.SAMPLE[0]
+    assert len(set(sample.ids)) == len(sample)
+    assert np.bincount(sample.labels).min() > 60
+    assert (sample.ids == generation.trial_sample(clean, 0).ids).all()
+    assert (sample.ids != generation.trial_sample(clean, 1).ids).any()
 
 
 def test_the_trial_attacks_no_larger_batches_than_the_set(sets, network, monkeypatch):
@@ -271,7 +284,7 @@ def test_the_trial_attacks_no_larger_batches_than_the_set(sets, network, monkeyp
 
     monkeypatch.setattr(generation, "multiplies_bfloat16", lambda _: True)
     monkeypatch.setattr(attacks, "perturb", noted)
-    sample = generation.trial_sample(sets[0])
+    sample = generation.trial_sample(sets[0], 0)
     generation.choose(network.eval(), sample, attack_spec(**PGD), in_precision("auto"), CPU)
     assert sum(sizes) == 2 * len(sample)
     assert max(sizes) == SETTINGS.batch_size < len(sample)
