@@ -88,7 +88,7 @@ def judge(
     target = Target.of(
         network, len(names), batch_size=BATCH_SIZE, seed=seed, image_size=size, workers=workers
     )
-    predicted = networks.predict(network, val.images)
+    predicted = networks.expect_numbers(networks.predict(network, val.images))
     sets = _all_opened(stored, clean)
     transfer = _transfer(target, val, predicted == val.labels, sets, model_sha256)
     robust, tried = _robust(target, val, settings)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pipeline.networks.downloads import weights_file as weights_file
     from pipeline.networks.prediction import BATCH_SIZE as BATCH_SIZE
     from pipeline.networks.prediction import accuracy as accuracy
+    from pipeline.networks.prediction import expect_numbers as expect_numbers
     from pipeline.networks.prediction import frozen_copy as frozen_copy
     from pipeline.networks.prediction import is_right as is_right
     from pipeline.networks.prediction import pixels as pixels
@@ -28,7 +29,7 @@ HOMES = {
     for home, names in {
         "checkpoint": "Checkpoint load",
         "downloads": "weights_file",
-        "prediction": "BATCH_SIZE accuracy frozen_copy is_right pixels predict",
+        "prediction": "BATCH_SIZE accuracy expect_numbers frozen_copy is_right pixels predict",
         "pretrained": "expect_weights pretrained_weights read_network read_state_dict",
         "resnet": "SCRATCH Pretrained build",
     }.items()

@@ -8,12 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.base.errors import InputError
 from pipeline.networks.memory_fit import fitted
 from pipeline.networks.precision import exact
 
 # Images for networks that are only asked for their predictions. Smaller images than 64x64 are more
 # at once on a GPU, most of which a small batch leaves idle.
 BATCH_SIZE, PIXELS = 256, 64 * 64
+NO_CLASS = -1
 
 
 def predict(
@@ -21,8 +23,8 @@ def predict(
 ) -> NDArray[np.int64]:
     """Return the predicted class (N,) of uint8 images (N, 3, H, W), in evaluation mode.
 
-    Without `batch_size`, the device and the size of the images decide it. The network's mode is
-    restored.
+    It is NO_CLASS, and so wrong, for outputs that are not numbers. Without `batch_size`, the device
+    and the size of the images decide it. The network's mode is restored.
     """
     device, was_training = next(network.parameters()).device, network.training
     batch_size = batch_size or _at_once(images, device)
@@ -36,6 +38,16 @@ def predict(
     finally:
         network.train(was_training)
     return torch.cat(parts).numpy()
+
+
+def expect_numbers(predicted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return what `predict` found (N,). Raises InputError if the network gives NaN for an image."""
+    if failed := int((predicted == NO_CLASS).sum()):
+        raise InputError(
+            f"the network gives no numbers for {failed} of {len(predicted)} images; its training"
+            " failed, or its file is damaged (a lower lr helps)"
+        )
+    return predicted
 
 
 def accuracy(
@@ -64,7 +76,7 @@ def pixels(images: NDArray[np.uint8], device: torch.device) -> Tensor:
 def is_right(network: nn.Module, images: Tensor, labels: Tensor) -> NDArray[np.bool_]:
     """Return which images (B, 3, H, W) in [0, 1] the network gives their labels (B,).
 
-    The network is used in its present mode.
+    An image for which it gives NaN is wrong. The network is used in its present mode.
     """
     with torch.inference_mode(), exact():
         right: NDArray[np.bool_] = (_predicted(network, images) == labels).cpu().numpy()
@@ -72,8 +84,13 @@ def is_right(network: nn.Module, images: Tensor, labels: Tensor) -> NDArray[np.b
 
 
 def _predicted(network: nn.Module, images: Tensor) -> Tensor:
-    """Return the predicted class (B,) of images (B, 3, H, W) in [0, 1]."""
-    predicted: Tensor = fitted(network, images, lambda: network(images).argmax(1))
+    """Return the predicted class (B,) of images (B, 3, H, W) in [0, 1], or NO_CLASS for NaN."""
+
+    def classes() -> Tensor:
+        logits: Tensor = network(images)
+        return logits.argmax(1).masked_fill(logits.isnan().any(1), NO_CLASS)
+
+    predicted: Tensor = fitted(network, images, classes)
     return predicted
 
 

@@ -327,6 +327,19 @@ def test_predictions_do_not_depend_on_the_batch(network):
     assert networks.accuracy(network, images, expected, 4) == 1
 
 
+def test_outputs_that_are_no_numbers_are_wrong(network):
+    images, labels = np.zeros((4, 3, 8, 8), dtype=np.uint8), np.zeros(4, dtype=np.int64)
+    with torch.no_grad():
+        network.fc.bias[1] = torch.nan
+    predicted = networks.predict(network, images)
+    assert (predicted == -1).all()
+    assert networks.accuracy(network, images, labels) == 0
+    pixels = networks.pixels(images, torch.device("cpu"))
+    assert not networks.is_right(network, pixels, torch.from_numpy(labels)).any()
+    with pytest.raises(InputError, match="the network gives no numbers for 4 of 4 images; its"):
+        networks.expect_numbers(predicted)
+
+
 def test_the_expected_tensors_have_a_stock_networks_shapes_and_no_content():
     expected = resnet.expected("resnet18", 7)
     stock = resnet.stock("resnet18", 7).state_dict()
