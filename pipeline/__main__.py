@@ -43,8 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         "path",
         type=Path,
         nargs="?",
-        default=Path(),
-        help="project folder, or a result in one, such as data/clean; here, if left out",
+        help="project folder, or a result in one, such as data/clean; this project, if left out",
     )
     auditing.add_argument(
         "--robust",
@@ -70,7 +69,7 @@ def main() -> str:
     project = args.project or place.project_above(Path())
     if not project.is_dir():
         raise InputError(f"--project: {project}: no such folder")
-    if "path" in args:
+    if getattr(args, "path", None) is not None:
         args.path = Path(os.path.relpath(args.path, project))
     with contextlib.chdir(project):
         return _run(args)
@@ -81,6 +80,7 @@ def _run(args: argparse.Namespace) -> str:
         case "repro":
             return repro.repro()
         case "results":
+            place.expect_project(Path())
             return results.results()
         case "check":
             place.check(Path())
@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace) -> str:
         case "clean-partial":
             return clean_partial()
         case "audit":
-            return audit_project(args.path, robust=args.robust)
+            return audit_project(args.path or Path(), robust=args.robust)
         case "discard":
             from pipeline import discard
 
@@ -120,6 +120,7 @@ def plan(preset: str | None, n_images: int | None) -> str:
     from pipeline.plan import planning
 
     if preset is None:
+        place.expect_project(Path())
         return planning.plan(document.load(params.FILE), n_images, keep=n_images is None)
     return planning.plan(presets.settings(preset), n_images, where=f"the preset {preset}")
 

@@ -24,12 +24,7 @@ INTERPRETER = Path("pipeline", "python")  # the script that dvc.yaml runs the st
 
 def check(root: Path) -> None:
     """Raise InputError unless `dvc repro` can run in a project folder and store what it makes."""
-    missing = [name for name in (lineage.DECLARED, str(params.FILE)) if not (root / name).is_file()]
-    if missing:
-        raise InputError(
-            f"{root.absolute()}: not the project folder: no {' and no '.join(missing)}; "
-            "change to the folder that holds them"
-        )
+    expect_project(root)
     _check_interpreter(root / INTERPRETER)
     git = lineage.nearest(root.absolute(), ".git")
     if not (root / DVC).is_dir():
@@ -44,6 +39,16 @@ def check(root: Path) -> None:
         )
     for folder in [DVC, *lineage.output_folders(root)]:
         _check_link(root, folder, git)
+
+
+def expect_project(root: Path) -> None:
+    """Raise InputError unless a folder is that of a project."""
+    missing = [name for name in (lineage.DECLARED, str(params.FILE)) if not (root / name).is_file()]
+    if missing:
+        raise InputError(
+            f"{root.absolute()}: not the project folder: no {' and no '.join(missing)}; "
+            "change to the folder that holds them"
+        )
 
 
 def project_above(folder: Path) -> Path:

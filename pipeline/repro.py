@@ -34,12 +34,12 @@ def repro() -> str:
     earlier.SOURCES.mkdir(parents=True, exist_ok=True)
     with place.only_one(Path()) as lock:
         _write_home()
+        watch = Watch()
         check()
         earlier.remove_undeclared_sets(document.load(params.FILE))
         stages = lineage.declared(Path())
         small, audited = earlier.small_results(), earlier.recorded().get("audit")
         _plan()
-        watch = Watch()
         dvc = [sys.executable, "-m", "pipeline.numbered", str(len(stages)), "repro"]
         try:
             with console.stopping() as stop:

@@ -339,6 +339,28 @@ def test_clean_partial_deletes_nothing_while_a_run_works_on_it(folder, monkeypat
     assert not part.exists()
 
 
+def test_results_and_plans_need_a_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("results", "plan"):
+        with pytest.raises(InputError, match="not the project folder: no dvc.yaml and no params"):
+            call(monkeypatch, name)
+
+
+def test_an_audit_without_a_path_is_of_the_project(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(command, "audit_project", lambda path, robust: seen.append(path) or "")
+    elsewhere = folder / "data/raw"
+    for where, arguments in (
+        (elsewhere, ["audit"]),
+        (folder.parent, ["--project", str(folder), "audit"]),
+        (elsewhere, ["audit", "../clean"]),
+        (folder.parent, ["--project", str(folder), "audit", str(folder / "models")]),
+    ):
+        monkeypatch.chdir(where)
+        call(monkeypatch, *arguments)
+    assert [str(path) for path in seen] == [".", ".", "data/clean", "models"]
+
+
 def test_results_need_metrics(folder, monkeypatch):
     with pytest.raises(InputError, match="metrics: no metrics yet"):
         call(monkeypatch, "results")

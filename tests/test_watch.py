@@ -94,6 +94,20 @@ def test_an_edit_stops_the_run(folder):
     assert time.perf_counter() - started < 50
 
 
+def test_an_edit_while_the_machine_is_measured_stops_the_run(folder, monkeypatch):
+    for name in ("_write_home", "check"):
+        monkeypatch.setattr(repro, name, lambda: None)
+    monkeypatch.setattr(repro.place, "check", lambda _: None)
+    monkeypatch.setattr(repro.lineage, "declared", lambda _: {})
+    monkeypatch.setattr(repro, "_plan", lambda: edit(folder, "seed: 0 ", "seed: 1 "))
+    run, command = repro._run_and_pass_on_signals, [sys.executable, "-c", WAIT]
+    monkeypatch.setattr(repro, "_run_and_pass_on_signals", lambda _, *given: run(command, *given))
+    started = time.perf_counter()
+    with pytest.raises(InputError, match=r"^params.yaml: edited while the pipeline ran"):
+        repro.repro()
+    assert time.perf_counter() - started < 50
+
+
 def test_a_preset_is_refused_while_a_repro_runs(folder):
     before = (folder / "params.yaml").read_bytes()
     with place.only_one(folder):

@@ -1,5 +1,9 @@
 """Define the section `adopted` of `params.yaml`: models that were trained elsewhere."""
 
+import re
+
+from pydantic import field_validator
+
 from pipeline.base.values import Name, Section
 from pipeline.networks.params import Architecture
 
@@ -9,6 +13,17 @@ class Adopted(Section):
 
     architecture: Architecture
     file: str
+
+    @field_validator("file")
+    @classmethod
+    def _check_file(cls, file: str) -> str:
+        """Refuse what a shell would take apart: DVC runs a command line with this name."""
+        if not re.fullmatch(r"[\w./@+-]+", file) or file.startswith("-"):
+            raise ValueError(
+                "expected a path of letters, digits and . _ - + @ / (rename the file),"
+                f" found {file!r}"
+            )
+        return file
 
 
 class AdoptParams(Section):

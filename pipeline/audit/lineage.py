@@ -19,6 +19,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline.base.errors import InputError
 
 DECLARED, RECORDED = "dvc.yaml", "dvc.lock"
+REMEDY = f"`git checkout {RECORDED}` brings back the committed one; `dvc repro` writes a new one"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,10 @@ def declared(root: Path) -> dict[str, Declared]:
             stages = [stage for stage in repo.index.stages if isinstance(stage, PipelineStage)]
     except DvcException as error:
         reason = " ".join(str(error).split()).partition(" Use `dvc")[0][:300]
+        if RECORDED in reason:
+            raise InputError(
+                f"{root / RECORDED}: not as DVC writes it: {reason}; {REMEDY}"
+            ) from error
         raise InputError(f"{root / DECLARED}: DVC cannot read the stages: {reason}") from error
     return {
         stage.name: Declared(
@@ -107,9 +112,7 @@ def recorded(root: Path) -> dict[str, Recorded]:
             for name, entry in read_yaml(path)["stages"].items()
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: not a lock file of DVC 3: {error}; `dvc repro` writes it"
-        ) from error
+        raise InputError(f"{path}: not a lock file of DVC 3: {error}; {REMEDY}") from error
 
 
 def nearest(folder: Path, name: str) -> Path | None:

@@ -146,8 +146,10 @@ def run(command: Callable[[], str]) -> None:
             raise
         sys.exit(f"error: {problem}")
     except KeyboardInterrupt as interruption:
-        where = f" ({interruption})" if str(interruption) else ""
-        print(f"interrupted{where}; the same command resumes from here", file=sys.stderr)
+        where = (
+            f" ({interruption}); the same command resumes from here" if str(interruption) else ""
+        )
+        print(f"interrupted{where}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -21,14 +21,14 @@ class Meter:
 
     def __init__(self, counters: Path = RAPL) -> None:
         self._started, self._counters = time.perf_counter(), counters
-        self._energy = _energy(counters)
+        self._energy, self._used = _energy(counters), _processor_seconds()
 
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self._started
 
     def read(self) -> dict[str, Any]:
-        """Return what the process took so far.
+        """Return what the process took since then.
 
         That is its time and processor time in seconds, its greatest memory in bytes, and the energy
         of the machine's processors in joules. Energy is None where the machine does not tell it.
@@ -36,9 +36,7 @@ class Meter:
         own, children = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         return {
             "seconds": round(self.seconds, 1),
-            "processor_seconds": round(
-                sum(used.ru_utime + used.ru_stime for used in (own, children)), 1
-            ),
+            "processor_seconds": round(_processor_seconds() - self._used, 1),
             "memory_bytes": 1024 * max(own.ru_maxrss, children.ru_maxrss),
             "processor_joules": self._joules(),
         }
@@ -51,6 +49,11 @@ class Meter:
         for package, (count, size) in now.items():
             used += (count - self._energy[package][0]) % size
         return round(used / 1e6, 1)
+
+
+def _processor_seconds() -> float:
+    """Return the processor time of this process and of those that it started and that ended."""
+    return sum(os.times()[:4])
 
 
 def _energy(counters: Path) -> dict[str, tuple[int, int]]:

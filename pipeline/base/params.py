@@ -192,7 +192,7 @@ def bounded_text(path: Path) -> str:
     ruamel.yaml's errors for what is not YAML.
     """
     try:
-        size = limits.regular(path, f"`cp presets/quickstart.yaml {path}` gives one to start from")
+        size = limits.regular(path, _remedy(path))
         if size > MAX_BYTES:
             raise InputError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {size:,}")
         text = path.read_text(encoding="utf-8")
@@ -200,6 +200,12 @@ def bounded_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     _check_events(path, text)
     return text
+
+
+def _remedy(path: Path) -> str:
+    if path.parent.name == "presets":
+        return f"`git checkout {path}` brings it back"
+    return f"`cp presets/quickstart.yaml {path}` gives one to start from"
 
 
 def _check_events(path: Path, text: str) -> None:

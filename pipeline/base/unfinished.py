@@ -8,12 +8,16 @@ code therefore never resumes from it. When the output is written, the unfinished
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
 FOLDERS = (Path("data"), Path("models"))
+# `path_for`, files and sets that are being replaced, and the folders of unpacked archives.
+OWN = re.compile(r"\..+\.([0-9a-f]{16}|new|replaced)\.part")
+UNPACKED = re.compile(r"\..+\.[0-9a-z_]{8}\.part")
 
 
 def is_cached(out: str) -> bool:
@@ -45,8 +49,13 @@ def code_sha256() -> str:
 
 
 def left_behind(folders: Iterable[Path] = FOLDERS) -> list[Path]:
-    """Return all unfinished work in some folders."""
-    return sorted(path for folder in folders for path in folder.rglob(".*.part"))
+    """Return all unfinished work in some folders. Other files of such names are the user's."""
+    return sorted(
+        path
+        for folder in folders
+        for path in folder.rglob(".*.part")
+        if OWN.fullmatch(path.name) or (UNPACKED.fullmatch(path.name) and path.is_dir())
+    )
 
 
 def clear(paths: Iterable[Path]) -> None:

@@ -29,11 +29,11 @@ def plan(
     started, device = time.perf_counter(), devices.choose()
     images = image_counts.known(settings.data, n_images, where)
     costs = measured(Plan(settings, images, device).stages(), Rates(images, device))
-    if keep:
-        remaining.keep({cost.stage.name: cost.seconds for cost in costs})
     console.say(table.table(costs, device, datetime.now()))
     for line in table.advice(costs, settings, device):
         console.say(line)
+    if keep:
+        remaining.keep({cost.stage.name: cost.seconds for cost in costs})
     return (
         f"{images.n_images:,} images ({images.origin}), {images.size} pixels a side, "
         f"on {devices.describe(device)}; measured in {time.perf_counter() - started:.0f} s"

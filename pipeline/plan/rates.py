@@ -105,7 +105,7 @@ class Rates:
         """Predict classes by the network itself."""
         network = self._target(kind).network
         images = self._block(max(SIZES)).images
-        return self._line(lambda n: networks.predict(network, images[:n]))
+        return self._line(lambda n: networks.predict(network, images[:n]), max(SIZES))
 
     def _attack(self, kind: Kind) -> tuple[float, float]:
         """Attack batches as the evaluation does, or in another precision."""
@@ -113,7 +113,7 @@ class Rates:
         # One target costs as much as any other, so a targeted attack is given two classes.
         n_classes = 2 if kind.targets > 1 else self._images.n_classes
         attack = attacks.build(spec, target.attacked, n_classes)
-        block = self._block(max(SIZES))
+        block = self._block(self._affordable(kind.architecture))
         images = networks.pixels(block.images, self._device).contiguous()
         labels = torch.from_numpy(networks.predict(target.network, block.images)).to(self._device)
         counter = Passes(target.attacked)
@@ -123,7 +123,7 @@ class Rates:
         def run(n: int) -> object:
             return whitebox.perturb(attack, images[:n], labels[:n], EPS, counter, 0)
 
-        per_image, per_batch = self._line(run)
+        per_image, per_batch = self._line(run, len(images))
         n_passes = passes(spec)
         return per_image / n_passes, per_batch / n_passes
 
@@ -167,11 +167,19 @@ class Rates:
             )
         return self._targets[architecture]
 
-    def _line(self, run: Callable[[int], object]) -> tuple[float, float]:
-        """Return the seconds per image and per batch of work on batches of two sizes."""
+    def _affordable(self, architecture: str) -> int:
+        """Return how many images at most may be attacked at once while this is measured."""
+        classify = self.of(Kind(name="classify", architecture=architecture))
+        return max(2 * FEW, min(max(SIZES), int(LONGEST / classify.per_image)))
+
+    def _line(self, run: Callable[[int], object], most: int) -> tuple[float, float]:
+        """Return the seconds per image and per batch of work on batches of two sizes.
+
+        None has more than `most` images.
+        """
         run(FEW)
         affordable = int(LONGEST * FEW / self._timed(run, FEW))
-        large = max(2 * FEW, min(max(SIZES), affordable))
+        large = max(2 * FEW, min(most, affordable))
         small = min(min(SIZES), large // 2)
         first, second = self._timed(run, small), self._timed(run, large)
         slope = max((second - first) / (large - small), second / large / 2)

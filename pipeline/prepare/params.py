@@ -1,5 +1,6 @@
 """Define the sections `data` and `store` of `params.yaml`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -7,6 +8,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.base.values import Count, Section, Seed
 
+# DVC takes no input that holds its outputs.
+RESULTS = (
+    "data/adversarial", "data/clean", "data/refreshed", "metrics", "models", "plots", "report",
+)  # fmt: skip
 MIN_SIZE, MAX_SIZE = 8, 1024  # pixels a side
 FROM_SOURCE = "from_source"
 Part = Literal["val", "test"]  # of a data set, besides its training part
@@ -89,6 +94,11 @@ class Data(Section):
                     f"{key}: expected no such key for source {self.source} "
                     f"(only for {', '.join(sources)}), found one"
                 )
+        if not self.path or any(map(self._overlaps, RESULTS)):
+            raise ValueError(
+                f"path: expected a file or folder apart from {', '.join(RESULTS)}, such as"
+                f" data/raw, found {self.path!r}"
+            )
         try:
             Path(self.path).expanduser()
         except RuntimeError as error:
@@ -105,6 +115,11 @@ class Data(Section):
                     f"n_images: expected null with n_{part}: {FROM_SOURCE}, found {self.n_images}"
                 )
         return self
+
+    def _overlaps(self, result: str) -> bool:
+        """Return whether the path holds a result of the pipeline, or is inside one."""
+        own, other = Path(os.path.normpath(self.path)), Path(result)
+        return other.is_relative_to(own) or own.is_relative_to(other)
 
 
 class Store(Section):

@@ -20,10 +20,10 @@ def train_clean() -> str:
         out="checkpoint of the clean model",
         history="CSV with a line for every epoch",
     )
-    settings = params.load(params.FILE, TrainParams, KEYS)
+    args, settings = parser.parse_args(), params.load(params.FILE, TrainParams, KEYS)
     return training.train(
         train,
-        parser.parse_args(),
+        args,
         inputs=["clean"],
         start=settings.model,
         outputs=["out", "history"],

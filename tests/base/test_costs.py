@@ -20,7 +20,7 @@ def test_a_stage_records_what_it_took_and_only_where_dvc_runs_it(tmp_path, monke
     console.run(lambda: "done")
     found = json.loads((tmp_path / "report/costs/generate@clean-pgd.json").read_text())
     assert found["seconds"] >= 0
-    assert found["processor_seconds"] > 0
+    assert found["processor_seconds"] >= 0
     assert found["memory_bytes"] > 2**20
 
 

@@ -25,6 +25,7 @@ def tiny(raw_params, tmp_path, monkeypatch):
     """Tiny params of a narrow network, whose processes start at once."""
     tiny_project.tiny(raw_params)
     YAML().dump(raw_params, tmp_path / "params.yaml")
+    (tmp_path / "dvc.yaml").touch()
     monkeypatch.setattr(rates, "STARTS", {"prepare": "json", "": "json"})
     monkeypatch.setattr(rates, "SECONDS", 0.01)
     monkeypatch.setattr(rates, "SIZES", (4, 16))
@@ -50,7 +51,7 @@ def test_a_plan_measures_every_stage(tiny, monkeypatch, capsys):
     ]  # fmt: skip
     assert all(row.endswith("-") for row in rows[1:14])
     assert not (tiny / "models").exists()
-    assert {path.name for path in tiny.iterdir()} == {"params.yaml", "report"}
+    assert {path.name for path in tiny.iterdir()} == {"dvc.yaml", "params.yaml", "report"}
     assert set(remaining.kept()) == {row.split()[0] for row in rows[1:13]}
 
 
@@ -104,7 +105,7 @@ def test_work_that_takes_long_is_measured_on_small_batches(monkeypatch):
     image_counts = Images(n_images=40, n_val=10, size=16, n_classes=3, origin="a test")
     found, sizes = Rates(image_counts, CPU), []
     monkeypatch.setattr(found, "_timed", lambda _, n: sizes.append(n) or 1.0 + n)
-    assert found._line(lambda _: None) == pytest.approx((1.0, 1.0))
+    assert found._line(lambda _: None, 256) == pytest.approx((1.0, 1.0))
     assert sizes == [4, 4, 8]
 
 
