@@ -10,10 +10,11 @@ import numpy as np
 
 from pipeline.audit.evaluated import judged_images
 from pipeline.audit.project import Project, Row, judged
-from pipeline.evaluate import checks
+from pipeline.evaluate import checks, diagnostics
 from pipeline.evaluate.checks import COLLAPSED, CONVERGED, LIMIT, Check
 from pipeline.evaluate.judgement import WORST
 
+HELD_OUT = "judged_images_not_held_out"
 SHARES = {
     "fgsm_far_above_pgd": COLLAPSED,
     "black_box_finds_more": LIMIT,
@@ -22,6 +23,7 @@ SHARES = {
     "gradients_zero_or_not_finite": LIMIT,
     "outputs_are_probabilities": LIMIT,
     "outputs_are_random": LIMIT,
+    HELD_OUT: LIMIT,
     "more_steps_find_more": CONVERGED,
     "more_restarts_find_more": CONVERGED,
 }
@@ -59,7 +61,7 @@ def verdict(project: Project, path: str) -> Iterator[Row]:
 def _computed(project: Project, metrics: Mapping[str, Any]) -> dict[str, Check | None]:
     """Return the checks that other numbers of the metrics give, or None where they do not."""
     clean, robust = metrics["clean"], metrics["robust"]
-    labels = judged_images(project, project.clean).labels
+    images = judged_images(project, project.clean)
     right = np.arange(clean["n"]) < round(clean["accuracy"] * clean["n"])
     all_eps = [result["eps"] for name, result in robust.items() if name != WORST]
     eps = robust[metrics["diagnostics"]["threat"]]["eps"]
@@ -67,7 +69,8 @@ def _computed(project: Project, metrics: Mapping[str, Any]) -> dict[str, Check |
     is_within = max(all_eps) <= eps + checks.SAME_EPS
     return {
         "eps_in_wrong_units": checks.units(all_eps),
-        checks.HARDLY_ABOVE_GUESSING: checks.above_guessing(right, labels),
+        checks.HARDLY_ABOVE_GUESSING: checks.above_guessing(right, images.labels),
+        HELD_OUT: checks.share(diagnostics.trained_on(project.images(project.clean), images)),
         checks.FAR_ABOVE: checks.far_above(robust[WORST], eps, metrics["transfer"])
         if is_within
         else None,
@@ -86,7 +89,8 @@ def _counted(project: Project, metrics: Mapping[str, Any]) -> dict[str, int]:
         if name != WORST and result["eps"] <= robust[threat]["eps"] + checks.SAME_EPS
     ]
     n_judged, few = metrics["clean"]["n"], project.settings.evaluate.curves.n_eval
-    counted = dict.fromkeys([*SHARES, *RISES, "judged_images_not_held_out"], robust[threat]["n"])
+    counted = dict.fromkeys([*SHARES, *RISES], robust[threat]["n"])
+    counted[HELD_OUT] = n_judged
     counted |= dict.fromkeys(ON_FEW, n_judged if few is None else min(few, n_judged))
     counted |= dict.fromkeys(AFTER_ALL, min(checks.ENOUGH, *within))
     del counted["fgsm_far_above_pgd"]
@@ -114,8 +118,6 @@ def _problems(name: str, check: Mapping[str, Any], computed: Check | None) -> It
         computed = computed or checks.NOT_RUN
     elif name in SHARES:
         computed = checks.share(np.arange(n) < round(value * n), SHARES[name])
-    elif name == "judged_images_not_held_out":
-        computed = checks.none_of(round(value), n)
     if computed is not None:
         yield from (
             f"{key}: recorded {check[key]}, is {wanted}"

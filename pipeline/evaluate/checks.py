@@ -114,18 +114,14 @@ def gain(standing: "Mask", before: "Mask", limit: float = LIMIT) -> Check:
     )
 
 
-def none_of(count: int, n: int = 0) -> Check:
-    """Check that a number is 0, of `n` images where it counts images."""
-    return Check(value=float(count), limit=0.0, result="failed" if count else "passed", n=n)
-
-
 def units(all_eps: Sequence[float]) -> Check:
     """Check that every eps is between 1/255 and 1/2 of the range of a pixel.
 
     An eps outside that range was meant in other units. The check's number is how many there are.
     """
     low, high = UNITS
-    return none_of(sum(not low - 1e-9 <= eps <= high for eps in all_eps))
+    count = sum(not low - 1e-9 <= eps <= high for eps in all_eps)
+    return Check(value=float(count), limit=0.0, result="failed" if count else "passed")
 
 
 def far_above(
@@ -186,12 +182,16 @@ def confirmed(robust: Mapping[str, Mapping[str, Any]]) -> bool:
     """Return whether APGD-CE and targeted APGD, or all of the ensemble, were tried.
 
     `robust` are the results of the attacks by their names. The ensemble has one eps, and no other
-    attack may have a larger one.
+    attack may have a larger one, or leave significantly fewer images standing: the ensemble would
+    then have been too weak.
     """
     tried = robust.get("ensemble") or robust.get("apgd")
     if tried is None or ("ensemble" not in robust and "left_out" in tried):
         return False
-    return all(one.get("eps", 0.0) <= tried["eps"] + SAME_EPS for one in robust.values())
+    threats = [one for one in robust.values() if "eps" in one]
+    return all(
+        one["eps"] <= tried["eps"] + SAME_EPS and one["high95"] >= tried["low95"] for one in threats
+    )
 
 
 def verdict(results: Mapping[str, Result], is_confirmed: bool) -> tuple[str, list[str]]:

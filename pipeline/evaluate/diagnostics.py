@@ -6,6 +6,7 @@ Athalye et al. (ICML 2018, section 3.1), Carlini et al. ("On Evaluating Adversar
 docs/evaluation.md explains what each check means. `checks` decides what the numbers show.
 """
 
+import hashlib
 from collections.abc import Mapping
 from functools import partial
 
@@ -17,9 +18,9 @@ from torch.nn import functional
 
 from pipeline import attacks
 from pipeline.attacks.params import Threat
-from pipeline.base.store import SPLITS, Block
-from pipeline.evaluate import params, whitebox
-from pipeline.evaluate.checks import COLLAPSED, CONVERGED, NOT_RUN, Check, gain, none_of, share
+from pipeline.base.store import SPLITS, Block, ImageSet
+from pipeline.evaluate import checks, params, whitebox
+from pipeline.evaluate.checks import COLLAPSED, CONVERGED, NOT_RUN, Check, gain, share
 from pipeline.evaluate.sweeps import Curves
 from pipeline.evaluate.target import Target
 from pipeline.networks import memory_fit
@@ -68,10 +69,31 @@ def diagnose(
         "outputs_are_random": share(
             abs(outputs - repeated).max(1) > 1e-3 * (1e-6 + abs(outputs).max(1))
         ),
-        "judged_images_not_held_out": none_of(
-            int((block.split == SPLITS["train"]).sum()), len(block)
-        ),
     }
+
+
+def of_clean(clean: ImageSet, block: Block, right: Mask) -> dict[str, Check]:
+    """Return the checks that need no attack.
+
+    `right` tells which images (n,) of `block`, those that are judged, the network gets right.
+    """
+    return {
+        checks.HARDLY_ABOVE_GUESSING: checks.above_guessing(right, block.labels),
+        "judged_images_not_held_out": share(trained_on(clean, block)),
+    }
+
+
+def trained_on(clean: ImageSet, block: Block) -> Mask:
+    """Return which images (n,) of a block are training images of a set, too, pixel by pixel."""
+    own = [_digest(image) for image in block.images]
+    judged, found = set(own), set[bytes]()
+    for part in clean.blocks():
+        found |= judged.intersection(map(_digest, part.images[part.split == SPLITS["train"]]))
+    return np.array([digest in found for digest in own], dtype=bool)
+
+
+def _digest(image: NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def converged(
@@ -91,14 +113,14 @@ def converged(
             threat.restarts,
         ),
     }
-    checks = {}
+    found_more = {}
     for name, (values, earlier) in varied.items():
         attack = Threat.model_validate(values)
         after = whitebox.withstands(
             target, block, attack, f"check: {name}", found, earlier=earlier
         ).standing
-        checks[name] = share(found & ~after, CONVERGED)
-    return checks
+        found_more[name] = share(found & ~after, CONVERGED)
+    return found_more
 
 
 def _right_after_fgsm(target: Target, block: Block, threat: Threat) -> Mask:

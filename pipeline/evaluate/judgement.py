@@ -94,7 +94,7 @@ def judge(
     robust, tried = _robust(target, val, settings)
     grid_rows, grid = _grid(target, val, settings)
     curves, found = _checked(target, val, sets, transfer, tried, settings)
-    found[checks.HARDLY_ABOVE_GUESSING] = checks.above_guessing(predicted == val.labels, val.labels)
+    found |= diagnostics.of_clean(clean, val, predicted == val.labels)
     verdict, failed = checks.verdict(
         {name: check.result for name, check in found.items()}, checks.confirmed(robust)
     )

@@ -23,7 +23,8 @@ FAILED = {
     "gradient.",
     "outputs_are_random": "Every evaluation is a random draw, so the attack and the judge see "
     "different networks.",
-    "judged_images_not_held_out": "The numbers describe images that the model was trained on.",
+    "judged_images_not_held_out": "Too many judged images are training images too, so the numbers "
+    "describe what the model has seen.",
     "eps_in_wrong_units": "An eps was meant in other units than pixels in [0, 1].",
     "transfer_far_above_robust": "Robust accuracy is less than half of transfer accuracy. Expect "
     "the former from an attacker, never the latter.",

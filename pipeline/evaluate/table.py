@@ -26,10 +26,10 @@ KEYS = ("attack_passes", "data_set", "clean", "transfer", "robust", "diagnostics
 JUDGED = {"test": "test images", "val": "validation images, which also chose the kept epochs"}
 REMEDY = "delete it, and `make repro` makes it again"
 WORTH = {
-    STRONG: "worst of {models} was found with APGD-CE and targeted APGD,"
+    STRONG: "worst of {models} was found with APGD,"
     " and more iterations, targets or images may lower it a little",
-    UPPER_BOUND: "worst of {models} was found without APGD-CE and targeted APGD,"
-    " so it is only an upper bound",
+    UPPER_BOUND: "worst of {models} was found without both APGD-CE and targeted APGD at its largest"
+    " eps, or they found less than a threat, so it is only an upper bound",
     STATIC_ONLY: "robust accuracy of {models} is less than half of transfer accuracy,"
     " so expect worst from an attacker, never transfer",
     SUSPECT: "a check of {models} failed, so worst may be far too high",

@@ -84,7 +84,8 @@ class OnlineBatches:
         aim = labels
         if adversary.target == "least_likely":
             with torch.no_grad():
-                aim = network(images).argmin(1)
+                logits = network(images).scatter(1, labels[:, None], torch.inf)  # not the label
+                aim = logits.argmin(1)
         alpha = step_sizes(adversary.alpha, eps, adversary.steps) * self.state[ALPHA_SCALE]
         reach, bound = eps, eps
         if adversary.noise is not None:

@@ -127,7 +127,17 @@ def test_a_clean_accuracy_is_compared_with_guessing(right, n, n_classes, result)
     ],
 )
 def test_apgd_confirms_if_both_of_it_were_tried_at_the_largest_eps(robust, is_confirmed):
-    assert checks.confirmed(robust) is is_confirmed
+    bounds = {"low95": 0.3, "high95": 0.4}
+    results = {name: {**bounds, **result} for name, result in robust.items()}
+    assert checks.confirmed(results) is is_confirmed
+
+
+def test_an_ensemble_that_finds_less_than_a_threat_confirms_nothing():
+    weak = {"eps": 0.03, "low95": 0.15, "high95": 0.28}
+    for high, is_confirmed in ((0.14, False), (0.16, True)):
+        pgd = {"eps": 0.03, "low95": 0.05, "high95": high}
+        worst = {"low95": 0.05, "high95": 0.1}  # of both together
+        assert checks.confirmed({"pgd": pgd, "apgd": weak, "worst": worst}) is is_confirmed
 
 
 def result(accuracy, **more):

@@ -238,10 +238,15 @@ def test_images_that_were_trained_on_are_found(bench):
     curves = sweeps.curves(target, block, threat, bench.settings.curves)
     standing = curves.restarts[1]
     found = diagnostics.diagnose(target, block, standing, block, curves, threat, 5, {})
-    assert found["judged_images_not_held_out"] == checks.Check(
-        value=20.0, limit=0.0, result="failed", n=20
-    )
     assert found["transfer_finds_more"] == checks.NOT_RUN
+    right = np.ones(20, dtype=bool)
+    found = diagnostics.of_clean(bench.clean, block, right)
+    assert found["judged_images_not_held_out"] == checks.Check(
+        value=1.0, limit=checks.LIMIT, result="failed", n=20
+    )
+    held_out = bench.clean.load("val")
+    found = diagnostics.of_clean(bench.clean, held_out, np.ones(len(held_out), dtype=bool))
+    assert found["judged_images_not_held_out"].value == 0
 
 
 def test_the_threats_images_decide_what_needs_no_more_attacks(bench):
@@ -254,7 +259,6 @@ def test_the_threats_images_decide_what_needs_no_more_attacks(bench):
         "gradients_zero_or_not_finite",
         "outputs_are_probabilities",
         "outputs_are_random",
-        "judged_images_not_held_out",
         "more_steps_find_more",
         "more_restarts_find_more",
     }

@@ -105,7 +105,7 @@ def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
     assert "says nothing about an attacker" in note[2]
     assert note[-2] == "robust: suspect: black_box_finds_more (0.125, limit <= 0.02, n = 48)"
     assert note[-1].startswith(
-        "What the numbers are worth: worst of clean was found with APGD-CE and targeted APGD, and "
+        "What the numbers are worth: worst of clean was found with APGD, and more iterations, "
     )
     assert note[-1].endswith("; a check of robust failed, so worst may be far too high.")
     assert names.index("pgd") + len("pgd") == robust.index("70.0") + len("70.0 ±2.0")

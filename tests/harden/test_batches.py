@@ -128,14 +128,31 @@ def test_targets_and_losses_give_different_attacks(settings):
         "away": {},
         "margin": {"loss": "margin"},
     }.items():
-        images, _, _ = made(online(settings, steps=5, random_start=False, **attack), network)[1][0]
+        recipe = online(settings, steps=5, random_start=False, **attack)
+        images, labels, _ = made(recipe, network)[1][0]
         logits[name] = network.eval()(images)
-    least = logits["least"][:16].argmin(1)
+    least = logits["least"][:16].scatter(1, labels[:16, None], torch.inf).argmin(1)
     assert (
         logits["least"][16:].gather(1, least[:, None])
         > logits["least"][:16].gather(1, least[:, None])
     ).float().mean() > 0.9
     assert not torch.equal(logits["away"][16:], logits["margin"][16:])
+
+
+def test_the_least_likely_class_is_never_the_label(settings, monkeypatch):
+    recipe, aims = online(settings, target="least_likely", steps=1, random_start=False), []
+    batches, _ = made(recipe, Tiny())
+    ascent = batches._ascent
+    monkeypatch.setattr(
+        batches, "_ascent", lambda *given, **named: aims.append(given[2]) or ascent(*given, **named)
+    )
+    logits = torch.tensor([-50.0, 0.0, 50.0])  # class 0 is always the least likely
+    network = lambda images: images.flatten(1)[:, :3] * 0 + logits  # noqa: E731
+    monkeypatch.setattr(batches._target, "now", lambda: network)
+    for (_, labels, _), aim in zip(batches.epoch(1), aims, strict=False):
+        own = labels[: len(aim)]
+        assert (aim != own).all()
+        assert (aim == torch.where(own == 0, 1, 0)).all()
 
 
 def sizes_of(recipe, number=0):
