@@ -144,7 +144,7 @@ def test_the_least_likely_class_is_never_the_label(settings, monkeypatch):
     batches, _ = made(recipe, Tiny())
     ascent = batches._ascent
     monkeypatch.setattr(
-        batches, "_ascent", lambda *given, **named: aims.append(given[2]) or ascent(*given, **named)
+        batches, "_ascent", lambda *given, **named: aims.append(given[3]) or ascent(*given, **named)
     )
     logits = torch.tensor([-50.0, 0.0, 50.0])  # class 0 is always the least likely
     network = lambda images: images.flatten(1)[:, :3] * 0 + logits  # noqa: E731
