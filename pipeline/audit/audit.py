@@ -1,5 +1,6 @@
 """Audit a run: find out again what can be found out, and check it against the run's records."""
 
+import csv
 import itertools
 import os
 import textwrap
@@ -17,6 +18,7 @@ from pipeline.audit import (
     clean_set,
     comparisons,
     evaluated,
+    exported,
     lineage,
     records,
     robustness,
@@ -31,6 +33,22 @@ VERDICTS = ("ok", "not checked", "warning", "not comparable", "FAILED")
 WIDTH, GAP = 120, "  "  # of the table, and between its columns
 NAMED = 5  # failures that the last line names
 Check = Callable[[Project, str], Iterator[Row]]  # of the output at a path
+EXPORTED: dict[str, Check] = {
+    ".pt": exported.state_dict,
+    ".classes.csv": exported.class_names,
+    ".md": exported.model_card,
+}
+# What files raise that were changed by others: a PNG raises SyntaxError.
+DAMAGED = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    SyntaxError,
+    csv.Error,
+)
 
 
 def audit(path: Path, device: torch.device, *, robust: bool = False) -> list[Row]:
@@ -181,8 +199,8 @@ def _checks_of(project: Project, stage: str, path: str, robust: bool) -> list[Ch
     if project.checkpoints([path]):
         is_adopted = Path(path).stem in project.settings.adopted
         return [adopted_models.adopted_model if is_adopted else trained.trained_model]
-    if path.endswith(".pt"):
-        return [trained.submission]
+    if exported_as := [check for ending, check in EXPORTED.items() if path.endswith(ending)]:
+        return exported_as
     if not path.endswith(".json"):
         return []
     found: list[Check] = [
@@ -204,7 +222,7 @@ def _tried(rows: Iterator[Row], stage: str, what: str) -> list[Row]:
         found.extend(rows)
     except InputError as error:
         found.append(judged(what, str(error), "", what))
-    except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except DAMAGED as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         found.append(judged(what, f"cannot be checked: {reason}", "", what))
     return [replace(row, stage=row.stage or stage) for row in found]

@@ -117,7 +117,10 @@ def _attacked_again(
 def _differing(
     project: Project, path: str, network: models.ResNet, spec: Attack, sample: Sample
 ) -> NDArray[np.float64]:
-    """Return the share of the values that differ in each image (n,) when it is attacked again."""
+    """Return the share of the values that differ in each image (n,) when it is attacked again.
+
+    All differ where another eps is recorded than is drawn again.
+    """
     again = generation.attacked_again(
         project.images(path),
         sample.original,
@@ -127,5 +130,8 @@ def _differing(
         project.settings.generate,
         device=project.device,
     )
-    found: NDArray[np.float64] = (again.images != sample.stored.images).mean(axis=(1, 2, 3))
+    differs = again.images != sample.stored.images
+    if again.eps is not None:
+        differs |= (again.eps != sample.stored.eps)[:, None, None, None]
+    found: NDArray[np.float64] = differs.mean(axis=(1, 2, 3))
     return found

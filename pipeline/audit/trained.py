@@ -7,16 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pipeline import networks
 from pipeline.audit.project import Project, Row, judged, matches
 from pipeline.base import files, params, store
-from pipeline.base.errors import InputError, discarding
 from pipeline.base.values import CLEAN
-from pipeline.export import ranking
 from pipeline.harden import epoch_score
-from pipeline.networks import torch_files
 from pipeline.networks.params import Model
 from pipeline.train.history import Keep, kept_epoch, more_accurate
 
@@ -113,36 +109,3 @@ def _rule(project: Project, model: str) -> Keep:
         return more_accurate
     n_val = int((project.rows(project.clean).split == store.SPLITS["val"]).sum())
     return epoch_score.keep(recipe, n_val, settings.selection)
-
-
-def submission(project: Project, path: str) -> Iterator[Row]:
-    """Check that the submission file holds exactly the tensors of the model to export.
-
-    `export.model` names that model, or the ranking does, which is made again.
-    """
-    judged_models = project.settings.evaluate.models
-    metrics = {name: project.metrics(f"metrics/{name}.json") for name in judged_models}
-    grids = ranking.read_grids(project.root / "plots", judged_models)
-    rule = project.settings.export
-    model = f"models/{ranking.chosen(rule, ranking.rank(rule, metrics, grids))}.safetensors"
-    wanted = project.checkpoint(model).state_dict
-    try:
-        found = torch.load(project.root / path, map_location="cpu", weights_only=True)
-        differing = sorted(
-            name
-            for name in wanted.keys() | found.keys()
-            if name not in wanted or name not in found or not torch.equal(wanted[name], found[name])
-        )
-    except torch_files.UNREADABLE as error:
-        raise InputError(f"{path}: not a state_dict; {discarding(Path(path))}") from error
-    fault = (
-        f"differs from {model} in {len(differing)} tensors, such as {differing[0]}"
-        if differing
-        else ""
-    )
-    yield judged(
-        "submission",
-        fault,
-        f"SHA-256 {project.sha256(path)}, the tensors of {model}",
-        f"{path}, {model}",
-    )

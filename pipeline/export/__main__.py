@@ -1,11 +1,9 @@
 """Stage `export`: the chosen model -> the plain state_dict that is submitted."""
 
-from pathlib import Path
-
 from pipeline import networks
 from pipeline.base import console, files, params, store
 from pipeline.export import card, ranking, submission
-from pipeline.export.params import AUTO, ExportParams
+from pipeline.export.params import ExportParams
 
 KEYS = ("export", "evaluate.models")  # of params.yaml, as dvc.yaml declares them
 
@@ -34,10 +32,14 @@ def export_model() -> str:
     submission.expect_judged(args.metrics / f"{name}.json", metrics, files.sha256(path))
     accuracy = submission.export(checkpoint, clean.load(clean.judged), args.out)
     submission.write_classes(clean.class_names, args.classes)
-    source, size = str(clean.attributes["source"]), clean.image_shape[2]
-    origin = _origin(checkpoint, args.models)
-    among = len(ranked) if rule.model == AUTO else 1
-    written = card.text(name, checkpoint, origin, metrics, source, size, among)
+    origin = card.origin(
+        checkpoint,
+        lambda parent: networks.load(
+            args.models / f"{parent}.safetensors", class_names=clean.class_names
+        ),
+    )
+    among = ranking.n_candidates(rule, ranked)
+    written = card.text(name, checkpoint, origin, metrics, clean, among)
     files.write_bytes(args.card, written.encode())
     lines = submission.expectation(metrics)
     for line in ranking.table(rule, ranked):
@@ -58,14 +60,6 @@ def low(accuracy: float, judged: str, floor: float) -> str:
         f"clean accuracy {accuracy:.4f} on {images} is not above export.min_clean ({floor}); "
         "a grader with that limit would refuse the file"
     )
-
-
-def _origin(checkpoint: networks.Checkpoint, models: Path) -> networks.Checkpoint:
-    """Return the model that a model's fine-tunings began with, or the model itself."""
-    names = tuple(checkpoint.class_names)
-    while parent := checkpoint.provenance.get("training.of"):
-        checkpoint = networks.load(models / f"{parent}.safetensors", class_names=names)
-    return checkpoint
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Write the model card of the submitted file, in the form that Hugging Face reads."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ruamel.yaml import YAML
 
+from pipeline.base.store import ImageSet
 from pipeline.export import submission
 from pipeline.networks import Checkpoint
 
@@ -62,17 +63,16 @@ def text(
     checkpoint: Checkpoint,
     origin: Checkpoint,
     metrics: Mapping[str, Any],
-    source: str,
-    size: int,
+    clean: ImageSet,
     among: int,
 ) -> str:
     """Return the card of a model.
 
     `origin` is the model that its fine-tunings began with, or the model itself. `metrics` are those
-    of its evaluation. `source` is where its images came from, and `size` their pixels a side.
+    of its evaluation, and `clean` are its images.
     `among` is the number of models that the judged images chose it from; it is 1 if they did not.
     """
-    results = submission.named(metrics)
+    results, source = submission.named(metrics), str(clean.attributes["source"])
     return CARD.format(
         head=_head(name, checkpoint, results, source),
         name=name,
@@ -86,8 +86,18 @@ def text(
             f"| {key} | `{value}` |" for key, value in checkpoint.provenance.items() if value != ""
         ),
         source=source,
-        size=size,
+        size=clean.image_shape[2],
     )
+
+
+def origin(checkpoint: Checkpoint, load: Callable[[str], Checkpoint]) -> Checkpoint:
+    """Return the model that a model's fine-tunings began with, or the model itself.
+
+    `load` returns a model by its name.
+    """
+    while parent := checkpoint.provenance.get("training.of"):
+        checkpoint = load(str(parent))
+    return checkpoint
 
 
 def _head(

@@ -79,6 +79,11 @@ def chosen(rule: Export, ranked: Sequence[Ranked]) -> str:
     return ranked[0].model
 
 
+def n_candidates(rule: Export, ranked: Sequence[Ranked]) -> int:
+    """Return from how many models the judged images chose the one to submit: 1 if it is named."""
+    return len(ranked) if rule.model == AUTO else 1
+
+
 def alike(ranked: Sequence[Ranked]) -> list[str]:
     """Return the models that the images cannot tell from the best one.
 

@@ -47,9 +47,12 @@ def write_classes(class_names: Sequence[str], out: Path) -> None:
 
     The file is a CSV with the columns `output` and `class_name`.
     """
-    files.write_csv(
-        out, [{"output": number, "class_name": name} for number, name in enumerate(class_names)]
-    )
+    files.write_csv(out, class_rows(class_names))
+
+
+def class_rows(class_names: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of that CSV."""
+    return [{"output": str(number), "class_name": name} for number, name in enumerate(class_names)]
 
 
 def graded(file: io.BytesIO, architecture: str, val: Block, n_classes: int) -> float:

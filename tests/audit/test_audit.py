@@ -4,6 +4,7 @@ The audit finds and names each change.
 """
 
 import copy
+import csv
 import dataclasses
 import json
 import re
@@ -1174,6 +1175,40 @@ def test_a_submission_that_is_no_state_dict_is_a_failure(folder):
     assert found["models/submission.pt"].startswith("models/submission.pt: not a state_dict")
 
 
+def test_other_class_names_and_another_card_are_found(folder):
+    path = own(folder / "models/submission.classes.csv")
+    path.write_text(path.read_text().replace("0,0", "0,1"))
+    path = own(folder / "models/submission.md")
+    path.write_text(path.read_text().replace("| clean |", "| clean | 99.9 |"))
+    found = failures_of(folder, "export")
+    assert found["class names"] == "not the 10 classes of data/clean in their order"
+    assert found["model card"] == "not what the model, its metrics and its images give"
+
+
+@pytest.mark.parametrize("error", [SyntaxError("broken PNG file"), csv.Error("field larger")])
+def test_what_damaged_files_raise_is_a_failure_of_one_check(error):
+    def rows():
+        yield project.Row("first", "1", "p", "ok")
+        raise error
+
+    first, failed = audit._tried(rows(), "evaluate@robust", "plots")
+    assert (first.verdict, failed.verdict) == ("ok", "FAILED")
+    assert str(error) in failed.value
+
+
+def test_another_eps_than_was_drawn_is_found(made, monkeypatch):
+    found = project.Project(made, CPU)
+    sample = samples.sample_of(found.images(CLEAN), found.images(PGD), found.settings)
+    assert sample.stored.eps is not None
+    model = found.network("models/clean.safetensors")
+    spec = found.settings.attacks["pgd"]
+    assert not samples._differing(found, PGD, model, spec, sample).any()
+    sample.stored.eps[3] *= 4
+    differing = samples._differing(found, PGD, model, spec, sample)
+    assert (np.flatnonzero(differing) == [3]).all()
+    assert differing[3] == 1
+
+
 def test_pretrained_weights_are_held_to_their_file(folder):
     own_weights = "models/pretrained/own.pth"
 
@@ -1222,6 +1257,10 @@ def test_a_folder_that_is_no_project_is_refused(tmp_path):
     with pytest.raises(InputError, match="DVC cannot read the stages: you are not inside of a DVC"):
         lineage.declared(tmp_path)
     dvc.repo.Repo.init(str(tmp_path), no_scm=True).close()
+    (tmp_path / "dvc.yaml").write_text("stages: {a: {cmd: x}}")
+    with pytest.raises(InputError, match=r"dvc.lock: not as DVC writes it: .*`git checkout dvc.lo"):
+        lineage.declared(tmp_path)
+    (tmp_path / "dvc.lock").unlink()
     for text in ("stages: {a: {cmd: '${b.c}'}}", "stages: ["):
         (tmp_path / "dvc.yaml").write_text(text)
         with pytest.raises(InputError, match=r"dvc.yaml: DVC cannot read the stages: "):

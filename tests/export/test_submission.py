@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,6 +87,7 @@ def result(accuracy, **about):
     return {"accuracy": accuracy, **bounds, "n": 500, **about}
 
 
+IMAGES = SimpleNamespace(attributes={"source": "digits"}, image_shape=(3, 16, 16))
 METRICS = {
     "sha256": hashlib.sha256(b"model").hexdigest(),
     "data_set": {"judged": "test"},
@@ -126,7 +128,7 @@ def test_the_card_has_metadata_figures_and_lines_that_load_the_file(
     submission.export(checkpoint, val, tmp_path / "submission.pt")
     trained = {"training.of": "clean", "attack_passes": 12345, "weights.sha256": ""}
     about = networks.Checkpoint(**{**vars(checkpoint), "provenance": trained})
-    text = card.text("refreshed", about, checkpoint, METRICS, "digits", 16, 1)
+    text = card.text("refreshed", about, checkpoint, METRICS, IMAGES, 1)
     _, head, body = text.split("---\n", 2)
     (judged,) = YAML(typ="safe").load(head)["model-index"][0]["results"]
     assert judged["dataset"]["name"] == "digits"
@@ -148,14 +150,14 @@ def test_the_card_of_a_model_trained_elsewhere_promises_nothing(checkpoint):
     tuned = dataclasses.replace(checkpoint, provenance={"training.of": "mine"})
     unknown = "was trained elsewhere; whether on these images is not known. Robust"
     for model, name in ((adopted, "This model"), (tuned, "The model that it is fine-tuned from")):
-        text = card.text("x", model, adopted, METRICS, "digits", 16, 1)
+        text = card.text("x", model, adopted, METRICS, IMAGES, 1)
         assert f"on test images, which chose nothing. {name} {unknown}" in text
         assert "No training step" not in text
 
 
 def test_the_card_names_weights_of_ones_own_and_what_the_images_chose(checkpoint):
     own = dataclasses.replace(checkpoint, provenance={"weights": "models/pretrained/own.pth"})
-    text = card.text("x", own, own, METRICS, "digits", 16, 3)
+    text = card.text("x", own, own, METRICS, IMAGES, 3)
     assert (
         "on test images, which also chose this model among 3. This model starts from "
         "`models/pretrained/own.pth`, which was trained elsewhere; whether on these images is not "
@@ -163,7 +165,7 @@ def test_the_card_names_weights_of_ones_own_and_what_the_images_chose(checkpoint
     ) in text
     official = dataclasses.replace(checkpoint, provenance={"weights": "IMAGENET1K_V2"})
     metrics = {**METRICS, "data_set": {**METRICS["data_set"], "judged": "val"}}
-    text = card.text("x", official, official, metrics, "digits", 16, 3)
+    text = card.text("x", official, official, metrics, IMAGES, 3)
     assert (
         "on validation images, which also chose the kept epoch and this model among 3. No training"
     ) in text
