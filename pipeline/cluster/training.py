@@ -32,13 +32,14 @@ def train(
     *,
     inputs: Sequence[str],
     start: Model | None = None,
+    where: str = "model",
     outputs: Sequence[str],
 ) -> str:
     """Return what `work` returns for `args`, computed here or on the workers of a cluster.
 
     `inputs` and `outputs` name the paths in `args` that it reads and writes. It also reads the
-    weights of `start`. The first output is its checkpoint, with the unfinished work beside it. The
-    second is its history. Raises InputError for what the stage refuses, and where there is no room
+    weights of `start`, whose dotted key is `where`. The first output is its checkpoint, with the
+    unfinished work beside it. The second is its history. Raises InputError for what the stage refuses, and where there is no room
     for the workers.
     """
     name = connection.wanted()
@@ -59,7 +60,7 @@ def train(
         )
         weights = None
         if start is not None:
-            networks.pretrained_weights(start)  # downloaded once, for all nodes
+            networks.pretrained_weights(start, where)  # downloaded once, for all nodes
             weights = networks.weights_file(start)
         return _Training(work, args, slot, n_workers, inputs, weights, outputs).run()
 

@@ -44,6 +44,7 @@ def train_online() -> str:
         args,
         inputs=["clean", "model"],
         start=recipe.start if isinstance(recipe.start, Model) else None,
+        where=f"online.{args.out.stem}.start",
         outputs=["out", "history"],
     )
 
@@ -103,7 +104,7 @@ def _fresh(
 ) -> tuple[models.ResNet, dict[str, str]]:
     """Return a network that did not start from the clean model, and the origin of its weights."""
     weights = networks.pretrained_weights(start, where)
-    network = networks.build(start, len(clean.class_names), recipe.seed, weights)
+    network = networks.build(start, len(clean.class_names), recipe.seed, weights, where)
     return network, checkpointed.first_weights(start, weights.sha256)
 
 

@@ -37,7 +37,7 @@ def choose() -> torch.device:
             f"{VARIABLE}: {name} was asked for,"
             f" but torch sees {torch.cuda.device_count()} CUDA devices; set it to cpu or auto"
         )
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise InputError(f"{VARIABLE}: expected auto, cpu, cuda or cuda:N, found {name!r}")
     return device
 

@@ -32,18 +32,22 @@ SCRATCH = Pretrained(state_dict={}, sha256="")
 
 
 def build(
-    model: params.Model, n_classes: int, seed: int, pretrained: Pretrained = SCRATCH
+    model: params.Model,
+    n_classes: int,
+    seed: int,
+    pretrained: Pretrained = SCRATCH,
+    where: str = "model",
 ) -> models.ResNet:
     """Return a network to train: stock torchvision with a last layer for `n_classes`.
 
     Everything else comes from `pretrained` where it has tensors. Random tensors come from `seed`.
-    The global generator is not changed. Raises InputError where `pretrained` has a last layer for
-    another number of classes.
+    The global generator is not changed. `where` is the dotted key of `model`. Raises InputError
+    where `pretrained` has a last layer for another number of classes.
     """
     head = pretrained.state_dict.get("fc.weight")
     if head is not None and len(head) != n_classes:
         raise InputError(
-            f"model.keep_head: expected a last layer for {n_classes} classes, found one for"
+            f"{where}.keep_head: expected a last layer for {n_classes} classes, found one for"
             f" {len(head)} in {model.weights}; write keep_head: false for a new one"
         )
     with torch.random.fork_rng(devices=[]):

@@ -11,6 +11,12 @@ from pipeline.base.store import manifest
 from tests.conftest import ROOT, make_block, renew_manifest, write_set
 
 
+def test_more_shards_than_names_sort_by_number_are_refused():
+    assert len(store.shard_bounds(99_999, 1)) == 99_999
+    with pytest.raises(InputError, match="^store.shard_rows: 10,000,000 images .* write 101 or"):
+        store.shard_bounds(10_000_000, 100)
+
+
 def test_what_is_written_is_read_back(clean, block):
     assert len(clean) == 40
     assert clean.bounds == [(0, 16), (16, 32), (32, 40)]

@@ -21,10 +21,19 @@ from pipeline.base.store.manifest import Attributes, Entry, Run, Value, fingerpr
 from pipeline.base.untrusted import hdf5, limits
 
 ROW_BYTES = 32  # of a row besides its image, at most
+MOST = 99_999  # shards of a set
 
 
 def shard_bounds(n_rows: int, shard_rows: int) -> list[Run]:
-    """Return the first and past-the-last row of every shard."""
+    """Return the first and past-the-last row of every shard.
+
+    Raises InputError for more shards than MOST, whose names no longer sort by number.
+    """
+    if (n_shards := -(-n_rows // shard_rows)) > MOST:
+        raise InputError(
+            f"store.shard_rows: {n_rows:,} images would make {n_shards:,} shards, at most {MOST:,}"
+            f" are possible; write {-(-n_rows // MOST)} or more"
+        )
     return [(start, min(start + shard_rows, n_rows)) for start in range(0, n_rows, shard_rows)]
 
 
