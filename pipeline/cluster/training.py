@@ -39,8 +39,8 @@ def train(
 
     `inputs` and `outputs` name the paths in `args` that it reads and writes. It also reads the
     weights of `start`, whose dotted key is `where`. The first output is its checkpoint, with the
-    unfinished work beside it. The second is its history. Raises InputError for what the stage refuses, and where there is no room
-    for the workers.
+    unfinished work beside it. The second is its history. Raises InputError for what the stage
+    refuses, and where there is no room for the workers.
     """
     name = connection.wanted()
     # One machine without GPUs is one worker, which needs no Ray.
