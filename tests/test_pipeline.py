@@ -52,7 +52,7 @@ def smallest(params):
     """The stages that are left stand for the other sets and models, which test_repro.py makes."""
     del params["finetuned"]["refreshed"], params["attacks"]["fgsm"]
     params.update(mix={"clean": 0.5, "pgd": 0.5})
-    params["evaluate"]["models"] = ["robust"]
+    params["evaluate"]["models"].remove("refreshed")
     params["evaluate"].update(n_eval=4, ensemble=None, grid=None)
     params["evaluate"]["curves"].update(eps=[1], steps=[1, 3])
 
@@ -116,6 +116,7 @@ ALL = {
     "train_clean",
     "generate@clean-pgd",
     "finetune@robust",
+    "evaluate@clean",
     "evaluate@robust",
     "export",
     "audit",
@@ -149,13 +150,16 @@ def test_a_fresh_copy_gives_exactly_the_outputs_and_the_table(project):
                 "submission.md",
             )
         ),
-        "metrics/robust.json",
-        *(f"plots/{name}/history.csv" for name in names),
-        *(f"plots/robust/{plot}.csv" for plot in ("confusion", "curves", "grid")),
-        *(f"plots/robust/{plot}.png" for plot in ("curves", "grid")),
+        *(f"metrics/{name}.json" for name in names),
+        *(
+            f"plots/{name}/{plot}.csv"
+            for name in names
+            for plot in ("history", "confusion", "curves", "grid")
+        ),
+        *(f"plots/{name}/{plot}.png" for name in names for plot in ("curves", "grid")),
     }
-    assert "Running stage 'prepare' (1 of 8):" in lines
-    assert "(8 of 8):" in project.first_output
+    assert "Running stage 'prepare' (1 of 9):" in lines
+    assert "(9 of 9):" in project.first_output
     assert "data set: digits, 120 images of 16x16 in 10 classes, 30 of them judged" in (
         project.first_output
     )
