@@ -6,6 +6,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from pipeline.base.errors import InputError
 from pipeline.base.store import ImageSet
 from pipeline.export import submission
 from pipeline.networks import Checkpoint
@@ -93,10 +94,15 @@ def text(
 def origin(checkpoint: Checkpoint, load: Callable[[str], Checkpoint]) -> Checkpoint:
     """Return the model that a model's fine-tunings began with, or the model itself.
 
-    `load` returns a model by its name.
+    `load` returns a model by its name. Raises InputError for one that began with itself, as after
+    files were swapped.
     """
-    while parent := checkpoint.provenance.get("training.of"):
-        checkpoint = load(str(parent))
+    seen: set[str] = set()
+    while parent := str(checkpoint.provenance.get("training.of", "")):
+        if parent in seen:
+            raise InputError(f"models: {parent} is recorded as fine-tuned from itself")
+        seen.add(parent)
+        checkpoint = load(parent)
     return checkpoint
 
 

@@ -171,6 +171,12 @@ def test_the_card_names_weights_of_ones_own_and_what_the_images_chose(checkpoint
     ) in text
 
 
+def test_models_that_began_with_each_other_are_refused(checkpoint):
+    swapped = dataclasses.replace(checkpoint, provenance={"training.of": "clean"})
+    with pytest.raises(InputError, match="models: clean is recorded as fine-tuned from itself"):
+        card.origin(swapped, lambda _: swapped)
+
+
 def test_a_low_accuracy_is_said_of_the_images_that_it_is_on():
     assert stage.low(0.4, "test", 0.5).startswith("clean accuracy 0.4000 on test images is not")
     assert stage.low(0.4, "val", 0.5).startswith("clean accuracy 0.4000 on validation images is n")
