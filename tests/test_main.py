@@ -1,4 +1,5 @@
 import re
+import runpy
 import shutil
 import sys
 import tomllib
@@ -364,6 +365,20 @@ def test_an_audit_without_a_path_is_of_the_project(folder, monkeypatch):
 def test_results_need_metrics(folder, monkeypatch):
     with pytest.raises(InputError, match="metrics: no metrics yet"):
         call(monkeypatch, "results")
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["prepare", "train", "generate", "harden.finetune", "harden.train_online", "adopt", "evaluate",
+     "export", "audit", "report"],
+)  # fmt: skip
+def test_every_stage_helps_outside_a_project(stage, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["stage", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module(f"pipeline.{stage}", run_name="__main__", alter_sys=True)
+    assert caught.value.code == 0
+    assert "usage: " in capsys.readouterr().out
 
 
 def test_the_installed_command_is_the_module(folder, monkeypatch, capsys):

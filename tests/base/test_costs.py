@@ -20,8 +20,15 @@ def test_a_stage_records_what_it_took_and_only_where_dvc_runs_it(tmp_path, monke
     console.run(lambda: "done")
     found = json.loads((tmp_path / "report/costs/generate@clean-pgd.json").read_text())
     assert found["seconds"] >= 0
-    assert found["processor_seconds"] >= 0
     assert found["memory_bytes"] > 2**20
+
+
+def test_time_and_processor_time_begin_together(monkeypatch):
+    clock, processor = iter([100.0, 103.0]), iter([50.0, 54.5])  # the start of a process took some
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(costs, "_processor_seconds", lambda: next(processor))
+    found = costs.Meter().read()
+    assert (found["seconds"], found["processor_seconds"]) == (3.0, 4.5)
 
 
 def test_a_stage_that_fails_records_nothing(tmp_path, monkeypatch):
