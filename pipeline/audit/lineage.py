@@ -19,7 +19,10 @@ from ruamel.yaml.error import YAMLError
 from pipeline.base.errors import InputError
 
 DECLARED, RECORDED = "dvc.yaml", "dvc.lock"
-REMEDY = f"`git checkout {RECORDED}` brings back the committed one; `dvc repro` writes a new one"
+REMEDY = (
+    f"`git checkout {RECORDED}` brings back the committed one; once it is deleted, `dvc repro`"
+    " runs everything and writes it"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

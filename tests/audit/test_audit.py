@@ -1261,6 +1261,7 @@ def test_a_folder_that_is_no_project_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"dvc.lock: not as DVC writes it: .*`git checkout dvc.lo"):
         lineage.declared(tmp_path)
     (tmp_path / "dvc.lock").unlink()
+    assert lineage.declared(tmp_path).keys() == {"a"}, "the remedy works"
     for text in ("stages: {a: {cmd: '${b.c}'}}", "stages: ["):
         (tmp_path / "dvc.yaml").write_text(text)
         with pytest.raises(InputError, match=r"dvc.yaml: DVC cannot read the stages: "):
