@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pipeline.audit import lineage
 from pipeline.base import console, files, params
-from pipeline.document import Document
 from pipeline.results import METRICS
 
 ADVERSARIAL = Path("data/adversarial")
@@ -24,13 +23,6 @@ def small_results() -> dict[Path, bytes]:
         for path in [kept, *kept.rglob("*")]
         if path.is_file()
     }
-
-
-def write_missing(small: Mapping[Path, bytes]) -> None:
-    """Write those of the small results that are not there any more."""
-    for path, content in small.items():
-        if not path.exists():
-            files.write_bytes(path, content)
 
 
 def restore(
@@ -62,21 +54,15 @@ def restore(
     return [out for out in outs if not Path(out).exists()]
 
 
-def remove_undeclared_sets(settings: Document) -> None:
-    """Delete the adversarial sets of models and attacks that params.yaml no longer names.
+def remove_undeclared_sets(stages: Mapping[str, lineage.Declared]) -> None:
+    """Delete the adversarial sets that an earlier run recorded and that no stage makes any more.
 
     Print the path of each. DVC's cache keeps them. What no run has recorded stays.
     """
-    wanted = {
-        ADVERSARIAL / model / attack for model in settings.attacked for attack in settings.attacks
-    }
-    wanted |= {
-        SOURCES / model / attack for model in settings.sources for attack in settings.attacks
-    }
-    own = [folder for folder in ADVERSARIAL.glob("[!.]*/[!.]*/") if folder.parent != SOURCES]
-    made = {Path(out) for stage in recorded().values() for out in stage.outs}
-    for folder in sorted([*own, *SOURCES.glob("[!.]*/[!.]*/")]):
-        if folder in made and folder not in wanted:
+    now = {out for stage in stages.values() for out in stage.outs}
+    made = {out for stage in recorded().values() for out in stage.outs}
+    for folder in sorted(ADVERSARIAL.rglob("*/")):
+        if str(folder) in made - now:
             shutil.rmtree(folder)
             console.say(
                 f"{folder}: removed, since {params.FILE} no longer asks for it (DVC's cache keeps "

@@ -32,7 +32,7 @@ def check(root: Path) -> None:
         raise InputError(
             f"{root.absolute()}: no folder {DVC}; copy it too, hidden as it is, or run {begin}"
         )
-    if git is None and setting(root, "core.no_scm").lower() != "true":
+    if git is None and ask_dvc(root, "config", "core.no_scm").lower() != "true":
         raise InputError(
             f"{root.absolute()}: not in a Git repository; run `git init`, "
             "or `dvc config --local core.no_scm true`"
@@ -59,14 +59,6 @@ def project_above(folder: Path) -> Path:
 
 def is_project(folder: Path) -> bool:
     return (folder / lineage.DECLARED).is_file() and (folder / params.FILE).is_file()
-
-
-def setting(root: Path, key: str) -> str:
-    """Return a setting of DVC, from any of its configuration files.
-
-    The result is empty where the setting is missing.
-    """
-    return ask_dvc(root, "config", key)
 
 
 def ask_dvc(root: Path, *arguments: str) -> str:
@@ -149,7 +141,7 @@ def _expect_other_locks(root: Path, error: OSError) -> None:
     left = DVC / "tmp" / "lock"
     commands = (
         []
-        if setting(root, "core.hardlink_lock") == "true"
+        if ask_dvc(root, "config", "core.hardlink_lock") == "true"
         else ["dvc config --local core.hardlink_lock true"]
     )
     if (root / left).exists() and (root / left).stat().st_nlink == 1:
@@ -172,7 +164,7 @@ def _check_link(root: Path, folder: Path, git: Path | None) -> None:
         git is None
         or not path.is_symlink()
         or path.resolve().is_relative_to(git.resolve())
-        or setting(root, "core.no_scm") == "true"
+        or ask_dvc(root, "config", "core.no_scm") == "true"
     ):
         return
     keep = (

@@ -9,7 +9,7 @@ import io
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import chain, count
+from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def complete(name: str) -> str:
         type(None),
         lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"),
     )
-    content = yaml.load(_without_head(text))
+    content = yaml.load(text.removeprefix(_head(text)).lstrip("\n"))
     for own in reversed(changes):
         values = yaml.load(own)
         values.pop(BASED_ON, None)
@@ -142,15 +142,7 @@ def _expect(name: str, where: str) -> None:
 
 def _head(text: str) -> str:
     """Return the comment that a file begins with."""
-    lines = text.splitlines()
-    end = next(
-        (number for number, line in enumerate(lines) if not line.startswith("#")), len(lines)
-    )
-    return "\n".join(lines[:end])
-
-
-def _without_head(text: str) -> str:
-    return text.removeprefix(_head(text)).lstrip("\n")
+    return "\n".join(takewhile(lambda line: line.startswith("#"), text.splitlines()))
 
 
 def _merge(target: CommentedMap, changes: CommentedMap, whole: CommentedMap) -> None:
@@ -162,7 +154,9 @@ def _merge(target: CommentedMap, changes: CommentedMap, whole: CommentedMap) -> 
         elif (anchor := getattr(getattr(old, "anchor", None), "value", None)) and _is_first(
             whole, target, key
         ):
-            _replace(whole, old, _anchored(value, anchor))
+            new = _anchored(value, anchor)
+            for above, name, _ in [each for each in _places(whole) if each[2] is old]:
+                above[name] = new
         elif key in target:
             target[key] = copy.deepcopy(value)
         else:  # before the last key, which carries the empty line below the section
@@ -177,11 +171,6 @@ def _is_first(whole: CommentedMap, target: CommentedMap, key: str) -> bool:
     found = (place for place in _places(whole) if place[2] is target[key])
     above, name, _ = next(found, (None, "", None))
     return above is target and name == key
-
-
-def _replace(whole: CommentedMap, old: Any, new: Any) -> None:
-    for mapping, name in [(above, name) for above, name, value in _places(whole) if value is old]:
-        mapping[name] = new
 
 
 def _places(mapping: CommentedMap) -> list[tuple[CommentedMap, str, Any]]:

@@ -36,8 +36,8 @@ def repro() -> str:
         _write_home()
         watch = Watch()
         check()
-        earlier.remove_undeclared_sets(document.load(params.FILE))
         stages = lineage.declared(Path())
+        earlier.remove_undeclared_sets(stages)
         small, audited = earlier.small_results(), earlier.recorded().get("audit")
         _plan()
         dvc = [sys.executable, "-m", "pipeline.numbered", str(len(stages)), "repro"]
@@ -45,7 +45,7 @@ def repro() -> str:
             with console.stopping() as stop:
                 failed = _run_and_pass_on_signals(dvc, environment(), stop, watch, lock)
         except KeyboardInterrupt:
-            earlier.write_missing(small)
+            earlier.restore([], small, environment())
             raise
         if watch.is_edited:
             watch.restore()
@@ -236,12 +236,10 @@ def _check_stages() -> None:
     Each input of a stage must exist or be made by another stage.
     """
     stages = lineage.declared(Path())
-    outs = [Path(out) for stage in stages.values() for out in stage.outs]
+    outs = [out for stage in stages.values() for out in stage.outs]
     for name, stage in stages.items():
-        for path in map(Path, stage.deps):
-            if not path.exists() and not any(
-                path == out or path in out.parents or out in path.parents for out in outs
-            ):
+        for path in stage.deps:
+            if not Path(path).exists() and not any(lineage.overlap(path, out) for out in outs):
                 raise InputError(
                     f"dvc.yaml: {name}: needs {path}, which does not exist and which no stage makes"
                 )

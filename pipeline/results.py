@@ -60,7 +60,7 @@ def _reasons(
         return
     if not path.exists():
         return  # the table leaves such a model out
-    upstream = _upstream(stage, recorded)
+    upstream = [stage, *lineage.upstream(stage, recorded)]
     keys = dict.fromkeys(
         key
         for other, entry in recorded.items()
@@ -73,22 +73,8 @@ def _reasons(
     if recorded[stage].outs.get(str(path)) != lineage.md5(path):
         yield f"not what {lineage.RECORDED} records"
     model = Path("models", f"{name}.safetensors")
-    if model.exists() and table.read(path)["sha256"] != files.sha256(model):
+    if model.exists() and files.read_json(path)["sha256"] != files.sha256(model):
         yield f"made with another {model}"
-
-
-def _upstream(stage: str, recorded: dict[str, lineage.Recorded]) -> list[str]:
-    """Return a stage and all recorded stages that it depends on."""
-    found = [stage]
-    for name in found:  # which grows
-        paths = [Path(dep) for dep in recorded[name].deps]
-        found += [
-            other
-            for other, entry in recorded.items()
-            if other not in found
-            and any(Path(out).is_relative_to(path) for out in entry.outs for path in paths)
-        ]
-    return found
 
 
 def _value(content: Any, key: str) -> Any:

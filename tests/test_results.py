@@ -191,16 +191,16 @@ def test_results_name_their_commit(folder):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("{", "Expecting property name"),
-        ("[]", "no attack_passes"),
-        ("3", "argument of type 'int' is not"),
-        ("{}", "no attack_passes"),
-        ('{"attack_passes": 1}', "no data_set"),
+        ("{", ""),
+        ("3", ""),
+        ("[]", r" \(no attack_passes\)"),
+        ("{}", r" \(no attack_passes\)"),
+        ('{"attack_passes": 1}', r" \(no data_set\)"),
     ],
 )
 def test_damaged_metrics_are_one_line(folder, text, problem):
     (folder / "metrics/robust.json").write_text(text)
-    message = rf"^metrics/robust.json: not metrics \({problem}.*\); delete it, and `make repro` ma"
+    message = rf"^metrics/robust.json: cannot be read{problem}; `dvc repro` makes it$"
     with pytest.raises(InputError, match=message) as caught:
         results.results()
     assert "\n" not in str(caught.value)

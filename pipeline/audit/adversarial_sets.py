@@ -26,12 +26,8 @@ def adversarial_set(project: Project, path: str) -> Iterator[Row]:
 
     The attack and the model must be those that the set names.
     """
-    images, clean, inputs = (
-        project.images(path),
-        project.images(project.clean),
-        project.made(path).deps,
-    )
-    (model,) = project.checkpoints(inputs)
+    images, clean = project.images(path), project.images(project.clean)
+    (model,) = project.checkpoints(project.made(path).deps)
     spec = project.settings.attacks[str(images.attributes["attack"])]
     expected = attacks.identity(
         clean,
@@ -71,18 +67,12 @@ def _distances(
     yield judged(
         "distance", f"{largest}: {problem}" if problem else "", largest, everywhere, tally.largest
     )
-    for what, share in (
-        ("changed pixels", tally.changed / tally.n_pixels),
-        ("unchanged images", tally.unchanged_images / tally.n),
+    for what, share, how in (
+        ("changed pixels", tally.changed / tally.n_pixels, ""),
+        ("unchanged images", tally.unchanged_images / tally.n, ""),
+        ("fooled", tally.fooled / tally.n, " by the stored flags"),
     ):
-        yield judged(what, "", f"{share:.2%}", everywhere, round(share, 6))
-    yield judged(
-        "fooled",
-        "",
-        f"{tally.fooled / tally.n:.2%} by the stored flags",
-        everywhere,
-        round(tally.fooled / tally.n, 6),
-    )
+        yield judged(what, "", f"{share:.2%}{how}", everywhere, round(share, 6))
 
 
 def _compare(
@@ -125,7 +115,8 @@ def refreshed_sets(project: Project, path: str) -> Iterator[Row]:
     """
     (model,) = project.checkpoints(project.made(path).outs)
     cached = project.adversarial(project.made(path).deps)
-    found, name = project.refreshed(path), Path(model).stem
+    found = {Path(below).name: below for below in project.below(path)}
+    name = Path(model).stem
     recipe = project.settings.finetuned[name]
     wanted = set() if recipe.refresh is None else {*project.settings.mix_of(name)} - {CLEAN}
     differing = ", ".join(sorted(wanted ^ found.keys()))

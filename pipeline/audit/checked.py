@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.audit.evaluated import judged_images
-from pipeline.audit.project import Project, Row, judged
+from pipeline.audit.project import Project, Row, differing, judged
 from pipeline.evaluate import checks, diagnostics
 from pipeline.evaluate.checks import COLLAPSED, CONVERGED, LIMIT, Check
 from pipeline.evaluate.judgement import WORST
@@ -119,11 +119,7 @@ def _problems(name: str, check: Mapping[str, Any], computed: Check | None) -> It
     elif name in SHARES:
         computed = checks.share(np.arange(n) < round(value * n), SHARES[name])
     if computed is not None:
-        yield from (
-            f"{key}: recorded {check[key]}, is {wanted}"
-            for key, wanted in computed.as_metrics().items()
-            if check[key] != wanted
-        )
+        yield from differing(check, computed.as_metrics())
     elif name in RISES:
         if check["limit"] != LIMIT:
             yield f"limit: recorded {check['limit']}, is {LIMIT}"

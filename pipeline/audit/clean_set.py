@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit.project import Project, Row, Rows, Verdict, judged, matches
+from pipeline.audit.project import Project, Row, Verdict, judged, matches
 from pipeline.audit.tally import CHUNK, Tally
 from pipeline.base import store
 from pipeline.base.words import counted
@@ -19,18 +19,19 @@ def clean_set(project: Project, path: str) -> Iterator[Row]:
 
     Each image occurs once, with the split that `data` gives.
     """
-    images, rows, data = project.images(path), project.rows(path), project.settings.data
+    images, data = project.images(path), project.settings.data
+    ids, labels = images.column("ids"), images.column("labels")
     where = f"{path} (all images)"
-    yield Row("content", f"SHA-256 {images.digest}", path, "ok", number=len(rows.ids))
-    repeated = len(rows.ids) - len(np.unique(rows.ids))
+    yield Row("content", f"SHA-256 {images.digest}", path, "ok", number=len(ids))
+    repeated = len(ids) - len(np.unique(ids))
     yield judged(
         "ids",
         f"{counted(repeated, 'row')} with the id of another" if repeated else "",
-        f"{len(rows.ids)} different ids",
+        f"{len(ids)} different ids",
         where,
     )
     if not data.own_parts:
-        yield _split(path, rows, preparation.split_rows(rows.labels, data), "stratified")
+        yield _split(images, preparation.split_rows(labels, data), "stratified", path)
     yield judged(
         "shards",
         _wrong_shards(images, project.settings.store.shard_rows),
@@ -41,18 +42,19 @@ def clean_set(project: Project, path: str) -> Iterator[Row]:
     yield from _against_source(project, path)
 
 
-def _split(path: str, rows: Rows, expected: NDArray[np.uint8], words: str) -> Row:
-    moved = expected != rows.split
+def _split(images: store.ImageSet, expected: NDArray[np.uint8], words: str, path: str) -> Row:
+    split, ids = images.column("split"), images.column("ids")
+    moved = expected != split
     fault = (
         f"{counted(moved.sum(), 'row')}, the first is row {moved.argmax()}"
-        f" (id {rows.ids[moved.argmax()]})"
+        f" (id {ids[moved.argmax()]})"
         if moved.any()
         else ""
     )
     return judged(
         "split",
         fault,
-        f"{(rows.split == 1).sum()} validation rows, {(rows.split == 2).sum()} test rows, {words}",
+        f"{(split == 1).sum()} validation rows, {(split == 2).sum()} test rows, {words}",
         f"{path}, data.seed, data.n_val, data.n_test",
     )
 
@@ -81,11 +83,8 @@ def _against_source(project: Project, path: str) -> Iterator[Row]:
     """Compare images, labels and ids with the raw data, which is read and chosen again."""
     images, data = project.images(path), project.settings.data
     source = sources.open_source(data.model_copy(update={"path": str(project.root / data.path)}))
-    chosen, tally, where = (
-        preparation.choose_rows(source.labels, data),
-        Tally(),
-        f"{path}, {data.path}",
-    )
+    chosen = preparation.choose_rows(source.labels, data)
+    tally, where = Tally(), f"{path}, {data.path}"
     recorded = images.attributes["source.sha256"]
     yield matches("raw data", recorded, source.sha256, where)
     missing = (
@@ -96,7 +95,7 @@ def _against_source(project: Project, path: str) -> Iterator[Row]:
         return
     if data.own_parts:
         split = preparation.split_of(source, chosen, data)
-        yield _split(path, project.rows(path), split, "as in the raw data")
+        yield _split(images, split, "as in the raw data", path)
     for number, ((start, stop), block) in enumerate(
         zip(images.bounds, images.blocks(), strict=True)
     ):

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import networks
 from pipeline.audit.margins import TIGHT, guesses_of, margins_of
-from pipeline.audit.project import Project, Row, judged, matches
+from pipeline.audit.project import Project, Row, differing, judged, matches
 from pipeline.base import files, store
 from pipeline.base.values import CLEAN, MIXED
 from pipeline.base.words import counted
@@ -53,17 +52,12 @@ def evaluated_model(project: Project, path: str) -> Iterator[Row]:
 
 def _data_set(project: Project, path: str) -> Row:
     """Check that the metrics name the clean set and its source."""
-    recorded, wanted = (
-        project.metrics(path)["data_set"],
-        judgement.data_set(project.images(project.clean)),
-    )
-    differing = [
-        f"{key}: recorded {recorded.get(key)}, is {value}"
-        for key, value in wanted.items()
-        if recorded.get(key) != value
-    ]
+    recorded = project.metrics(path)["data_set"]
+    wanted = judgement.data_set(project.images(project.clean))
     value = f"{wanted['source']}, {wanted['n']} images, SHA-256 {wanted['sha256']}"
-    return judged("data set", "; ".join(differing[:2]), value, f"{path}, {project.clean}")
+    return judged(
+        "data set", "; ".join(differing(recorded, wanted)[:2]), value, f"{path}, {project.clean}"
+    )
 
 
 def _stored_accuracies(project: Project, path: str, model: str) -> Iterator[Row]:
@@ -77,9 +71,7 @@ def _stored_accuracies(project: Project, path: str, model: str) -> Iterator[Row]
     stored = project.adversarial(project.made(path).deps)
     for name, source in {CLEAN: project.clean, **stored}.items():
         block = judged_images(project, source)
-        margins = margins_of(
-            network, block.images, block.labels, networks.BATCH_SIZE, project.device
-        )
+        margins = margins_of(network, block)
         pooled.append((margins, block.labels))
         where = f"{path}, {source}"
         text = f"accuracy on {name}"
@@ -106,29 +98,18 @@ def _accuracy(
     found = scores.summarise(margins > 0, labels, len(project.class_names), n_images)
     tight = int((np.abs(margins) <= TIGHT).sum())
     if not tight or recorded.get("accuracy") == found["accuracy"]:
-        differing = [
-            f"{key}: recorded {recorded.get(key)}, is {value}"
-            for key, value in found.items()
-            if recorded.get(key) != value
-        ]
+        problems = differing(recorded, found)
     else:
-        far = (
-            abs(recorded.get("accuracy", math.inf) - found["accuracy"]) * len(labels) > tight + 1e-3
-        )
-        differing = (
-            [f"accuracy: recorded {recorded.get('accuracy')}, is {found['accuracy']}"]
-            if far
-            else []
-        )
-    return judged(what, "; ".join(differing[:2]), f"{found['accuracy']:.4f}", where)
+        off = abs(recorded.get("accuracy", math.inf) - found["accuracy"])
+        is_near = off * len(labels) <= tight + 1e-3
+        problems = [] if is_near else differing(recorded, {"accuracy": found["accuracy"]})
+    return judged(what, "; ".join(problems[:2]), f"{found['accuracy']:.4f}", where)
 
 
 def _confusion(project: Project, out: str, model: str) -> Row:
     """Compare each line of the confusion with the model's prediction on that image."""
     block, names = judged_images(project, project.clean), project.class_names
-    guesses, leads = guesses_of(
-        project.network(model), block.images, networks.BATCH_SIZE, project.device
-    )
+    guesses, leads = guesses_of(project.network(model), block.images)
     read = files.read_csv(project.root / out)
     lines = [(line["actual"], line["predicted"]) for line in read]
     wanted = [

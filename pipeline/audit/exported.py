@@ -28,14 +28,10 @@ def state_dict(project: Project, path: str) -> Iterator[Row]:
         )
     except torch_files.UNREADABLE as error:
         raise InputError(f"{path}: not a state_dict; {discarding(Path(path))}") from error
-    fault = (
-        f"differs from {model} in {len(differing)} tensors, such as {differing[0]}"
-        if differing
-        else ""
-    )
+    such = f", such as {differing[0]}" if differing else ""
     yield judged(
         "submission",
-        fault,
+        such and f"differs from {model} in {len(differing)} tensors{such}",
         f"SHA-256 {project.sha256(path)}, the tensors of {model}",
         f"{path}, {model}",
     )

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,24 @@ def recorded(root: Path) -> dict[str, Recorded]:
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a lock file of DVC 3: {error}; {REMEDY}") from error
+
+
+def overlap(one: str, other: str) -> bool:
+    """Return whether two paths are the same, or one is inside the other."""
+    return Path(one).is_relative_to(other) or Path(other).is_relative_to(one)
+
+
+def upstream(stage: str, stages: Mapping[str, Declared | Recorded]) -> list[str]:
+    """Return the stages whose outputs a stage reads, and then those that they need."""
+    found: list[str] = []
+    for name in chain([stage], found):  # which grows
+        found += [
+            other
+            for other, entry in stages.items()
+            if other not in (stage, *found)
+            and any(overlap(dep, out) for dep in stages[name].deps for out in entry.outs)
+        ]
+    return found
 
 
 def nearest(folder: Path, name: str) -> Path | None:

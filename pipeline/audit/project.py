@@ -3,16 +3,13 @@
 An audit reads the folder's params, stages, image sets and models.
 """
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pipeline import document, networks
 from pipeline.audit import lineage
@@ -54,13 +51,15 @@ def matches(parameter: str, recorded: object, found: object, where: str) -> Row:
     return judged(parameter, problem, f"SHA-256 {found}", where)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Labels, ids and split (N,) of all rows of an image set."""
-
-    labels: NDArray[np.int64]
-    ids: NDArray[np.int64]
-    split: NDArray[np.uint8]
+def differing(
+    recorded: Mapping[str, Any], wanted: Mapping[str, Any], verb: str = "is"
+) -> list[str]:
+    """Return in words which of the wanted values are recorded differently."""
+    return [
+        f"{key}: recorded {recorded.get(key)}, {verb} {value}"
+        for key, value in wanted.items()
+        if recorded.get(key) != value
+    ]
 
 
 @dataclass(frozen=True)
@@ -118,10 +117,6 @@ class Project:
         found: store.ImageSet = self._once("images", path, store.ImageSet)
         return found
 
-    def rows(self, path: str) -> Rows:
-        found: Rows = self._once("rows", path, lambda _: _rows(self.images(path)))
-        return found
-
     def checkpoint(self, path: str) -> networks.Checkpoint:
         """Return a model of this project; its classes are those of the clean set."""
         architecture = self.settings.architecture_of(Path(path).stem)
@@ -140,7 +135,7 @@ class Project:
         return found
 
     def metrics(self, path: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._once("metrics", path, _read_json)
+        found: dict[str, Any] = self._once("metrics", path, files.read_json)
         return found
 
     @cached_property
@@ -158,11 +153,11 @@ class Project:
             f"{self.root / lineage.RECORDED}: names no clean image set; `dvc repro` makes it"
         )
 
-    def sets(self, paths: dict[str, str]) -> list[str]:
+    def sets(self, paths: Iterable[str]) -> list[str]:
         """Return the recorded paths that are folders of shards."""
-        return [path for path in paths if path in self._below(path)]
+        return [path for path in paths if path in self.below(path)]
 
-    def _below(self, path: str) -> list[str]:
+    def below(self, path: str) -> list[str]:
         """Return the recorded path if it is an image set, else the image sets in that folder."""
         folders = sorted({shard.parent for shard in (self.root / path).rglob("*.h5")})
         found = [folder.relative_to(self.root) for folder in folders]
@@ -179,7 +174,7 @@ class Project:
         too. Raises InputError for two sets of one name.
         """
         found: dict[str, str] = {}
-        for above, path in ((folder, below) for folder in paths for below in self._below(folder)):
+        for above, path in ((folder, below) for folder in paths for below in self.below(folder)):
             attributes = self.images(path).attributes
             if attributes["kind"] == "adversarial":
                 deep = len(Path(path).relative_to(above).parts) > 1
@@ -208,14 +203,6 @@ class Project:
         (model,) = self.checkpoints(writers[0].deps)
         return model
 
-    def refreshed(self, path: str) -> dict[str, str]:
-        """Return the refreshed sets in a folder of them, by their names in the mix."""
-        return {
-            folder.name: f"{path}/{folder.name}"
-            for folder in sorted((self.root / path).iterdir())
-            if any(folder.glob("*.h5"))
-        }
-
     @staticmethod
     def checkpoints(paths: Iterable[str]) -> list[str]:
         """Return the checkpoints among the recorded paths."""
@@ -225,16 +212,3 @@ class Project:
         if (kind, path) not in self._opened:
             self._opened[kind, path] = read(self.root / path)
         return self._opened[kind, path]
-
-
-def _rows(images: store.ImageSet) -> Rows:
-    parts = [(block.labels, block.ids, block.split) for block in images.blocks()]
-    labels, ids, split = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return Rows(labels=labels, ids=ids, split=split)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read; `dvc repro` makes it") from error

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit import swept
 from pipeline.audit.elsewhere import made_elsewhere
 from pipeline.audit.evaluated import judged_images
-from pipeline.audit.project import Project, Row, Verdict, judged
+from pipeline.audit.project import Project, Row, Verdict, differing, judged
+from pipeline.base import files
 from pipeline.evaluate import ensemble, judgement
 from pipeline.evaluate.judgement import WORST
 from pipeline.networks import scores
@@ -28,10 +28,10 @@ def robust_results(project: Project, path: str) -> Iterator[Row]:
     Only an attack can tell whether the accuracy itself is right.
     """
     results, labels = project.metrics(path)["robust"], _labels(project)
-    differing = sorted(results.keys() ^ labels.keys())
+    alone = sorted(results.keys() ^ labels.keys())
     yield judged(
         "robust accuracies",
-        f"in one place only: {', '.join(differing)}" if differing else "",
+        f"in one place only: {', '.join(alone)}" if alone else "",
         f"{len(results)}, those that params.yaml asks for",
         path,
     )
@@ -49,12 +49,8 @@ def robust_results(project: Project, path: str) -> Iterator[Row]:
         name, eps = ensemble.name(settings.ensemble), settings.threats[settings.curves.threat].eps
         found = results.get(name, {})
         wanted = ensemble.recorded(settings.ensemble, eps, len(project.class_names))
-        differing = [
-            f"{key}: recorded {found.get(key)}, is {wanted.get(key)}"
-            for key in ("attack", "eps", "left_out")
-            if found.get(key) != wanted.get(key)
-        ]
-        yield judged(f"settings of {name}", "; ".join(differing), wanted["attack"], path)
+        problem = "; ".join(differing(found, {"left_out": None, **wanted}))
+        yield judged(f"settings of {name}", problem, wanted["attack"], path)
     yield judged(
         "worst against the attacks",
         _wrong_worst(results, labels),
@@ -94,8 +90,8 @@ def attacked_again(project: Project, path: str) -> Iterator[Row]:
     for name, where, earlier, now in (
         ("grid", path, metrics.get("grid"), again.metrics["grid"]),
         ("diagnostics", path, metrics.get("diagnostics"), again.metrics["diagnostics"]),
-        ("grid.csv", grid, swept.lines_of(project.root / grid), again.grid),
-        ("curves.csv", curves, swept.lines_of(project.root / curves), again.curves),
+        ("grid.csv", grid, files.read_csv(project.root / grid), again.grid),
+        ("curves.csv", curves, files.read_csv(project.root / curves), again.curves),
     ):
         verdict, value = "ok", "the same numbers"
         if earlier != now:
@@ -119,11 +115,8 @@ def _inconsistent(result: Mapping[str, Any], labels: NDArray[np.int64], n_classe
     counts, right = _of_class(labels, n_classes), np.zeros(len(labels), dtype=bool)
     for label, n_right in enumerate(_rights(result, counts)):
         right[np.flatnonzero(labels == label)[:n_right]] = True
-    return "; ".join(
-        f"{key}: recorded {result[key]}, its classes give {value}"
-        for key, value in scores.summarise(right, labels, n_classes).items()
-        if result[key] != value
-    )
+    found = scores.summarise(right, labels, n_classes)
+    return "; ".join(differing(result, found, "its classes give"))
 
 
 def _of_class(labels: NDArray[np.int64], n_classes: int) -> Counts:

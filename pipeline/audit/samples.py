@@ -77,9 +77,7 @@ def fooled_again(project: Project, path: str, model: str, sample: Sample) -> Row
     stored, network = sample.stored, project.network(model)
     assert stored.fooled is not None
     where = f"{path} (rows {sample.rows.start} to {sample.rows.stop - 1})"
-    margins = margins_of(
-        network, stored.images, stored.labels, project.settings.generate.batch_size, project.device
-    )
+    margins = margins_of(network, stored, project.settings.generate.batch_size)
     problem = sample.compare(((margins <= 0) != stored.fooled) & (np.abs(margins) > TIGHT))
     value = f"{(margins <= 0).mean():.2%} of {len(stored)} images, each as stored"
     return judged("fooled again", problem, value, f"{where}, {model}")

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline import networks
 from pipeline.audit.evaluated import judged_images
 from pipeline.audit.margins import TIGHT, margins_of
-from pipeline.audit.project import Project, Row, judged
+from pipeline.audit.project import Project, Row, differing, judged
 from pipeline.base import files
 from pipeline.evaluate import pictures
 from pipeline.evaluate.sweeps import WORST, guesses
@@ -28,7 +27,9 @@ def sweeps(project: Project, path: str) -> Iterator[Row]:
     """Check the grid and the curves of one model, and that the pictures show them."""
     outs = {Path(out).name: out for out in project.made(path).outs}
     metrics = project.metrics(path)
-    grid, curves = (lines_of(project.root / outs[name]) for name in ("grid.csv", "curves.csv"))
+    grid, curves = (
+        files.read_csv(project.root / outs[name]) for name in ("grid.csv", "curves.csv")
+    )
     yield judged(
         "grid",
         "; ".join(list(_wrong_grid(project, grid, metrics["grid"]))[:2]),
@@ -63,21 +64,6 @@ def _pixels(path: Path) -> tuple[tuple[int, int], bytes]:
         return image.size, image.convert("RGBA").tobytes()
 
 
-def lines_of(path: Path) -> list[Line]:
-    """Return the lines of a CSV file, with numbers where they are numbers."""
-    return [{key: _value(text) for key, text in line.items()} for line in files.read_csv(path)]
-
-
-def _value(text: str) -> int | float | str:
-    """Return the number that a cell holds, or else its text."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
 def _wrong_intervals(lines: Sequence[Line], n: int) -> Iterator[str]:
     """Yield the lines whose number of images or interval is not that of their accuracy."""
     for number, line in enumerate(lines, 2):
@@ -85,9 +71,8 @@ def _wrong_intervals(lines: Sequence[Line], n: int) -> Iterator[str]:
             yield f"line {number}: n: recorded {line['n']}, params.yaml gives {n}"
         else:
             found = scores.interval(np.arange(n) < round(line["accuracy"] * n))
-            for key, value in found.items():
-                if line[key] != value:
-                    yield f"line {number}: {key}: recorded {line[key]}, of {n} images is {value}"
+            for problem in differing(line, found, f"of {n} images is"):
+                yield f"line {number}: {problem}"
 
 
 def _wrong_grid(
@@ -110,11 +95,7 @@ def _wrong_grid(
         "lowest": min(guessed, key=lambda line: float(line["accuracy"])),
         "highest": max(guessed, key=lambda line: float(line["accuracy"])),
     }
-    yield from (
-        f"{key}: recorded {recorded[key]}, the file gives {value}"
-        for key, value in wanted.items()
-        if recorded[key] != value
-    )
+    yield from differing(recorded, wanted, "the file gives")
     eps = [round(eps, 6) for eps in settings.eps]
     asked = [guess for eps in settings.eps for guess in guesses(settings, eps)]
     found = [{key: line[key] for key in asked[0]} for line in guessed]
@@ -158,13 +139,7 @@ def _wrong_curves(
         if accuracy[name] != sorted(accuracy[name], reverse=True):
             yield f"{name}: the accuracy rises, although a lost image stays lost"
     (model,) = project.checkpoints(project.made(path).deps)
-    margins = margins_of(
-        project.network(model),
-        block.images[rows],
-        block.labels[rows],
-        networks.BATCH_SIZE,
-        project.device,
-    )
+    margins = margins_of(project.network(model), block.select(rows))
     tight = int((np.abs(margins) <= TIGHT).sum())
     right = accuracy["eps"][0] * len(rows)
     if abs(right - int((margins > 0).sum())) > tight + 1e-3:

@@ -37,10 +37,11 @@ def trained_model(project: Project, path: str) -> Iterator[Row]:
     for key, (source, value) in origins.items():
         yield matches(f"made from {source}", checkpoint.provenance.get(key), value, path)
     yield _pretrained(project, path, checkpoint)
-    original = project.rows(project.clean)
+    clean = project.images(project.clean)
+    held_out = clean.column("ids")[clean.column("split") > 0]
     for name, source in sets.items():
-        rows = project.rows(source)
-        seen = np.intersect1d(original.ids[original.split > 0], rows.ids[rows.split == 0])
+        rows = project.images(source).training_column("ids")
+        seen = np.intersect1d(held_out, rows)
         fault = (
             f"{len(seen)} held-out images among the training rows, such as id {seen[0]}"
             if len(seen)
@@ -49,7 +50,7 @@ def trained_model(project: Project, path: str) -> Iterator[Row]:
         yield judged(
             f"training rows of {name}",
             fault,
-            f"{(rows.split == 0).sum()}, no held-out image",
+            f"{len(rows)}, no held-out image",
             source,
         )
     yield _best_epoch(project, path, checkpoint)
@@ -80,24 +81,20 @@ def _pretrained(project: Project, path: str, checkpoint: networks.Checkpoint) ->
 def _best_epoch(project: Project, path: str, checkpoint: networks.Checkpoint) -> Row:
     """Check that the kept epoch is the one that the recipe's rule chooses from the history."""
     (history,) = [out for out in project.made(path).outs if Path(out).name == "history.csv"]
-    found = files.read_csv(project.root / history)
-    rows = [{key: float(value) for key, value in line.items()} for line in found]
-    epoch, score = (
-        int(checkpoint.provenance["best.epoch"]),
-        float(checkpoint.provenance["best.val_accuracy"]),
-    )
+    rows = files.read_csv(project.root / history)
+    epoch = int(checkpoint.provenance["best.epoch"])
+    score = float(checkpoint.provenance["best.val_accuracy"])
     kept = kept_epoch(rows, _rule(project, Path(path).stem))
     agrees = epoch == kept["epoch"] and abs(score - kept["val_accuracy"]) < 1e-6
     problem = (
-        ""
-        if agrees
-        else (
-            f"recorded epoch {epoch} with {score:.6f}, history: epoch {kept['epoch']:.0f} with "
-            f"{kept['val_accuracy']:.6f}"
-        )
+        f"recorded epoch {epoch} with {score:.6f}, history: epoch {kept['epoch']:.0f} with "
+        f"{kept['val_accuracy']:.6f}"
     )
     return judged(
-        "best epoch", problem, f"{epoch}, validation accuracy {score:.4f}", f"{path}, {history}"
+        "best epoch",
+        "" if agrees else problem,
+        f"{epoch}, validation accuracy {score:.4f}",
+        f"{path}, {history}",
     )
 
 
@@ -107,5 +104,5 @@ def _rule(project: Project, model: str) -> Keep:
     recipe = settings.finetuned.get(model) or settings.online.get(model)
     if recipe is None:
         return more_accurate
-    n_val = int((project.rows(project.clean).split == store.SPLITS["val"]).sum())
+    n_val = int((project.images(project.clean).column("split") == store.SPLITS["val"]).sum())
     return epoch_score.keep(recipe, n_val, settings.selection)

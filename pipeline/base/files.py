@@ -8,11 +8,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.base.errors import InputError
+
+TEXT = ("actual", "predicted", "output", "class_name")  # columns of a CSV that are never numbers
 
 
 def sha256(path: Path) -> str:
@@ -67,10 +69,36 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     write_bytes(path, text.getvalue().encode())
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a file as text. Raises OSError and ValueError for what cannot be read."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Return what a result holds. Raises InputError for what cannot be read or lacks a key."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in keys if key not in content]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read; `dvc repro` makes it") from error
+    if missing:
+        raise InputError(f"{path}: cannot be read (no {missing[0]}); `dvc repro` makes it")
+    return content
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a result, with numbers where they are numbers, except in TEXT.
+
+    Raises InputError for what cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [{key: _value(key, text) for key, text in row.items()} for row in rows]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read; `dvc repro` makes it") from error
+
+
+def _value(column: str, text: str) -> int | float | str:
+    for kind in () if column in TEXT else (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def require_space(folder: Path, n_bytes: int, what: str) -> None:

@@ -78,6 +78,12 @@ def connected(name: str) -> Iterator[None]:
         ray.shutdown()
 
 
+def last_line(error: Exception) -> str:
+    """Return the last line of an error, which says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else type(error).__name__
+
+
 def _local_cluster(name: str) -> dict[str, object]:
     """Return what a cluster of this machine alone is started with: the cores it may use."""
     if name != "local":

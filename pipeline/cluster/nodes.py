@@ -10,13 +10,12 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.base import console
 from pipeline.base.console import Stop
 from pipeline.base.errors import InputError
-from pipeline.cluster import on_worker, slots
-from pipeline.cluster.connection import VARIABLE
+from pipeline.cluster import launch, on_worker, slots
+from pipeline.cluster.connection import VARIABLE, last_line
 from pipeline.cluster.here import Item, Job, Result
 
 MIXED = "PIPELINE_CLUSTER_MIXED"
@@ -131,10 +130,9 @@ class Nodes:
         """Return the kinds of the nodes that have a free slot now. Others are checked later."""
         probe = ray.remote(on_worker.kind)
         probes = [
-            probe.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-                **self._slot.options,
-            ).remote(self._slot.kind, self._slot.cores)
+            probe.options(**launch.on(node), **self._slot.options).remote(
+                self._slot.kind, self._slot.cores
+            )
             for node in self._slot.fits(ray.nodes())
         ]
         ready, late = ray.wait(probes, num_returns=len(probes), timeout=FREE_WITHIN)
@@ -239,7 +237,7 @@ class _Flight:
             done: on_worker.Done = ray.get(sent.reference)
         except RayTaskError as error:
             return InputError(
-                f"{VARIABLE}: a task failed on a node ({_last_line(error)})."
+                f"{VARIABLE}: a task failed on a node ({last_line(error)})."
                 " Unset the variable to see the whole error."
             )
         except RayError as error:
@@ -274,7 +272,7 @@ def _kind(reference: Any) -> on_worker.Kind | None:
         kind: on_worker.Kind = ray.get(reference)
     except RayTaskError as error:
         raise InputError(
-            f"{VARIABLE}: a node cannot compute ({_last_line(error)})."
+            f"{VARIABLE}: a node cannot compute ({last_line(error)})."
             " Install the project's requirements there."
         ) from error
     except RayError:
@@ -291,8 +289,3 @@ def _expect_same_libraries(found: Iterable[tuple[str, ...]]) -> None:
                 f"{VARIABLE}: a node has {', '.join(versions)}, expected {', '.join(own)}."
                 " Install the same requirements on all nodes."
             )
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__

@@ -176,7 +176,7 @@ class _Training:
                 try:
                     ray.get(running)
                 except ray.exceptions.RayError as error:
-                    return _reason(error)
+                    return connection.last_line(error)
                 return "it ended without a result"
             finally:
                 self._end(running)
@@ -236,9 +236,3 @@ class _Training:
             if node["Alive"]
         ]
         ray.wait(on_each, num_returns=len(on_each), timeout=CLEANING)
-
-
-def _reason(error: Exception) -> str:
-    """Return the last line of an error, which says what happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__

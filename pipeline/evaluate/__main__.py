@@ -34,10 +34,8 @@ def evaluate() -> str:
         len(clean.class_names),
     )
     checkpoint = networks.load(args.model, class_names=clean.class_names)
-    sha256, stored = (
-        files.sha256(args.model),
-        [store.ImageSet(path) for path in store.paths_below(args.stored)],
-    )
+    sha256 = files.sha256(args.model)
+    stored = [store.ImageSet(path) for path in store.paths_below(args.stored)]
     with cluster.opened() as workers:
         network = checkpoint.network().to(workers.device)
         found = judgement.judge(network, clean, stored, sha256, settings, workers)

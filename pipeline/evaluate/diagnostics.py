@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline import attacks
+from pipeline import attacks, networks
 from pipeline.attacks.params import Threat
 from pipeline.base.store import SPLITS, Block, ImageSet
 from pipeline.evaluate import checks, params, whitebox
@@ -49,7 +49,10 @@ def diagnose(
         [white_box & ~target.is_right(images) for images in stored.values()]
         or [~white_box & white_box]
     )
-    outputs, repeated = _logits(target, block), _logits(target, block)
+    outputs, repeated = (
+        networks.outputs(target.network, block.images, target.batch_size).float().numpy()
+        for _ in range(2)
+    )
     standing = curves.restarts[threat.restarts]
     after_square = whitebox.withstands(
         target, few, square(threat.eps, queries), "check: Square", standing
@@ -136,15 +139,8 @@ def _right_after_fgsm(target: Target, block: Block, threat: Threat) -> Mask:
 
 def square(eps: float, queries: int) -> Threat:
     """Return Square, a black-box attack without gradients."""
-    entry = {
-        "attack": "Square",
-        "n_queries": queries,
-        "n_restarts": 1,
-        "p_init": 0.8,
-        "loss": "margin",
-        "resc_schedule": True,
-    }
-    return Threat.model_validate({**entry, "eps": eps})
+    about = {"eps": eps, "n_queries": queries, "resc_schedule": True}
+    return Threat.model_validate({**whitebox.SQUARE, **about})
 
 
 def _without_gradient(target: Target, block: Block) -> Mask:
@@ -170,17 +166,6 @@ def _gradient(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     loss = functional.cross_entropy(logits, labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, images)
     return gradient
-
-
-def _logits(target: Target, block: Block) -> NDArray[np.float32]:
-    """Return the network's outputs (N, n_classes) for a block's images."""
-    with torch.inference_mode():
-        parts = [
-            target.network(target.tensors(block, rows)[0]).float().cpu()
-            for _, rows in target.batches(np.ones(len(block), dtype=bool))
-        ]
-    outputs: NDArray[np.float32] = torch.cat(parts).numpy()
-    return outputs
 
 
 def _greatest_rise(by_steps: Mapping[int, Mask]) -> Check:

@@ -48,14 +48,7 @@ def threats(settings: params.Ensemble, eps: float) -> dict[str, Threat]:
             "beta": 0.9,
             "multi_targeted": True,
         }
-        entries["square"] = {
-            "attack": "Square",
-            "n_queries": QUERIES,
-            "n_restarts": 1,
-            "p_init": 0.8,
-            "loss": "margin",
-            "resc_schedule": False,
-        }
+        entries["square"] = {**whitebox.SQUARE, "n_queries": QUERIES, "resc_schedule": False}
     return {name: Threat.model_validate({**entry, "eps": eps}) for name, entry in entries.items()}
 
 
@@ -79,7 +72,7 @@ def withstands(
     """
     standing = target.is_right(block)
     details: dict[str, Any] = {}
-    passes = Passes(target.attacked)
+    passes = Passes()
     skipped = left_out(settings, target.n_classes)
     for member, threat in threats(settings, eps).items():
         if member in skipped:
@@ -88,10 +81,7 @@ def withstands(
         aimed = replace(target, n_classes=min(target.n_classes, settings.targets + 1))
         outcome = whitebox.withstands(aimed, block, threat, f"judge by {member}", standing)
         standing = outcome.standing
-        passes.forward, passes.backward = (
-            passes.forward + outcome.passes.forward,
-            passes.backward + outcome.passes.backward,
-        )
+        passes.add(outcome.passes)
         details[f"after_{member}"] = round(float(np.mean(standing)), 6)
     return standing, {
         **recorded(settings, eps, target.n_classes), **details, **passes.as_metrics()

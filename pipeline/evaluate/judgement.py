@@ -25,6 +25,7 @@ from pipeline.networks.precision import exact
 from pipeline.networks.scores import Mask, summarise
 
 WORST = "worst"
+Stored = Mapping[str, tuple[ImageSet, Block]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +53,6 @@ class Judgement:
     confusion: list[dict[str, str]]
     grid: list[sweeps.Row]
     curves: list[sweeps.Row]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stored:
-    """A stored set's adversarial validation images, and how they were made.
-
-    `eps` is in [0, 1]. `model_sha256` is the SHA-256 of the model that they were made against.
-    """
-
-    block: Block
-    eps: float
-    model_sha256: str
 
 
 @exact()
@@ -144,27 +133,20 @@ def _confusion(
     ]
 
 
-def _all_opened(stored: Sequence[ImageSet], clean: ImageSet) -> dict[str, Stored]:
-    """Return stored sets by the names of their attacks."""
+def _all_opened(stored: Sequence[ImageSet], clean: ImageSet) -> Stored:
+    """Return stored sets, and those of their images that are judged, by the names of attacks."""
     for images in stored:
         images.expect(
             {"model.sha256": stored[0].attributes["model.sha256"]},
             f"made from another model than {stored[0].path}",
         )
-    return {str(images.attributes["attack"]): _opened(images, clean) for images in stored}
-
-
-def _opened(images: ImageSet, clean: ImageSet) -> Stored:
-    images.expect({"clean.digest": clean.digest}, "made from another clean set")
-    return Stored(
-        block=images.load(clean.judged),
-        eps=float(images.attributes["eps.stored"]),
-        model_sha256=str(images.attributes["model.sha256"]),
-    )
+    for images in stored:
+        images.expect({"clean.digest": clean.digest}, "made from another clean set")
+    return {str(one.attributes["attack"]): (one, one.load(clean.judged)) for one in stored}
 
 
 def _transfer(
-    target: Target, val: Block, clean_right: Mask, sets: Mapping[str, Stored], model_sha256: str
+    target: Target, val: Block, clean_right: Mask, sets: Stored, model_sha256: str
 ) -> dict[str, Any]:
     """Return the accuracy on stored adversarial validation images.
 
@@ -172,12 +154,12 @@ def _transfer(
     """
     results: dict[str, Any] = {}
     all_right, all_labels = [clean_right], [val.labels]
-    for name, images in sets.items():
-        right, labels = target.is_right(images.block), images.block.labels
+    for name, (images, block) in sets.items():
+        right, labels = target.is_right(block), block.labels
         results[name] = {
             **summarise(right, labels, target.n_classes),
-            "eps": images.eps,
-            "made_against_this_model": images.model_sha256 == model_sha256,
+            "eps": float(images.attributes["eps.stored"]),
+            "made_against_this_model": images.attributes["model.sha256"] == model_sha256,
         }
         all_right.append(right)
         all_labels.append(labels)
@@ -206,7 +188,7 @@ def _robust(
 
     rows = scores.sample(val, settings.n_eval, settings.seed)
     for name, threat in settings.threats.items():
-        outcome = whitebox.withstands(target, _rows(val, rows), threat, f"judge by {name}")
+        outcome = whitebox.withstands(target, val.select(rows), threat, f"judge by {name}")
         about = {
             "attack": threat.attack,
             "restarts": threat.restarts,
@@ -217,7 +199,7 @@ def _robust(
     if settings.ensemble is not None:
         rows = scores.sample(val, settings.ensemble.n_eval, settings.seed)
         eps = settings.threats[settings.curves.threat].eps
-        standing, about = ensemble.withstands(target, _rows(val, rows), settings.ensemble, eps)
+        standing, about = ensemble.withstands(target, val.select(rows), settings.ensemble, eps)
         enter(ensemble.name(settings.ensemble), rows, standing, **about)
     rows, standing = _worst(list(tried.values()))
     return {
@@ -246,15 +228,14 @@ def _grid(
     """
     if settings.grid is None:
         return [], None
-    return sweeps.grid(
-        target, _rows(val, scores.sample(val, settings.grid.n_eval, settings.seed)), settings.grid
-    )
+    rows = scores.sample(val, settings.grid.n_eval, settings.seed)
+    return sweeps.grid(target, val.select(rows), settings.grid)
 
 
 def _checked(
     target: Target,
     val: Block,
-    sets: Mapping[str, Stored],
+    sets: Stored,
     transfer: Mapping[str, Any],
     tried: Mapping[str, Tried],
     settings: params.Evaluate,
@@ -262,19 +243,19 @@ def _checked(
     """Return the curves of one threat, and all checks of what was found in its eps ball."""
     name = settings.curves.threat
     threat, of_threat = settings.threats[name].resolved, tried[name]
-    few = _rows(val, scores.sample(val, settings.curves.n_eval, settings.seed))
+    few = val.select(scores.sample(val, settings.curves.n_eval, settings.seed))
     curves = sweeps.curves(target, few, threat, settings.curves)
     within = {
-        name: _rows(images.block, of_threat.rows)
-        for name, images in sets.items()
-        if images.eps <= threat.eps + 1e-6
+        name: block.select(of_threat.rows)
+        for name, (images, block) in sets.items()
+        if float(images.attributes["eps.stored"]) <= threat.eps + 1e-6
     }
     judged, found = _worst([one for one in tried.values() if one.eps <= threat.eps + 1e-6])
     enough = scores.sample(val, min(checks.ENOUGH, len(judged)), settings.seed)
     return curves, {
         **diagnostics.diagnose(
             target,
-            _rows(val, of_threat.rows),
+            val.select(of_threat.rows),
             of_threat.standing,
             few,
             curves,
@@ -283,16 +264,10 @@ def _checked(
             within,
         ),
         **diagnostics.converged(
-            target, _rows(val, enough), found[np.isin(judged, enough)], threat, settings.curves
+            target, val.select(enough), found[np.isin(judged, enough)], threat, settings.curves
         ),
         "eps_in_wrong_units": checks.units([one.eps for one in tried.values()]),
         checks.FAR_ABOVE: checks.far_above(
             {**scores.interval(found), "n": len(found)}, threat.eps, transfer
         ),
     }
-
-
-def _rows(block: Block, rows: NDArray[np.int64]) -> Block:
-    chosen = np.zeros(len(block), dtype=bool)
-    chosen[rows] = True
-    return block.select(chosen)

@@ -3,12 +3,12 @@
 It shows a model's accuracy on clean images, on stored attacks and under fresh ones.
 """
 
-import json
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pipeline.base import files
 from pipeline.base.errors import InputError
 from pipeline.evaluate.checks import NEAR_CHANCE, STATIC_ONLY, STRONG, SUSPECT, TOO_FEW, UPPER_BOUND
 
@@ -24,7 +24,6 @@ NOTE = (
 )
 KEYS = ("attack_passes", "data_set", "clean", "transfer", "robust", "diagnostics")
 JUDGED = {"test": "test images", "val": "validation images, which also chose the kept epochs"}
-REMEDY = "delete it, and `make repro` makes it again"
 WORTH = {
     STRONG: "worst of {models} was found with APGD,"
     " and more iterations, targets or images may lower it a little",
@@ -50,7 +49,7 @@ def results(
     paths = [path for path in (folder / f"{model}.json" for model in models) if path.exists()]
     if not paths:
         raise InputError(f"{folder}: no metrics yet; `dvc repro` makes them")
-    metrics = {path.stem: read(path) for path in paths}
+    metrics = {path.stem: files.read_json(path, *KEYS) for path in paths}
     reasons = [
         f"{model}: {_reasons(content['diagnostics'])}"
         for model, content in metrics.items()
@@ -68,25 +67,6 @@ def results(
             *_warnings(marked),
         ]
     )
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return the metrics in a file.
-
-    Raises InputError for anything else.
-    """
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in KEYS if key not in content]
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not metrics ({_line(error)}); {REMEDY}") from error
-    if missing:
-        raise InputError(f"{path}: not metrics (no {missing[0]}); {REMEDY}")
-    return content
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:100]
 
 
 def _subjects(metrics: Mapping[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -167,21 +168,21 @@ class Packed(NamedTuple):
         return target.on(device)
 
 
+@dataclass
 class Passes:
-    """A counter of the images that pass forward and backward through a network.
+    """The images that passed forward and backward through networks: the cost of an attack."""
 
-    These passes are the cost of an attack. It counts while its context is entered.
-    """
+    forward: int = 0
+    backward: int = 0
 
-    def __init__(self, network: nn.Module) -> None:
-        self._network, self.forward, self.backward = network, 0, 0
-
-    def __enter__(self) -> Self:
-        self._handle = self._network.register_forward_hook(self._seen)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
+    @contextmanager
+    def counting(self, network: nn.Module) -> Iterator[None]:
+        """Count what passes through a network in the block."""
+        handle = network.register_forward_hook(self._seen)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _seen(self, _: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> None:
         self.forward += len(logits)
@@ -191,9 +192,9 @@ class Passes:
     def _returned(self, gradient: Tensor) -> None:
         self.backward += len(gradient)
 
-    def add(self, forward: int, backward: int) -> None:
+    def add(self, other: "Passes") -> None:
         """Count passes that were made elsewhere."""
-        self.forward, self.backward = self.forward + forward, self.backward + backward
+        self.forward, self.backward = self.forward + other.forward, self.backward + other.backward
 
     def as_metrics(self) -> dict[str, int]:
         return {"forward_passes": self.forward, "backward_passes": self.backward}

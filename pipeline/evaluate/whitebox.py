@@ -8,7 +8,7 @@ rounded. They are clamped to the eps ball and to [0, 1] before they are judged.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from pipeline.networks.memory_fit import InParts
 if TYPE_CHECKING:
     from torchattacks.attack import Attack
 from pipeline.networks.scores import Mask
+
+SQUARE = {"attack": "Square", "n_restarts": 1, "p_init": 0.8, "loss": "margin"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,32 +56,24 @@ def withstands(
     an attack in the same ball. `earlier` is the number of restarts whose random numbers are left
     out, because they were used before.
     """
-    passes = Passes(target.attacked)
+    passes = Passes()
     after = [np.empty(len(block), dtype=bool) for _ in range(threat.restarts)]
     with console.progress(len(block) * threat.restarts, text, "images") as bar:
         parts = target.each_part(withstands_part, block, threat, earlier, standing=standing)
         for rows, found in parts:
             for restart, mask in enumerate(found.after):
                 after[restart][rows] = mask
-            passes.add(found.forward, found.backward)
+            passes.add(found.passes)
             bar.update((rows.stop - rows.start) * threat.restarts)
     return Outcome(after=after, passes=passes)
 
 
-class OfPart(NamedTuple):
-    """The images of a part that are not lost after each restart, and the passes it took."""
-
-    after: list[Mask]
-    forward: int
-    backward: int
-
-
 def withstands_part(
     target: Target, first: int, block: Block, threat: Threat, earlier: int, standing: Mask | None
-) -> OfPart:
+) -> Outcome:
     """Return what a fresh attack finds on a part of a block that begins at place `first`."""
     attack = attacks.build(threat, target.attacked, target.n_classes)
-    passes = Passes(target.attacked)
+    passes = Passes()
     standing = target.is_right(block) if standing is None else standing.copy()
     after = []
     for restart in range(earlier, earlier + threat.restarts):
@@ -90,14 +84,14 @@ def withstands_part(
                 adv_images = perturb(attack, images, labels, threat.eps, passes, seed)
                 standing[rows] = networks.is_right(target.network, adv_images, labels)
         after.append(standing.copy())
-    return OfPart(after, passes.forward, passes.backward)
+    return Outcome(after=after, passes=passes)
 
 
 def perturb(
     attack: "Attack", images: Tensor, labels: Tensor, eps: float, passes: Passes, seed: int
 ) -> Tensor:
     """Return adversarial images (B, 3, H, W) of one batch, in the eps ball and in [0, 1]."""
-    with passes:
+    with passes.counting(attack.model):
         adv_images = attacks.perturb(attack, images, labels, seed)
     return (images + (adv_images - images).clamp(-eps, eps)).clamp(0, 1)
 

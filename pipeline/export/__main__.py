@@ -24,7 +24,7 @@ def export_model() -> str:
     settings = params.load(params.FILE, ExportParams, KEYS)
     rule, judged = settings.export, settings.evaluate.models
     clean = store.ImageSet(args.clean)
-    found = {name: submission.read(args.metrics / f"{name}.json") for name in judged}
+    found = {name: files.read_json(args.metrics / f"{name}.json", "sha256") for name in judged}
     ranked = ranking.rank(rule, found, ranking.read_grids(args.plots, judged))
     name = ranking.chosen(rule, ranked)
     path, metrics = args.models / f"{name}.safetensors", found[name]

@@ -4,7 +4,6 @@ The file is first tried as a grader would try it before accepting it.
 """
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,15 +61,6 @@ def graded(file: io.BytesIO, architecture: str, val: Block, n_classes: int) -> f
     network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), strict=True)
     network.eval()
     return networks.accuracy(network, val.images, val.labels)
-
-
-def read(metrics: Path) -> dict[str, Any]:
-    """Return a model's metrics. Raises InputError for metrics that cannot be read."""
-    try:
-        content: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
-        return {**content, "sha256": content["sha256"]}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{metrics}: cannot be read; `dvc repro` makes it") from error
 
 
 def expect_judged(path: Path, metrics: Mapping[str, Any], sha256: str) -> None:

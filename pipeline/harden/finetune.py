@@ -15,11 +15,11 @@ from pipeline.base import console, files, params, store
 from pipeline.base.errors import InputError
 from pipeline.base.values import CLEAN
 from pipeline.cluster import training
-from pipeline.harden import epoch_score, moving_target, refreshed_batches, refreshed_sets
+from pipeline.harden import epoch_score, recipes, refreshed_sets
 from pipeline.harden.params import Finetune, FinetuneParams
-from pipeline.networks import device, precision
-from pipeline.networks.torchvision_models import models
-from pipeline.train import augmentation, checkpointed, mixing
+from pipeline.harden.refreshed_batches import RefreshedBatches
+from pipeline.networks import device
+from pipeline.train import checkpointed
 
 
 def keys(model: str) -> list[str]:
@@ -67,8 +67,8 @@ def train(args: Namespace) -> str:
     sources = _expected_sources(mixed_in, clean, parent, settings)
     sets = {CLEAN: clean, **mixed_in}
     network = first.network()
-    batches = _batches(recipe, sets, network, processor, args.out.parent)
-    refreshed = batches if isinstance(batches, refreshed_batches.RefreshedBatches) else None
+    batches = recipes.batches(recipe, sets, network, processor, args.out.parent)
+    refreshed = batches if isinstance(batches, RefreshedBatches) else None
     earlier = first.provenance.get("attack_passes")
     stored = sum(map(attacks.passes, mixed_in.values()))
     judged = [CLEAN] if recipe.best_on == "robust" else list(recipe.mix)
@@ -95,7 +95,7 @@ def train(args: Namespace) -> str:
             else int(earlier) + stored + (refreshed.passes(epochs) if refreshed else 0)
         ),
         also_write=lambda checkpoint: _store_refreshed(
-            args.refreshed, mixed_in, batches, checkpoint, args.out, processor
+            args.refreshed, mixed_in, refreshed, checkpoint, args.out, processor
         ),
         watch=epoch_score.watch(len(val), settings.selection),
         keep=epoch_score.keep(recipe, len(val), settings.selection),
@@ -150,31 +150,10 @@ def _expected_sources(
     return {f"source.{name}.sha256": sha256 for name, sha256 in sources.items()}
 
 
-def _batches(
-    recipe: Finetune,
-    sets: dict[str, store.ImageSet],
-    network: models.ResNet,
-    processor: torch.device,
-    folder: Path,
-) -> augmentation.AugmentedBatches | refreshed_batches.RefreshedBatches:
-    """Return the recipe's mixed batches.
-
-    Where the recipe refreshes them, the attacks run against `network` as it trains, and `folder`
-    contains the working copy.
-    """
-    if recipe.refresh is None:
-        return augmentation.AugmentedBatches(
-            mixing.training_batches(sets, recipe, processor), recipe.augment, recipe.seed
-        )
-    dtype = precision.dtype_for(recipe.precision, processor)
-    target = moving_target.Target(network.to(processor), sets[CLEAN].image_shape[2], dtype)
-    return refreshed_batches.RefreshedBatches(sets, recipe, target, processor, folder)
-
-
 def _store_refreshed(
     folder: Path,
     sets: Mapping[str, store.ImageSet],
-    batches: augmentation.AugmentedBatches | refreshed_batches.RefreshedBatches,
+    batches: RefreshedBatches | None,
     checkpoint: networks.Checkpoint,
     out: Path,
     processor: torch.device,
@@ -184,7 +163,7 @@ def _store_refreshed(
     `out` is the file of `checkpoint`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(batches, refreshed_batches.RefreshedBatches):
+    if batches is not None:
         network, sha256 = checkpoint.network().to(processor), files.sha256(out)
         for name, images in sets.items():
             refreshed_sets.store_refreshed(

@@ -46,21 +46,13 @@ class OnlineBatches:
         return self._batches.n_images * self._recipe.adversary.steps * epochs
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
         return len(self._batches)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch, from batch `first` on.
-
-        A batch has images (P, 3, H, W) in [0, 1], labels (P,), and each image's share (P,) of the
-        loss. Where images have partners, what `pairing` adds follows.
-        """
         recipe = self._recipe
         for index, (images, labels, part) in enumerate(self._batches.epoch(number, first), first):
-            generator, n = (
-                augmentation.generator_for(images.device, recipe.seed, number, index),
-                len(part.batch),
-            )
+            generator = augmentation.generator_for(images.device, recipe.seed, number, index)
+            n = len(part.batch)
             images = augmentation.draw(recipe.augment, n, generator).of(part).apply(images)
             eps = part.select(self._eps(number, n, generator).to(images.dtype))
             adv_images = self._attacked(images, labels, eps, generator, part)
@@ -104,11 +96,8 @@ class OnlineBatches:
 
         It is fixed, or it is drawn for each image, once per batch or once per epoch.
         """
-        eps, per, device = (
-            self._recipe.adversary.eps,
-            self._recipe.adversary.eps_per,
-            generator.device,
-        )
+        adversary, device = self._recipe.adversary, generator.device
+        eps, per = adversary.eps, adversary.eps_per
         if not isinstance(eps, Spread):
             return torch.full((n_images, 1, 1, 1), eps, device=device)
         if per == "epoch":

@@ -74,7 +74,6 @@ class RefreshedBatches:
         self._ascent = attacks.Ascent(graphs=target.graphs)
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
         return len(self._batches)
 
     def passes(self, epochs: int) -> int:
@@ -83,11 +82,6 @@ class RefreshedBatches:
         return (self._batches.n_images - self._n) * self.refresh.steps * attacked
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch, from batch `first` on.
-
-        A batch has images (P, 3, H, W) in [0, 1], labels (P,), and each image's share (P,) of the
-        loss. Where images have partners, what `pairing` adds follows.
-        """
         reset = self.refresh.reset
         if reset is not None and first == 0 and number > 0 and number % reset == 0:
             self._forget(number)

@@ -9,12 +9,13 @@ from pipeline import networks
 from pipeline.base import console, files, params, store
 from pipeline.base.values import CLEAN
 from pipeline.cluster import training
-from pipeline.harden import epoch_score, moving_target, online_batches
+from pipeline.harden import epoch_score, recipes
+from pipeline.harden.online_batches import OnlineBatches
 from pipeline.harden.params import Online, OnlineParams
-from pipeline.networks import device, precision
+from pipeline.networks import device
 from pipeline.networks.params import Model
 from pipeline.networks.torchvision_models import models
-from pipeline.train import checkpointed, mixing
+from pipeline.train import checkpointed
 
 
 def keys(model: str) -> list[str]:
@@ -62,15 +63,9 @@ def train(args: Namespace) -> str:
     if isinstance(recipe.start, Model):
         network, weights = _fresh(recipe, recipe.start, f"online.{name}.start", clean)
         architecture = recipe.start.architecture
-    fixed = recipe.adversary.against == CLEAN
-    target = moving_target.Target(
-        (first.network() if fixed else network).to(processor),
-        val.images.shape[2],
-        precision.dtype_for(recipe.precision, processor),
-    )
-    batches = online_batches.OnlineBatches(
-        mixing.training_batches({CLEAN: clean}, recipe, processor), recipe, target, fixed=fixed
-    )
+    attacked = first.network() if recipe.adversary.against == CLEAN else network
+    batches = recipes.batches(recipe, {CLEAN: clean}, attacked, processor, args.out.parent)
+    assert isinstance(batches, OnlineBatches)
     return checkpointed.train(
         network,
         batches,

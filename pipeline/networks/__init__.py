@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pipeline.networks.prediction import expect_numbers as expect_numbers
     from pipeline.networks.prediction import frozen_copy as frozen_copy
     from pipeline.networks.prediction import is_right as is_right
+    from pipeline.networks.prediction import outputs as outputs
     from pipeline.networks.prediction import pixels as pixels
     from pipeline.networks.prediction import predict as predict
     from pipeline.networks.pretrained import expect_weights as expect_weights
@@ -29,7 +30,8 @@ HOMES = {
     for home, names in {
         "checkpoint": "Checkpoint load",
         "downloads": "weights_file",
-        "prediction": "BATCH_SIZE accuracy expect_numbers frozen_copy is_right pixels predict",
+        "prediction": "BATCH_SIZE accuracy expect_numbers frozen_copy is_right outputs pixels"
+        " predict",
         "pretrained": "expect_weights pretrained_weights read_network read_state_dict",
         "resnet": "SCRATCH Pretrained build",
     }.items()

@@ -1,6 +1,7 @@
 """Ask a network about images: predicted classes and accuracy."""
 
 import copy
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -26,18 +27,33 @@ def predict(
     It is NO_CLASS, and so wrong, for outputs that are not numbers. Without `batch_size`, the device
     and the size of the images decide it. The network's mode is restored.
     """
+    return _of_each(network, images, batch_size, _classes).numpy()
+
+
+def outputs(network: nn.Module, images: NDArray[np.uint8], batch_size: int | None = None) -> Tensor:
+    """Return the outputs (N, n_classes) for uint8 images as `predict` takes them, on the CPU."""
+    return _of_each(network, images, batch_size, lambda logits: logits)
+
+
+def _of_each(
+    network: nn.Module,
+    images: NDArray[np.uint8],
+    batch_size: int | None,
+    kept: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return what is kept of the outputs for uint8 images (N, 3, H, W), on the CPU."""
     device, was_training = next(network.parameters()).device, network.training
     batch_size = batch_size or _at_once(images, device)
     network.eval()
     try:
         with torch.inference_mode(), exact():
             parts = [
-                _predicted(network, pixels(images[i : i + batch_size], device)).cpu()
+                kept(_outputs(network, pixels(images[i : i + batch_size], device))).cpu()
                 for i in range(0, len(images), batch_size)
             ]
     finally:
         network.train(was_training)
-    return torch.cat(parts).numpy()
+    return torch.cat(parts)
 
 
 def expect_numbers(predicted: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -79,19 +95,19 @@ def is_right(network: nn.Module, images: Tensor, labels: Tensor) -> NDArray[np.b
     An image for which it gives NaN is wrong. The network is used in its present mode.
     """
     with torch.inference_mode(), exact():
-        right: NDArray[np.bool_] = (_predicted(network, images) == labels).cpu().numpy()
+        right: NDArray[np.bool_] = (_classes(_outputs(network, images)) == labels).cpu().numpy()
     return right
 
 
-def _predicted(network: nn.Module, images: Tensor) -> Tensor:
-    """Return the predicted class (B,) of images (B, 3, H, W) in [0, 1], or NO_CLASS for NaN."""
+def _outputs(network: nn.Module, images: Tensor) -> Tensor:
+    """Return the outputs (B, n_classes) for images (B, 3, H, W) in [0, 1]."""
+    found: Tensor = fitted(network, images, lambda: network(images))
+    return found
 
-    def classes() -> Tensor:
-        logits: Tensor = network(images)
-        return logits.argmax(1).masked_fill(logits.isnan().any(1), NO_CLASS)
 
-    predicted: Tensor = fitted(network, images, classes)
-    return predicted
+def _classes(logits: Tensor) -> Tensor:
+    """Return the predicted class (B,) of outputs (B, n_classes), or NO_CLASS for NaN."""
+    return logits.argmax(1).masked_fill(logits.isnan().any(1), NO_CLASS)
 
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -116,7 +116,7 @@ class Rates:
         block = self._block(self._affordable(kind.architecture))
         images = networks.pixels(block.images, self._device).contiguous()
         labels = torch.from_numpy(networks.predict(target.network, block.images)).to(self._device)
-        counter = Passes(target.attacked)
+        counter = Passes()
         allowed = precision.exact if kind.dtype in EXACT else precision.tensor_floats
 
         @allowed()

@@ -9,14 +9,11 @@ from torch import Tensor
 
 from pipeline import networks
 from pipeline.base import store
-from pipeline.base.values import CLEAN
-from pipeline.harden import moving_target, online_batches, refreshed_batches
-from pipeline.harden.params import Finetune, Online
-from pipeline.networks import precision
+from pipeline.harden import recipes
 from pipeline.networks.captured import WARM_UP, graphs_for
 from pipeline.networks.params import Model
 from pipeline.networks.torchvision_models import models
-from pipeline.train import augmentation, loop, mixing
+from pipeline.train import loop
 from pipeline.train.batches import Batches
 from pipeline.train.params import Training
 
@@ -44,11 +41,9 @@ class Timed:
         self._times: list[float] = []
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
         return len(self._batches)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the batches of an epoch, from batch `first` on."""
         for batch in self._batches.epoch(number, first):
             yield batch
             wait_for(self._device)
@@ -81,36 +76,11 @@ def per_image(
     short = recipe.model_copy(
         update={"epochs": 1, "warmup_epochs": 0.0, "patience": None, "lr": 1e-6}
     )
-    batches = _batches(short, network, dict.fromkeys(recipe.counts, images), folder, device)
+    sets = dict.fromkeys(recipe.counts, images)
+    batches = recipes.batches(short, sets, network, device, folder)
     timed = Timed(batches, seconds, device)
     loop.fit(network, timed, lambda _: {"val_accuracy": 0.0}, short, text="measure", device=device)
     return timed.seconds / recipe.batch_size
-
-
-def _batches(
-    recipe: Training,
-    network: models.ResNet,
-    sets: dict[str, store.ImageSet],
-    folder: Path,
-    device: torch.device,
-) -> Batches:
-    """Return the batches that a stage of this recipe trains on."""
-    if isinstance(recipe, Finetune) and recipe.refresh is not None:
-        target = _target(recipe, network, sets[CLEAN], device)
-        return refreshed_batches.RefreshedBatches(sets, recipe, target, device, folder)
-    batches = mixing.training_batches(sets, recipe, device)
-    if isinstance(recipe, Online):
-        target = _target(recipe, network, sets[CLEAN], device)
-        fixed = recipe.adversary.against == CLEAN
-        return online_batches.OnlineBatches(batches, recipe, target, fixed=fixed)
-    return augmentation.AugmentedBatches(batches, recipe.augment, recipe.seed)
-
-
-def _target(
-    recipe: Training, network: models.ResNet, clean: store.ImageSet, device: torch.device
-) -> moving_target.Target:
-    dtype = precision.dtype_for(recipe.precision, device)
-    return moving_target.Target(network.to(device), clean.image_shape[1], dtype)
 
 
 def wait_for(device: torch.device) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline import figures
 from pipeline.base import store
-from pipeline.evaluate import meanings, table
+from pipeline.evaluate import table
 from pipeline.export import ranking, submission
 from pipeline.export.params import AUTO
 from pipeline.figures import in_pixels
@@ -143,7 +143,7 @@ def grader(results: Results) -> list[Guessed]:
         rows, metrics = results.rows(model, "grid"), results.metrics[model]["grid"]
         if metrics is None:
             continue
-        guesses = [row for row in rows if row["steps"] is not None or row["guess"] == "FGSM"]
+        guesses = [row for row in rows if row["steps"] != "" or row["guess"] == "FGSM"]
         lowest = f"{_guess(metrics['lowest'])}: {_interval(metrics['lowest'])}"
         found.append(
             Guessed(
@@ -160,43 +160,6 @@ def grader(results: Results) -> list[Guessed]:
 
 def _guess(row: Mapping[str, Any]) -> str:
     return f"{row['guess']}, eps {in_pixels(row['eps'])}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checked:
-    """The checks of one model's measurement.
-
-    Each has its name, number, limit, number of images, result, and what it means if it fails.
-    """
-
-    model: str
-    verdict: str
-    threat: str
-    checks: list[tuple[str, str, str, str, str, str]]
-
-
-def checks(results: Results) -> list[Checked]:
-    return [
-        Checked(
-            model=model,
-            verdict=found["verdict"],
-            threat=found["threat"],
-            checks=[
-                (
-                    name,
-                    table.number(check["value"]),
-                    f"{check['sign']} {table.number(check['limit'])}",
-                    f"{check['n']:,}" if check["n"] else "–",
-                    check["verdict"],
-                    meanings.FAILED[name],
-                )
-                for name, check in found["checks"].items()
-            ],
-        )
-        for model, found in (
-            (model, metrics["diagnostics"]) for model, metrics in results.metrics.items()
-        )
-    ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -15,7 +15,6 @@ from pipeline import networks
 from pipeline.audit.project import Project
 from pipeline.base import store
 from pipeline.figures import in_pixels
-from pipeline.networks.precision import exact
 from pipeline.report.parts import data_url
 from pipeline.report.results import Results, path_of
 
@@ -131,9 +130,9 @@ def _shared_out(room: int, n_classes: int, n_sets: int, n_refreshed: int) -> tup
 def _refreshed_sets(project: Project) -> dict[str, str]:
     """Return the paths of the sets that trainings refreshed, by their names on the page."""
     return {
-        f"{name}, refreshed by {model}": path
+        f"{Path(path).name}, refreshed by {model}": path
         for model in project.settings.finetuned
-        for name, path in project.refreshed(f"data/refreshed/{model}").items()
+        for path in project.below(f"data/refreshed/{model}")
     }
 
 
@@ -244,9 +243,7 @@ def _opinions(
     network: nn.Module, images: Images, label: int, class_names: Sequence[str]
 ) -> list[Opinion]:
     """Return a model's class for each image (n, 3, H, W), its confidence, and if it is right."""
-    device = next(network.parameters()).device
-    with torch.inference_mode(), exact():
-        outputs = network(networks.pixels(images, device)).softmax(1).cpu()
+    outputs = networks.outputs(network, images).softmax(1)
     return [
         Opinion(
             class_name=class_names[guess], confidence=float(share[guess]), is_right=guess == label

@@ -33,7 +33,7 @@ class Stage:
 def stages(project: Project) -> list[Stage]:
     """Return the stages in the order in which they run, the one that writes the page included."""
     declared = project.declared
-    needs = {name: _needs(name, declared) for name in declared}
+    needs = _needs(declared)
     values = lineage.flatten(project.values)
     return [
         Stage(
@@ -59,33 +59,17 @@ def graph(found: list[Stage]) -> Picture:
     return picture(figures.graph(needs), alt)
 
 
-def _needs(name: str, declared: dict[str, lineage.Declared]) -> list[str]:
-    """Return the stages whose outputs a stage reads, without those that another one of them needs.
+def _needs(declared: dict[str, lineage.Declared]) -> dict[str, list[str]]:
+    """Return the stages whose outputs each reads, without those that another one of them needs.
 
     The rest would only repeat in the picture what its other arrows say.
     """
-    direct = _read_by(name, declared)
-    deeper: set[str] = set()
-    todo = [other for first in direct for other in _read_by(first, declared)]
-    while todo:
-        if (other := todo.pop()) not in deeper:
-            deeper.add(other)
-            todo += _read_by(other, declared)
-    return [other for other in direct if other not in deeper]
-
-
-def _read_by(name: str, declared: dict[str, lineage.Declared]) -> list[str]:
-    deps = [Path(dep) for dep in declared[name].deps]
-    return [
-        other
-        for other, stage in declared.items()
-        if other != name
-        and any(
-            dep == out or dep in out.parents or out in dep.parents
-            for dep in deps
-            for out in map(Path, stage.outs)
-        )
-    ]
+    above = {name: set(lineage.upstream(name, declared)) for name in declared}
+    deeper = {name: set().union(*(above[other] for other in above[name])) for name in declared}
+    return {
+        name: [other for other in declared if other in above[name] - deeper[name]]
+        for name in declared
+    }
 
 
 def _ordered(needs: dict[str, list[str]]) -> list[str]:
@@ -99,15 +83,9 @@ def _ordered(needs: dict[str, list[str]]) -> list[str]:
 def _outs(project: Project, stage: lineage.Declared) -> Iterator[tuple[str, str]]:
     """Yield a stage's outputs with their SHA-256; that of an image set is its manifest's."""
     for out in stage.outs:
-        path = project.root / out
-        sets = project.sets({out: ""}) or [
-            str(folder.relative_to(project.root))
-            for folder in sorted(path.glob("*/"))
-            if any(folder.glob("*.h5"))
-        ]
-        if path.is_file() and out != PAGE:
+        if (project.root / out).is_file() and out != PAGE:
             yield out, project.sha256(out)
-        for name in sets:
+        for name in project.below(out):
             yield name, project.images(name).digest
 
 
@@ -148,7 +126,7 @@ def versions(results: Results) -> list[tuple[str, str]]:
     sources += [
         project.images(name).attributes
         for stage in project.declared.values()
-        for name in project.sets(dict.fromkeys(stage.outs, ""))
+        for name in project.sets(stage.outs)
     ]
     for attributes in sources:
         for key, value in attributes.items():
@@ -163,25 +141,16 @@ def audited(project: Project) -> dict[str, int]:
     return {key: found[key] for key in ("ok", "not_checked", "warning", "not_comparable", "failed")}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What one stage took when it last ran here; None where no run was measured here."""
-
-    stage: str
-    seconds: float | None
-    processor_seconds: float | None
-    memory_bytes: int | None
-    processor_joules: float | None
-    disk_bytes: int
-
-
-def spent(project: Project, found: list[Stage]) -> list[Cost]:
+def spent(project: Project, found: list[Stage]) -> list[dict[str, Any]]:
+    """Return what each stage took when it last ran here; None where no run was measured here."""
     return [
-        Cost(
-            stage=stage.name,
+        {
+            "stage": stage.name,
             **_measured(project.root / costs.FOLDER / f"{stage.name}.json"),
-            disk_bytes=sum(_size(project.root / out) for out in project.declared[stage.name].outs),
-        )
+            "disk_bytes": sum(
+                _size(project.root / out) for out in project.declared[stage.name].outs
+            ),
+        }
         for stage in found
     ]
 

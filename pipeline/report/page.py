@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from pipeline.audit.project import Project
+from pipeline.evaluate import meanings, table
 from pipeline.report import findings, gallery, origins
 from pipeline.report.results import Results
 
@@ -39,7 +40,9 @@ def render(project: Project) -> bytes:
             histories=findings.histories(results),
             grader=findings.grader(results),
             survived=findings.SURVIVED,
-            checked=findings.checks(results),
+            metrics=results.metrics,
+            number=table.number,
+            meanings=meanings.FAILED,
             classes=findings.classes(results),
             stages=stages,
             graph=origins.graph(stages),

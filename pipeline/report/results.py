@@ -8,12 +8,10 @@ from typing import Any
 
 from pipeline.audit.project import Project
 from pipeline.base import files
-from pipeline.base.errors import InputError
 from pipeline.base.values import MIXED
 from pipeline.export import ranking
 
 Row = dict[str, Any]
-TEXT = ("actual", "curve", "guess", "predicted")  # columns of the CSV files
 
 
 @dataclass(frozen=True)
@@ -67,18 +65,8 @@ class Results:
         ]
 
     def rows(self, model: str, name: str) -> list[Row]:
-        """Return the rows of `plots/<model>/<name>.csv`, with numbers for all columns but TEXT.
-
-        A cell without a number is None.
-        """
-        path = self.project.root / "plots" / model / f"{name}.csv"
-        try:
-            return [
-                {key: _value(key, text) for key, text in row.items()}
-                for row in files.read_csv(path)
-            ]
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read; `dvc repro` makes it") from error
+        """Return the rows of `plots/<model>/<name>.csv`."""
+        return files.read_csv(self.project.root / "plots" / model / f"{name}.csv")
 
     def trained(self) -> list[str]:
         """Return the models that were trained here, in the order of `evaluate.models`."""
@@ -91,9 +79,3 @@ class Results:
 def path_of(model: str) -> str:
     """Return the path of a model's checkpoint in the project."""
     return str(Path("models", f"{model}.safetensors"))
-
-
-def _value(column: str, text: str) -> Any:
-    if column in TEXT:
-        return text
-    return float(text) if text else None

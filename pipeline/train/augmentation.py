@@ -109,14 +109,9 @@ class AugmentedBatches:
         self.state: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
         return len(self._batches)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield the batches of an epoch, from batch `first` on.
-
-        Each is images (P, 3, H, W) in [0, 1], labels (P,), and each image's share (P,) of the loss.
-        """
         for index, (images, labels, part) in enumerate(self._batches.epoch(number, first), first):
             generator = generator_for(images.device, self._seed, number, index)
             move = draw(self._kind, len(part.batch), generator).of(part)

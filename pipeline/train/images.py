@@ -41,7 +41,6 @@ class HeldImages:
         self.images, self._device = images, device
 
     def read(self, batches: Iterable[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the rows (B,) of each batch and their images (B, 3, H, W; uint8), on the device."""
         for batch in batches:
             rows = sent(torch.from_numpy(batch), self._device)
             yield rows, self.get(rows)
@@ -70,7 +69,6 @@ class MappedImages:
         self.shape: tuple[int, ...] = (len(self._places), *self._maps[0].shape[1:])
 
     def read(self, batches: Iterable[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the rows (B,) of each batch and their images (B, 3, H, W; uint8), on the device."""
         ahead: tuple[Rows, Future[Tensor]] | None = None
         with ThreadPoolExecutor(1) as pool:
             for batch in batches:

@@ -24,6 +24,7 @@ from pipeline.train.history import Keep, Row, Watch, more_accurate
 from pipeline.train.step import Step
 
 SOFTER = 0.5  # of the attack's step size after a collapse
+PLAIN = ("epoch", "batch", "history", "best", "collapsed")  # values that unfinished work keeps
 SAVING = 0.1  # the greatest share of the time that goes into saving unfinished work
 
 
@@ -83,7 +84,7 @@ def fit(
         while not run.is_finished:
             _train_epoch(run, saved, bar, stop, text)
             with precision.exact():
-                run.close_epoch(validate(run.judged))
+                run.close_epoch(validate(run.taken.judged))
             bar.set_postfix_str(
                 f"loss {run.history[-1]['train_loss']:.3f}, best {run.best['val_accuracy']:.4f}"
             )
@@ -109,7 +110,7 @@ def _train_epoch(
                 raise console.Interrupted(
                     f"{text}: batch {run.batch} of epoch {run.epoch + 1} is done"
                 )
-    if not math.isfinite(loss := float(run.totals[0])):
+    if not math.isfinite(loss := float(run.taken.totals[0])):
         raise InputError(
             f"{text}: the loss is {loss} after epoch {run.epoch + 1}; "
             f"lower its lr in params.yaml (now {run.settings.lr})"
@@ -130,7 +131,7 @@ class _Run:
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.batches, self.settings, self._keep = batches, settings, keep
         self.group, self._device = group.current(), device
-        self._step = Step(self.network, settings, device, graphs_for(device))
+        self.taken = Step(self.network, settings, device, graphs_for(device))
         self.epoch, self.batch = 0, 0
         self.history: list[Row] = []
         self.best: Row = {}
@@ -147,16 +148,6 @@ class _Run:
             {**row, ALPHA_SCALE: SOFTER if row["epoch"] > self.collapsed else 1.0}
             for row in self.history
         ]
-
-    @property
-    def judged(self) -> nn.Module:
-        """The network whose accuracy counts, or the average of its weights if there is one."""
-        return self._step.judged
-
-    @property
-    def totals(self) -> Tensor:
-        """The sums of the losses, the right predictions and the images of this epoch."""
-        return self._step.totals
 
     @property
     def is_finished(self) -> bool:
@@ -178,12 +169,12 @@ class _Run:
 
     def step(self, *batch: Tensor) -> None:
         """Train on one batch."""
-        self._step(*batch, lr=self._lr(self.batch + 0.5))
+        self.taken(*batch, lr=self._lr(self.batch + 0.5))
         self.batch += 1
 
     def close_epoch(self, scores: dict[str, float]) -> None:
         """Add the epoch to the history, and keep its tensors if it is chosen."""
-        loss, n_right, n_images = self.totals.tolist()
+        loss, n_right, n_images = self.taken.totals.tolist()
         row = {
             "lr": self._lr(0.5),
             "train_loss": loss / n_images,
@@ -196,10 +187,11 @@ class _Run:
         if not self.best or self._keep(self.history, self.best):
             self.best = self.history[-1]
             self.best_state = {
-                name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()
+                name: tensor.detach().clone()
+                for name, tensor in self.taken.judged.state_dict().items()
             }
         self.epoch, self.batch = self.epoch + 1, 0
-        self.totals.zero_()
+        self.taken.totals.zero_()
 
     def go_back(self) -> str:
         """Return to the kept epoch, with smaller steps of the attack, and return what to say.
@@ -212,7 +204,7 @@ class _Run:
             return ""
         scale.fill_(SOFTER)
         self.collapsed = self.epoch
-        self._step.restart(self.best_state)
+        self.taken.restart(self.best_state)
         return f"; training goes back to epoch {self.best['epoch']}, with alpha times {SOFTER}"
 
     def _lr(self, batch: float) -> float:
@@ -231,26 +223,14 @@ class _Run:
                 self.group.gather_rows(tensor, self._device)
         if not self.group.is_first:
             return
-        content = (
-            {}
-            if self.is_finished
-            else {name: part.state_dict() for name, part in self._step.parts().items()}
-        )
-        content |= {
+        parts = {} if self.is_finished else self.taken.parts()
+        content = {name: part.state_dict() for name, part in parts.items()} | {
             "batches": self.batches.state,
-            "totals": self.totals,
+            "totals": self.taken.totals,
             "best_state": self.best_state,
         }
-        plain = {
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "history": self.history,
-            "best": self.best,
-            "collapsed": self.collapsed,
-            "processors": self.processors,
-        }
         with files.replacing(path) as file:
-            torch.save({**content, **plain}, file)
+            torch.save(content | {key: getattr(self, key) for key in (*PLAIN, "processors")}, file)
 
     def load(self, path: Path) -> None:
         """Resume from what `save` wrote.
@@ -265,14 +245,14 @@ class _Run:
             console.say(f"{path}: unfinished work that cannot be read; starting from the beginning")
             path.unlink()
             return
-        for name, part in self._step.parts().items():
+        for name, part in self.taken.parts().items():
             if name in content:
                 part.load_state_dict(content[name])
         for name, tensor in self.batches.state.items():
             tensor.copy_(content["batches"][name])
-        self.totals.copy_(content["totals"])
+        self.taken.totals.copy_(content["totals"])
         self.best_state = content["best_state"]
-        for key in ("epoch", "batch", "history", "best", "collapsed"):
+        for key in PLAIN:
             setattr(self, key, content[key])
         own = [] if self.is_finished else self.processors
         self.processors = list(dict.fromkeys([*content["processors"], *own]))

@@ -58,7 +58,6 @@ class MixSampler:
         self.n_images = sum(of_streams.values())
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
         return len(self._clean_counts)
 
     def epoch(self, epoch: int) -> Iterator[dict[str, Rows]]:
@@ -149,7 +148,6 @@ class MixedBatches:
         self._sampler = MixSampler(labels, counts, seed, balanced=balanced)
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
         return len(self._sampler)
 
     @property

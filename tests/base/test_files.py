@@ -42,6 +42,23 @@ def test_json_and_csv_are_plain(tmp_path):
     assert (tmp_path / "x.csv").read_text() == "a,b\n"
 
 
+def test_results_are_read_with_numbers_and_named_if_damaged(tmp_path):
+    files.write_csv(tmp_path / "x.csv", [{"actual": 7, "n": 2, "accuracy": 0.5, "steps": None}])
+    assert files.read_csv(tmp_path / "x.csv") == [
+        {"actual": "7", "n": 2, "accuracy": 0.5, "steps": ""}
+    ]
+    files.write_json(tmp_path / "x.json", {"sha256": "a"})
+    assert files.read_json(tmp_path / "x.json", "sha256") == {"sha256": "a"}
+    for text, problem in (("", ""), ("3", ""), ("{}", r" \(no sha256\)")):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(InputError, match=rf"cannot be read{problem}; `dvc repro` makes it$"):
+            files.read_json(tmp_path / "x.json", "sha256")
+    (tmp_path / "x.csv").write_bytes(b"\xff")
+    for name in ("x.csv", "y.csv"):
+        with pytest.raises(InputError, match=rf"{name}: cannot be read; `dvc repro` makes it$"):
+            files.read_csv(tmp_path / name)
+
+
 def test_too_little_space_is_said_before_anything_is_written(tmp_path):
     files.require_space(tmp_path / "not/yet/there", 1, "the set")
     with pytest.raises(

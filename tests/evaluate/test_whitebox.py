@@ -104,7 +104,7 @@ def test_attacked_images_are_held_to_the_ball(judged):
         images,
         torch.tensor([0, 1]),
         eps,
-        Passes(judged.network),
+        Passes(),
         0,
     )
     assert (far - images).abs().max() <= eps + 1e-7

@@ -44,11 +44,11 @@ class Block:
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: array for name, array in named.items() if array is not None}
 
-    def select(self, rows: NDArray[np.bool_] | slice) -> "Block":
+    def select(self, rows: NDArray[np.bool_ | np.int64] | slice) -> "Block":
         """Return some of the rows.
 
-        A mask (n,) selects the rows where it is true, and copies them. A slice does not copy its
-        rows.
+        A mask (n,) selects the rows where it is true, and numbers select those rows. Both copy
+        them. A slice does not.
         """
         return Block(**{name: array[rows] for name, array in self.datasets.items()})  # type: ignore[arg-type]
 
