@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from pipeline import attacks, networks
 from pipeline.attacks.params import Attack, Generate
@@ -33,30 +32,25 @@ class Attacking:
     network: models.ResNet
     image_size: int
     n_classes: int
-    precision: str
+    precision: str  # anything but bf16 is fp32
     spec: Attack
     settings: Generate
 
     def on(self, device: torch.device) -> Callable[[Run], store.Block]:
         """Return the function that gives a run's adversarial counterpart, on a device."""
-        exact = networks.frozen_copy(self.network).to(device)
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        target = matrix_products.for_attacks(exact, self.image_size, dtype)
-        return _Attacker(target, exact, self, device).run
+        return _Attacker(self, device).run
 
 
 class _Attacker:
-    """An attacker of `target` that asks `exact` which images are fooled."""
+    """Attacks in the precision of a job. The exact network tells which images are fooled."""
 
-    def __init__(
-        self, target: nn.Module, exact: nn.Module, job: Attacking, device: torch.device
-    ) -> None:
-        self._attacked, self._judge, self._n_classes = (
-            InParts(target),
-            InParts(exact),
-            job.n_classes,
-        )
-        self._spec, self._settings, self._device = job.spec, job.settings, device
+    def __init__(self, job: Attacking, device: torch.device) -> None:
+        exact = networks.frozen_copy(job.network).to(device)
+        dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
+        target = matrix_products.for_attacks(exact, job.image_size, dtype)
+        self._attacked, self._judge = InParts(target), InParts(exact)
+        self._spec, self._n_classes = job.spec, job.n_classes
+        self._settings, self._device = job.settings, device
 
     def run(self, run: Run) -> store.Block:
         """Return the adversarial counterpart of a run, attacked batch by batch."""

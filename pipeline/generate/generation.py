@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import attacks, networks
+from pipeline import attacks
 from pipeline.attacks.params import Attack, Generate
 from pipeline.attacks.stored import identity
 from pipeline.base import console, files, store
 from pipeline.base.values import greatest
-from pipeline.cluster import Here, Workers
-from pipeline.generate.attacker import Attacking, Run, batches
+from pipeline.cluster import Workers
+from pipeline.generate.attacker import Attacking, Run
 from pipeline.networks.device import multiplies_bfloat16
 from pipeline.networks.precision import recorded
 from pipeline.networks.torchvision_models import models
@@ -44,13 +44,10 @@ class Choice:
 class _Choosing:
     """The choice of the precision, made where the attacks will run."""
 
-    network: models.ResNet
-    spec: Attack
-    settings: Generate
+    job: Attacking
 
     def on(self, device: torch.device) -> Callable[[store.Block], Choice]:
-        exact = networks.frozen_copy(self.network).to(device)
-        return lambda sample: choose(exact, sample, self.spec, self.settings, device)
+        return lambda sample: choose(self.job, sample, device)
 
 
 def generate(
@@ -77,17 +74,17 @@ def generate(
         len(clean) * (math.prod(clean.image_shape) + store.ROW_BYTES),
         f"a set of {len(clean)} images",
     )
-    sample = [trial_sample(clean, settings.seed)]
-    (choice,) = workers.map(_Choosing(network, spec, settings), sample)
-    choice.say()
     job = Attacking(
         network=network,
         image_size=clean.image_shape[1],
         n_classes=len(clean.class_names),
-        precision=choice.precision,
+        precision=settings.precision,
         spec=spec,
         settings=settings,
     )
+    (choice,) = workers.map(_Choosing(job), [trial_sample(clean, settings.seed)])
+    choice.say()
+    job = dataclasses.replace(job, precision=choice.precision)
     attributes: store.Attributes = {
         "kind": "adversarial",
         "class_names": clean.attributes["class_names"],
@@ -123,38 +120,20 @@ def trial_sample(clean: store.ImageSet, seed: int) -> store.Block:
     )
 
 
-def choose(
-    exact: models.ResNet,
-    sample: store.Block,
-    spec: Attack,
-    settings: Generate,
-    device: torch.device,
-) -> Choice:
-    """Return the precision to attack in.
+def choose(job: Attacking, sample: store.Block, device: torch.device) -> Choice:
+    """Return the precision to attack in, of those that the job's settings allow.
 
     With `auto`, bf16 is taken if the device multiplies it, unless attacks on it fool the exact
     network less often. Both are tried on the same images; `is_worse` decides.
     """
     fp32, bf16 = recorded("fp32", device), recorded("bf16", device)
-    if settings.precision == "fp32" or (
-        settings.precision == "auto" and not multiplies_bfloat16(device)
-    ):
+    allowed = job.settings.precision
+    if allowed == "fp32" or (allowed == "auto" and not multiplies_bfloat16(device)):
         return Choice("fp32", fp32)
-    if settings.precision == "bf16":
+    if allowed == "bf16":
         return Choice("bf16", bf16)
     by_fp32, by_bf16 = (
-        _fooled(
-            Attacking(
-                network=exact,
-                image_size=sample.images.shape[2],
-                n_classes=exact.fc.out_features,
-                precision=precision,
-                spec=spec,
-                settings=settings,
-            ),
-            sample,
-            device,
-        )
+        _fooled(dataclasses.replace(job, precision=precision), sample, device)
         for precision in ("fp32", "bf16")
     )
     trial = (
@@ -201,18 +180,7 @@ def attacked_again(
         spec=spec,
         settings=settings,
     )
-    runs = [
-        Run(start + rows.start, original.select(rows))
-        for rows in batches(len(original), settings.batch_size)
-    ]
-    found = []
-    with console.progress(
-        len(original), f"attack again with {images.attributes['attack']}", "images"
-    ) as bar:
-        for block in Here(device).map(job, runs):
-            found.append(block)
-            bar.update(len(block))
-    return store.join(found)
+    return job.on(device)(Run(start, original))
 
 
 def _attack_missing(

@@ -15,6 +15,7 @@ from pipeline.base import console, seeds, store
 from pipeline.base.errors import InputError
 from pipeline.cluster import Here
 from pipeline.generate import generation
+from pipeline.generate.attacker import Attacking
 from pipeline.harden import refreshed_sets
 from pipeline.harden.params import Refresh
 from pipeline.networks import matrix_products
@@ -250,15 +251,24 @@ def test_bf16_attacks_keep_the_bound_and_are_recorded(sets, network, tmp_path):
     assert (wrong == images.fooled).all(), "fooled is told by the exact network"
 
 
+def trying_both(network):
+    return Attacking(
+        network=network.eval(),
+        image_size=16,
+        n_classes=3,
+        precision="auto",
+        spec=attack_spec(**PGD),
+        settings=in_precision("auto"),
+    )
+
+
 @pytest.mark.parametrize("multiplies", [True, False])
 def test_auto_takes_bf16_only_where_the_device_multiplies_it(
     sets, network, monkeypatch, multiplies
 ):
     monkeypatch.setattr(generation, "multiplies_bfloat16", lambda _: multiplies)
     sample = generation.trial_sample(sets[0], 0)
-    choice = generation.choose(
-        network.eval(), sample, attack_spec(**PGD), in_precision("auto"), CPU
-    )
+    choice = generation.choose(trying_both(network), sample, CPU)
     assert choice.precision == ("bf16" if multiplies else "fp32")
     assert choice.trial.startswith("bf16 attacks fool" if multiplies else "none")
 
@@ -285,7 +295,7 @@ def test_the_trial_attacks_no_larger_batches_than_the_set(sets, network, monkeyp
     monkeypatch.setattr(generation, "multiplies_bfloat16", lambda _: True)
     monkeypatch.setattr(attacks, "perturb", noted)
     sample = generation.trial_sample(sets[0], 0)
-    generation.choose(network.eval(), sample, attack_spec(**PGD), in_precision("auto"), CPU)
+    generation.choose(trying_both(network), sample, CPU)
     assert sum(sizes) == 2 * len(sample)
     assert max(sizes) == SETTINGS.batch_size < len(sample)
 
