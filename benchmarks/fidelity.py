@@ -1,12 +1,11 @@
 """Compare attacks in bf16 with attacks in fp32 on the same models and images.
 
 Run `python -m benchmarks.fidelity --clean data/clean --model models/clean.safetensors
-models/robust.safetensors`. The architecture is the one in params.yaml unless `--architecture` names
-another. The results of each architecture have their own file.
+models/robust.safetensors`. The results of each architecture have their own file.
 
-Both precisions attack the validation images. The results are stored as uint8, and the exact fp32
-network judges them. One more model is compared, because its gradients are of another kind: the
-first given model after EPOCHS short epochs of online adversarial training.
+Both precisions attack all images that are not trained on. The results are stored as uint8, and the
+exact fp32 network judges them. One more model is compared, because its gradients are of another
+kind: the first given model after EPOCHS short epochs of online adversarial training.
 """
 
 import argparse
@@ -20,9 +19,9 @@ from torch.nn import functional
 from torchvision import models
 
 from benchmarks.tables import machine, markdown
-from pipeline import attacks, document, networks
+from pipeline import attacks, networks
 from pipeline.attacks.params import Attack
-from pipeline.base import files, params, seeds, store
+from pipeline.base import files, seeds, store
 from pipeline.base.values import greatest
 from pipeline.networks import device, matrix_products
 from pipeline.train import mixing
@@ -108,25 +107,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clean", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True, nargs="+")
-    parser.add_argument("--architecture", default=document.load(params.FILE).model.architecture)
     args = parser.parse_args()
     processor, clean = device.choose(), store.ImageSet(args.clean)
-    val, train = clean.load("val"), clean.load("train")
-
-    def loaded(path: Path) -> models.ResNet:
-        return (
-            networks.load(path, architecture=args.architecture, class_names=clean.class_names)
-            .network()
-            .to(processor)
-        )
-
-    judged, start = {path.stem: loaded(path) for path in args.model}, loaded(args.model[0])
+    train = clean.load("train")
+    held_out = store.join([clean.load("val"), clean.load("test")])
+    read = {path.stem: networks.load(path, class_names=clean.class_names) for path in args.model}
+    judged = {name: checkpoint.network().to(processor) for name, checkpoint in read.items()}
+    first = next(iter(read.values()))
+    start, architecture = first.network().to(processor), first.architecture
     judged["adversarially trained"] = adversarially_trained(
         start, train.select(np.arange(len(train)) < TRAINED_ON), processor
     )
-    results = {name: compare(network, val, processor) for name, network in judged.items()}
-    about = {"machine": machine(), "architecture": args.architecture, "images": len(val)}
-    files.write_json(RESULTS / f"fidelity_{args.architecture}.json", {**about, "models": results})
+    results = {name: compare(network, held_out, processor) for name, network in judged.items()}
+    about = {"machine": machine(), "architecture": architecture, "images": len(held_out)}
+    files.write_json(RESULTS / f"fidelity_{architecture}.json", {**about, "models": results})
+    print(f"{about['machine']}; {architecture}, {len(held_out):,} images\n")
     print(
         markdown(
             [

@@ -20,12 +20,7 @@ def parse_level(value: object) -> float:
     The unit is pixels in [0, 1]. Raises ValueError for anything that is not in (0, 1], with the
     hint to divide by 255.
     """
-    if isinstance(value, bool) or not 0 < (level := number(value)) <= 1:
-        raise ValueError(
-            "expected more than 0 and at most 1, in units of pixels in [0, 1] "
-            f"(write 8/255, not 8), found {value!r}"
-        )
-    return level
+    return _part(value, ", in units of pixels in [0, 1] (write 8/255, not 8)")
 
 
 def parse_share(value: object) -> float:
@@ -33,11 +28,13 @@ def parse_share(value: object) -> float:
 
     Raises ValueError for anything that is not in (0, 1].
     """
-    if isinstance(value, bool) or not 0 < (share := number(value)) <= 1:
-        raise ValueError(
-            f"expected more than 0 and at most 1 (write 0.25, 1/4 or 25 %), found {value!r}"
-        )
-    return share
+    return _part(value, " (write 0.25, 1/4 or 25 %)")
+
+
+def _part(value: object, hint: str) -> float:
+    if isinstance(value, bool) or not 0 < (part := number(value)) <= 1:
+        raise ValueError(f"expected more than 0 and at most 1{hint}, found {value!r}")
+    return part
 
 
 def number(value: object) -> float:
