@@ -129,15 +129,16 @@ def far_above(
 ) -> Check:
     """Return robust accuracy as a share of transfer accuracy, the least over the comparable sets.
 
-    A stored set is comparable if it was made against another model, at no less than COMPARABLE of
-    the robust accuracy's eps. The check fails if robust accuracy is significantly below half of
-    transfer accuracy. That is so if the 95 % interval of their difference excludes 0. It is made
-    from the interval of each accuracy (Zou and Donner, Statistics in Medicine 27, 2008).
+    A stored set is comparable if it was made against another model, each image at no less than
+    COMPARABLE of the robust accuracy's eps. The check fails if robust accuracy is significantly
+    below half of transfer accuracy. That is so if the 95 % interval of their difference excludes 0.
+    It is made from the interval of each accuracy (Zou and Donner, Statistics in Medicine 27, 2008).
     """
     sets = [
         result
         for result in transfer.values()
-        if not result.get("made_against_this_model", True) and result["eps"] >= COMPARABLE * eps
+        if not result.get("made_against_this_model", True)
+        and result.get("eps.least", result["eps"]) >= COMPARABLE * eps
     ]
     if not sets:
         return NOT_RUN

@@ -150,15 +150,19 @@ def _transfer(
 ) -> dict[str, Any]:
     """Return the accuracy on stored adversarial validation images.
 
-    It is given set by set, and on the mix of all sets and the clean images.
+    It is given set by set, and on the mix of all sets and the clean images. `eps` is the greatest
+    of a set whose images have their own, and `eps.least` the least.
     """
     results: dict[str, Any] = {}
     all_right, all_labels = [clean_right], [val.labels]
     for name, (images, block) in sets.items():
-        right, labels = target.is_right(block), block.labels
+        right, labels, eps = target.is_right(block), block.labels, images.attributes["eps.stored"]
+        assert block.eps is not None
+        least = round(float(block.eps.min()), 6)
         results[name] = {
             **summarise(right, labels, target.n_classes),
-            "eps": float(images.attributes["eps.stored"]),
+            "eps": float(eps),
+            **({} if abs(least - float(eps)) < 1e-5 else {"eps.least": least}),
             "made_against_this_model": images.attributes["model.sha256"] == model_sha256,
         }
         all_right.append(right)

@@ -80,7 +80,7 @@ def text(
         architecture=checkpoint.architecture,
         n_classes=len(checkpoint.class_names),
         lead=_lead(name, checkpoint.provenance),
-        judged=_judged(metrics["data_set"]["judged"], among, checkpoint, origin),
+        judged=_judged(metrics, among, checkpoint, origin),
         results="\n".join(_result(*result) for result in results.items()),
         evidence=metrics["diagnostics"]["verdict"],
         training="\n".join(
@@ -132,8 +132,11 @@ def _head(
     return text.getvalue()
 
 
-def _judged(part: str, among: int, checkpoint: Checkpoint, origin: Checkpoint) -> str:
+def _judged(
+    metrics: Mapping[str, Any], among: int, checkpoint: Checkpoint, origin: Checkpoint
+) -> str:
     """Return which images judged a model, what they chose, and whether they may have trained it."""
+    part = metrics["data_set"]["judged"]
     chosen = ["the kept epoch"] if part == "val" else []
     chosen += [f"this model among {among}"] if among > 1 else []
     use = f"which also chose {' and '.join(chosen)}" if chosen else "which chose nothing"
@@ -143,6 +146,8 @@ def _judged(part: str, among: int, checkpoint: Checkpoint, origin: Checkpoint) -
         return f"{images} {trained} was trained {unknown}"
     if "/" in (weights := str(origin.provenance.get("weights", ""))):
         return f"{images} {trained} starts from `{weights}`, which was trained {unknown}"
+    if copies := metrics["diagnostics"]["checks"]["judged_images_not_held_out"]["value"]:
+        return f"{images} {copies:.1%} of them are training images too, pixel by pixel."
     return f"{images} No training step used them."
 
 

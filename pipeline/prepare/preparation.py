@@ -39,6 +39,7 @@ def prepare(
         "class_names": json.dumps(source.class_names, ensure_ascii=False),
         "split.n_val": data.n_val,
         **({"split.n_test": data.n_test} if data.n_test else {}),
+        **({"source.arrays": data.arrays.model_dump_json()} if data.arrays else {}),
         "seed": data.seed,
         "image_size": source.image_size,
         "versions.h5py": version("h5py"),
@@ -174,9 +175,10 @@ def _stratified_choice(
     if len(unsplit):
         label = unsplit[counts[unsplit].argmin()]
         name = class_names[label] if class_names else label
+        remedy = "add images to it" if counts[label] < 2 else f"raise {key}"
         raise InputError(
             f"{key}: expected every class on both sides of the choice, "
             f"found class {name} with {counted(counts[label], 'image')}, too few for "
-            f"{n_chosen} of {len(labels)}; raise {key} or leave the class out"
+            f"{n_chosen} of {len(labels)}; {remedy} or leave the class out"
         )
     return chosen

@@ -88,7 +88,7 @@ def fit(
             bar.set_postfix_str(
                 f"loss {run.history[-1]['train_loss']:.3f}, best {run.best['val_accuracy']:.4f}"
             )
-            if warning := watch(run.history):
+            if warning := watch(run.followed):
                 console.say(f"{text}: {warning}{run.go_back()}")
             saved.after_epoch()
     return run.fitted()
@@ -148,6 +148,11 @@ class _Run:
             {**row, ALPHA_SCALE: SOFTER if row["epoch"] > self.collapsed else 1.0}
             for row in self.history
         ]
+
+    @property
+    def followed(self) -> list[Row]:
+        """The history without the epoch after which training went back."""
+        return [row for row in self.history if row["epoch"] != self.collapsed]
 
     @property
     def is_finished(self) -> bool:

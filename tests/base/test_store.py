@@ -213,6 +213,8 @@ def test_an_interrupted_set_resumes_unless_it_changed(tmp_path, block, clean):
         raise KeyboardInterrupt
     assert not path.exists()
     assert store.Writer(path, {**attributes, "seed": 1}, bounds=bounds).missing() == bounds
+    other = store.shard_bounds(40, 8)
+    assert store.Writer(path, attributes, bounds=other).missing() == other
     damaged = next(tmp_path.glob(".set.*.part")) / "00001.h5"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     assert len(manifest.read(damaged.parent).shards) == 2

@@ -174,6 +174,13 @@ def test_transfer_far_above_robust(transfer, expected):
     assert found.result == expected
 
 
+def test_a_set_of_drawn_eps_is_compared_by_its_least():
+    drawn = {**result(0.9), "eps": 8 / 255, "eps.least": 1 / 255, "made_against_this_model": False}
+    assert checks.far_above(result(0.2), 8 / 255, {"pgd": drawn}) == checks.NOT_RUN
+    near = {**drawn, "eps.least": 7 / 255}
+    assert checks.far_above(result(0.2), 8 / 255, {"pgd": near}).result == "failed"
+
+
 def test_static_training_at_14_of_40_percent_is_static_only():
     def accuracy(percent, n=300):
         return {**scores.interval(np.arange(n) < n * percent // 100), "n": n}

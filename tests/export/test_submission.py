@@ -95,7 +95,10 @@ METRICS = {
     "clean": result(0.9),
     "transfer": {"pgd": result(0.7)},
     "robust": {"pgd": result(0.05, eps=8 / 255, steps=20), "worst": result(0.04)},
-    "diagnostics": {"verdict": "upper bound"},
+    "diagnostics": {
+        "verdict": "upper bound",
+        "checks": {"judged_images_not_held_out": {"value": 0.0}},
+    },
 }
 
 
@@ -138,6 +141,13 @@ def test_the_card_has_metadata_figures_and_lines_that_load_the_file(
     found = {}
     exec(lines, found)
     assert found["model"](torch.rand(1, 3, 16, 16)).shape == (1, 3)
+
+
+def test_the_card_tells_of_judged_images_that_are_training_images_too(checkpoint):
+    copied = {"verdict": "strong", "checks": {"judged_images_not_held_out": {"value": 0.012}}}
+    text = card.text("x", checkpoint, checkpoint, {**METRICS, "diagnostics": copied}, IMAGES, 1)
+    assert "which chose nothing. 1.2% of them are training images too, pixel by pixel." in text
+    assert "No training step" not in text
 
 
 def test_the_card_of_a_model_trained_elsewhere_promises_nothing(checkpoint):

@@ -14,7 +14,7 @@ from pipeline.base import store
 from pipeline.base.errors import InputError
 from pipeline.prepare import __main__ as prepare
 from pipeline.prepare import preparation, sources
-from pipeline.prepare.params import Store
+from pipeline.prepare.params import Data, Store
 from tests.conftest import ROOT
 
 DATA = document.load(ROOT / "params.yaml").data.model_copy(update={"n_test": 0})
@@ -98,8 +98,8 @@ def test_a_subset_keeps_the_order_and_the_shares():
             [30, 30],
             "data.n_images: expected at least 4 images, two for each class, found 3",
         ),
-        ({"n_val": 5}, [59, 1], "class 1 with 1 image, too few"),
-        ({"n_val": 3}, [57, 3], "class 1 with 3 images, too few for 3 of 60"),
+        ({"n_val": 5}, [59, 1], "class 1 with 1 image, too few for 5 of 60; add images to it or"),
+        ({"n_val": 3}, [57, 3], "class 1 with 3 images, too few for 3 of 60; raise data.n_val or"),
     ],
 )
 def test_impossible_choices_are_refused(change, counts, message):
@@ -172,6 +172,36 @@ def test_the_name_of_a_skipped_file_may_hold_any_letter(tmp_path):
     data = DATA.model_copy(update={"n_images": None, "n_val": 2})
     clean = preparation.prepare(source, data, STORED, tmp_path / "clean")
     assert json.loads(str(clean.attributes["source.skipped"])) == skipped
+
+
+def test_unfinished_work_on_other_arrays_is_not_resumed(tmp_path):
+    path, out = tmp_path / "x.npz", tmp_path / "clean"
+    dark, light = (np.full((200, 8, 8, 3), level, np.uint8) for level in (100, 200))
+    np.savez(path, dark=dark, light=light, y=np.arange(200) % 2)
+    changed = {
+        "source": "npz",
+        "path": str(path),
+        "image_size": None,
+        "n_images": None,
+        "n_val": 40,
+    }
+
+    def of(images):
+        named = {**DATA.model_dump(), **changed, "arrays": {"images": images, "labels": "y"}}
+        data = Data.model_validate(named)
+        return sources.open_source(data), data
+
+    source, data = of("dark")
+
+    def read(rows):
+        if rows[0] >= 128:
+            raise KeyboardInterrupt
+        return source.read(rows)
+
+    with pytest.raises(KeyboardInterrupt):
+        preparation.prepare(dataclasses.replace(source, read=read), data, STORED, out)
+    found = preparation.prepare(*of("light"), STORED, out)
+    assert {int(level) for block in found.blocks() for level in np.unique(block.images)} == {200}
 
 
 def test_many_class_names_are_shortened():

@@ -8,6 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from pipeline.base import console
 from pipeline.base.errors import InputError
+from pipeline.harden.epoch_score import collapse
 from pipeline.networks import memory_fit
 from pipeline.networks.scores import accuracy_on
 from pipeline.train import augmentation, loop
@@ -285,7 +286,7 @@ def collapsing(*values):
 
     def watch(history):
         found = [row["val_accuracy"] for row in history]
-        return f"collapse in epoch {len(found)}" if found[-1] < max(found) / 2 else ""
+        return f"collapse in epoch {history[-1]['epoch']}" if found[-1] < max(found) / 2 else ""
 
     return validate, watch, seen
 
@@ -301,6 +302,23 @@ class Attacked(augmentation.AugmentedBatches):
     def epoch(self, number, first=0):
         self.scales.append(float(self.state[loop.ALPHA_SCALE]))
         return super().epoch(number, first)
+
+
+def test_a_collapse_right_after_going_back_is_told(batches, recipe, capsys):
+    pairs = iter([(0.4, 0.5), (0.05, 0.6), (0.05, 0.6), (0.05, 0.6)])
+
+    def validate(_):
+        pgd, fgsm = next(pairs)
+        return {"val_accuracy": pgd, "val_pgd": pgd, "val_fgsm": fgsm}
+
+    settings = recipe.model_copy(update={"epochs": 4})
+    watch = functools.partial(collapse, n_images=500)
+    loop.fit(Tiny(), Attacked(batches), validate, settings, text="t", device=CPU, watch=watch)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("t: collapse in epoch 2: ")
+    assert "; training goes back to epoch 1" in first
+    assert second.startswith("t: collapse in epoch 3: ")
+    assert "goes back" not in second
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "lr": 0.001}, {"ema": 0.5}])

@@ -15,8 +15,8 @@ class Writer:
     """A context manager that writes an image set shard by shard.
 
     `attributes` must hold all that decides the content, because an interrupted run resumes only
-    where they are equal. On a clean exit, all shards must exist, and the set gets its name. An
-    earlier set of that name stays until that moment.
+    where they and `bounds` are equal. On a clean exit, all shards must exist, and the set gets its
+    name. An earlier set of that name stays until that moment.
     """
 
     def __init__(self, path: Path, attributes: Attributes, *, bounds: list[Run]) -> None:
@@ -28,7 +28,7 @@ class Writer:
         }
         self._bounds = bounds
         self._part = unfinished.path_for(
-            path, {"fingerprint": manifest.fingerprint(self.attributes)}
+            path, {"fingerprint": manifest.fingerprint(self.attributes), "bounds": bounds}
         )
         self._behind = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
