@@ -94,11 +94,8 @@ def environment() -> dict[str, str]:
     unless the user has chosen otherwise. Longer waits take the processor from other work, and to
     sleep at once costs more than the products of small images.
     """
-    return {
-        "GOMP_SPINCOUNT": "10000",
-        **os.environ,
-        "PIPELINE_PYTHON": sys.executable,
-    }
+    waiting = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "10000"}
+    return {**waiting, **os.environ, "PIPELINE_PYTHON": sys.executable}
 
 
 def _expect_whole(stages: set[str]) -> None:

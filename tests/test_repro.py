@@ -216,11 +216,22 @@ def run_without_dvc(folder, act):
         command.main()
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+)
+def test_threads_wait_for_a_moment_unless_the_user_has_chosen(monkeypatch, own, expected):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    assert repro.environment().get("GOMP_SPINCOUNT") == expected
+
+
 def test_params_that_are_edited_meanwhile_end_the_run_with_one_line(folder):
     before, lock = contents(folder), (folder / "dvc.lock").read_bytes()
 
     def edit(command, variables, stop, watch, lock):
-        assert variables["GOMP_SPINCOUNT"] == os.environ.get("GOMP_SPINCOUNT", "10000")
         change_params(folder, lambda params: params["attacks"]["pgd"].update(eps="12/255"))
         tiny_project.replace(folder / "dvc.lock", lambda path: path.write_text("stages: {}\n"))
         watch.look()
