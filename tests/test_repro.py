@@ -5,7 +5,6 @@ DVC and the stages run in this process.
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
