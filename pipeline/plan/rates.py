@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ SIZES = (32, 256)  # batches on which attacks and predictions are measured
 FEW = 4  # images of the first batch, which tells whether the others take too long
 SECONDS = 0.5  # of each measurement, after a run that is not counted
 LONGEST = 1.5  # seconds of one run; a batch that would take longer is made smaller
-BUDGET = 15.0  # seconds; from then on each measurement is a single run
+BUDGET = 15.0  # seconds without starts; from then on each measurement is a single run
 EXACT = ("", "float32")  # dtypes of networks that judge, or that are attacked to be judged
 STORED = 4096  # images that are written to measure the store
 SHORT = {"steps": 2, "n_queries": 5}  # of an attack that is measured
@@ -66,13 +67,17 @@ class Rates:
         self._targets: dict[str, Target] = {}
 
     def start_up(self, stage: str) -> float:
-        """Return the seconds in which the process of a stage starts."""
+        """Return the seconds in which the process of a stage starts.
+
+        They are processor time. The first start after a while also waits for the disk, which the
+        starts of a run then do not.
+        """
         name = stage if stage in STARTS else ""
         if name not in self._starts:
-            command = [sys.executable, "-c", f"import {STARTS[name]}"]
-            started = time.perf_counter()
-            subprocess.run(command, check=True)
-            self._starts[name] = time.perf_counter() - started
+            started, before = time.perf_counter(), _children_seconds()
+            subprocess.run([sys.executable, "-c", f"import {STARTS[name]}"], check=True)
+            self._starts[name] = _children_seconds() - before
+            self._began += time.perf_counter() - started
         return self._starts[name]
 
     def of(self, kind: Kind) -> Rate:
@@ -225,6 +230,12 @@ def _attack_steps(recipe: object) -> int:
     """Return the steps of the attack inside a training."""
     inner = getattr(recipe, "refresh", None) or getattr(recipe, "adversary", None)
     return getattr(inner, "steps", 0)
+
+
+def _children_seconds() -> float:
+    """Return the processor time of all processes that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _forget_peaks(device: torch.device) -> None:

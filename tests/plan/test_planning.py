@@ -101,6 +101,15 @@ def test_a_stage_costs_its_start_and_its_work(monkeypatch):
     assert (cost.seconds, cost.memory, cost.gpu_memory) == (pytest.approx(8), 55, 7)
 
 
+def test_waiting_for_the_disk_at_the_first_start_is_not_counted(monkeypatch):
+    image_counts = Images(n_images=40, n_val=10, size=16, n_classes=3, origin="a test")
+    monkeypatch.setattr(rates, "STARTS", {"": "time; time.sleep(1.5)"})
+    monkeypatch.setattr(rates, "BUDGET", 1.0)
+    found = Rates(image_counts, CPU)
+    assert 0 < found.start_up("export") < 1
+    assert found._has_time
+
+
 def test_work_that_takes_long_is_measured_on_small_batches(monkeypatch):
     image_counts = Images(n_images=40, n_val=10, size=16, n_classes=3, origin="a test")
     found, sizes = Rates(image_counts, CPU), []
