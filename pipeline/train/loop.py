@@ -63,7 +63,8 @@ def fit(
     `validate` gives `val_accuracy`, in [0, 1]. Training ends after `settings.epochs`, or after
     `settings.patience` epochs without a better one. `watch` reads the history after every epoch and
     returns what to warn of, or nothing. The first time that it warns, training goes back to the
-    kept epoch, with smaller steps of the attack in `batches`, if there is one.
+    kept epoch, with smaller steps of the attack in `batches`, if there is one. Patience then counts
+    from there.
 
     With `part`, unfinished work is kept there and resumed. The result is then the same to the bit,
     on the same machine and build. Raises InputError when the loss is no longer finite. Raises
@@ -157,10 +158,8 @@ class _Run:
     @property
     def is_finished(self) -> bool:
         patience = self.settings.patience or math.inf
-        return (
-            self.epoch == self.settings.epochs
-            or self.epoch - self.best.get("epoch", self.epoch) >= patience
-        )
+        last_better = max(self.best.get("epoch", self.epoch), self.collapsed)
+        return self.epoch == self.settings.epochs or self.epoch - last_better >= patience
 
     def fitted(self) -> Fit:
         """Return what the finished training gives."""

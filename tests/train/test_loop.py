@@ -340,6 +340,15 @@ def test_training_goes_back_to_the_kept_epoch_once(batches, recipe, capsys, chan
     assert (after - kept).norm() < (after - lost).norm()
 
 
+def test_patience_counts_anew_where_training_goes_back(batches, recipe):
+    validate, watch, _ = collapsing(0.9, 0.5, 0.1, 0.5, 0.5, 0.5)
+    settings = recipe.model_copy(update={"epochs": 6, "patience": 3})
+    fitted = loop.fit(
+        Tiny(), Attacked(batches), validate, settings, text="t", device=CPU, watch=watch
+    )
+    assert (fitted.collapsed, len(fitted.history)) == (3, 6)
+
+
 def test_nothing_goes_back_without_an_attack_or_epochs(batches, recipe, capsys):
     for attacked in (plain(batches), Attacked(batches)):
         validate, watch, _ = collapsing(0.8, 0.9, 0.8, 0.1)
