@@ -168,6 +168,10 @@ def test_results_of_another_model_or_run_are_marked(folder):
     assert results.outdated(["clean"]) == {"clean": "not in dvc.lock"}
 
 
+def test_a_model_without_metrics_is_named(folder):
+    assert "! refreshed: no metrics yet; `make repro` makes them" in results.results().splitlines()
+
+
 def test_results_need_no_git(folder, monkeypatch):
     monkeypatch.setenv("PATH", str(folder))
     assert "Commit" not in results.results()

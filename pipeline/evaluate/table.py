@@ -46,10 +46,13 @@ def results(
     Other models' metrics in the folder are left out. `outdated` tells by model why its results are
     not those of the present params. Raises InputError if there are no metrics, or damaged ones.
     """
-    paths = [path for path in (folder / f"{model}.json" for model in models) if path.exists()]
-    if not paths:
+    paths = {model: folder / f"{model}.json" for model in models}
+    missing = [model for model, path in paths.items() if not path.exists()]
+    if len(missing) == len(paths):
         raise InputError(f"{folder}: no metrics yet; `dvc repro` makes them")
-    metrics = {path.stem: files.read_json(path, *KEYS) for path in paths}
+    metrics = {
+        model: files.read_json(path, *KEYS) for model, path in paths.items() if model not in missing
+    }
     reasons = [
         f"{model}: {_reasons(content['diagnostics'])}"
         for model, content in metrics.items()
@@ -64,6 +67,11 @@ def results(
             NOTE,
             *reasons,
             worth(verdicts),
+            *(
+                [f"! {', '.join(missing)}: no metrics yet; `make repro` makes them"]
+                if missing
+                else []
+            ),
             *_warnings(marked),
         ]
     )

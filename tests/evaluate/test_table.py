@@ -73,7 +73,7 @@ def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
         },
     )
     head, names, clean, robust, *note = table.results(
-        tmp_path, ["clean", "robust", "not yet"]
+        tmp_path, ["clean", "robust", "absent"]
     ).splitlines()
     assert head.split() == ["transfer", "robust"]
     assert names.split() == ["model", "attacks", "clean", "pgd", "pgd", "other", "evidence"]
@@ -103,11 +103,12 @@ def test_the_table_keeps_transfer_and_robust_apart(tmp_path):
         "suspect",
     ]
     assert "says nothing about an attacker" in note[2]
-    assert note[-2] == "robust: suspect: black_box_finds_more (0.125, limit <= 0.02, n = 48)"
-    assert note[-1].startswith(
+    assert note[-3] == "robust: suspect: black_box_finds_more (0.125, limit <= 0.02, n = 48)"
+    assert note[-2].startswith(
         "What the numbers are worth: worst of clean was found with APGD, and more iterations, "
     )
-    assert note[-1].endswith("; a check of robust failed, so worst may be far too high.")
+    assert note[-2].endswith("; a check of robust failed, so worst may be far too high.")
+    assert note[-1] == "! absent: no metrics yet; `make repro` makes them"
     assert names.index("pgd") + len("pgd") == robust.index("70.0") + len("70.0 ±2.0")
 
 
