@@ -37,12 +37,13 @@ def evaluated_model(project: Project, path: str) -> Iterator[Row]:
     yield _data_set(project, path)
     yield from _stored_accuracies(project, path, model)
     for name, source in project.adversarial(entry.deps).items():
-        own = project.images(source).attributes["model.sha256"] == sha256
-        claimed = metrics["transfer"].get(name, {}).get("made_against_this_model")
+        block = judged_images(project, source)
+        about = judgement.of_stored(project.images(source), block, sha256)
+        is_own, eps = about["made_against_this_model"], about["eps"]
         yield judged(
             f"kind of {name}",
-            "" if own == claimed else f"recorded made_against_this_model: {claimed}, is {own}",
-            "made against this very model" if own else "transfer",
+            "; ".join(differing(metrics["transfer"].get(name, {}), {"eps.least": None, **about})),
+            f"{'made against this very model' if is_own else 'transfer'}, eps {eps * 255:.4g}/255",
             f"{path}, {source}",
         )
     for out in entry.outs:

@@ -174,7 +174,8 @@ def read_yaml(path: Path) -> Any:
             "an audit needs a project folder after `dvc repro`"
         ) from error
     except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        remedy = f"; {REMEDY}" if path.name == RECORDED else ""
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}{remedy}") from error
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

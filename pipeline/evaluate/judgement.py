@@ -124,6 +124,21 @@ def data_set(clean: ImageSet) -> dict[str, Any]:
     }
 
 
+def of_stored(images: ImageSet, block: Block, model_sha256: str) -> dict[str, Any]:
+    """Return what tells a judged model's transfer accuracy on a stored set from another one.
+
+    `block` holds the set's judged images, and `model_sha256` is that of the judged model. `eps` is
+    the greatest of a set whose images have their own, and `eps.least` the least.
+    """
+    assert block.eps is not None
+    greatest, least = float(images.attributes["eps.stored"]), round(float(block.eps.min()), 6)
+    return {
+        "eps": greatest,
+        **({} if abs(least - greatest) < 1e-5 else {"eps.least": least}),
+        "made_against_this_model": images.attributes["model.sha256"] == model_sha256,
+    }
+
+
 def _confusion(
     names: Sequence[str], val: Block, predicted: NDArray[np.int64]
 ) -> list[dict[str, str]]:
@@ -140,7 +155,6 @@ def _all_opened(stored: Sequence[ImageSet], clean: ImageSet) -> Stored:
             {"model.sha256": stored[0].attributes["model.sha256"]},
             f"made from another model than {stored[0].path}",
         )
-    for images in stored:
         images.expect({"clean.digest": clean.digest}, "made from another clean set")
     return {str(one.attributes["attack"]): (one, one.load(clean.judged)) for one in stored}
 
@@ -150,21 +164,14 @@ def _transfer(
 ) -> dict[str, Any]:
     """Return the accuracy on stored adversarial validation images.
 
-    It is given set by set, and on the mix of all sets and the clean images. `eps` is the greatest
-    of a set whose images have their own, and `eps.least` the least.
+    It is given set by set, and on the mix of all sets and the clean images.
     """
     results: dict[str, Any] = {}
     all_right, all_labels = [clean_right], [val.labels]
     for name, (images, block) in sets.items():
-        right, labels, eps = target.is_right(block), block.labels, images.attributes["eps.stored"]
-        assert block.eps is not None
-        least = round(float(block.eps.min()), 6)
-        results[name] = {
-            **summarise(right, labels, target.n_classes),
-            "eps": float(eps),
-            **({} if abs(least - float(eps)) < 1e-5 else {"eps.least": least}),
-            "made_against_this_model": images.attributes["model.sha256"] == model_sha256,
-        }
+        right, labels = target.is_right(block), block.labels
+        about = of_stored(images, block, model_sha256)
+        results[name] = {**summarise(right, labels, target.n_classes), **about}
         all_right.append(right)
         all_labels.append(labels)
     return {

@@ -784,6 +784,8 @@ def test_bytecode_beside_the_code_changes_nothing(folder):
             lambda metrics: metrics["transfer"]["pgd"].update(made_against_this_model=True),
             "kind of pgd",
         ),
+        (lambda metrics: metrics["transfer"]["pgd"].update(eps=1 / 255), "kind of pgd"),
+        (lambda metrics: metrics["transfer"]["pgd"].update({"eps.least": 0.001}), "kind of pgd"),
         (lambda metrics: metrics["robust"]["pgd"].update(accuracy=0.999), "robust accuracy, pgd"),
         (lambda metrics: metrics["robust"]["pgd"].update(steps=100), "evaluate.threats.pgd.steps"),
         (lambda metrics: metrics.update(sha256="0"), "judges models/robust.safetensors"),
@@ -1254,6 +1256,10 @@ def test_a_folder_that_is_no_project_is_refused(tmp_path):
         audit.audit(tmp_path, CPU)
     with pytest.raises(InputError, match="not a lock file of DVC 3"):
         lineage.recorded(tmp_path)
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/dvc.lock").write_text("stages: [")
+    with pytest.raises(InputError, match=r"dvc.lock: not YAML: .*; `git checkout dvc.lock` brings"):
+        lineage.recorded(tmp_path / "torn")
     with pytest.raises(InputError, match="DVC cannot read the stages: you are not inside of a DVC"):
         lineage.declared(tmp_path)
     dvc.repo.Repo.init(str(tmp_path), no_scm=True).close()
