@@ -102,7 +102,7 @@ def _without_images(metrics: Mapping[str, Any]) -> set[str]:
     robust, transfer = metrics["robust"], metrics["transfer"]
     of_threat = robust[metrics["diagnostics"]["threat"]]
     found, largest = set(), of_threat["eps"] + checks.SAME_EPS
-    if not any("eps" in one and one["eps"] <= largest for one in transfer.values()):
+    if not any("eps" in one and checks.least_eps(one) <= largest for one in transfer.values()):
         found.add("transfer_finds_more")
     if checks.far_above(robust[WORST], of_threat["eps"], transfer).value is None:
         found.add(checks.FAR_ABOVE)

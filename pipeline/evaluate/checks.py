@@ -124,6 +124,11 @@ def units(all_eps: Sequence[float]) -> Check:
     return Check(value=float(count), limit=0.0, result="failed" if count else "passed")
 
 
+def least_eps(transfer: Mapping[str, Any]) -> float:
+    """Return the least eps of the images that a transfer accuracy is about, in [0, 1]."""
+    return float(transfer.get("eps.least", transfer["eps"]))
+
+
 def far_above(
     robust: Mapping[str, float], eps: float, transfer: Mapping[str, Mapping[str, Any]]
 ) -> Check:
@@ -137,8 +142,7 @@ def far_above(
     sets = [
         result
         for result in transfer.values()
-        if not result.get("made_against_this_model", True)
-        and result.get("eps.least", result["eps"]) >= COMPARABLE * eps
+        if not result.get("made_against_this_model", True) and least_eps(result) >= COMPARABLE * eps
     ]
     if not sets:
         return NOT_RUN

@@ -40,15 +40,16 @@ def diagnose(
     """Return the checks of a measurement by `threat`, a PGD.
 
     `white_box` tells which images (n,) of `block` withstood the threat. `curves` are the threat's
-    curves on the images of `few`. `stored` are adversarial counterparts of `block`, row by row,
-    within the threat's eps. What needs many attacks on an image uses `few`, everything else uses
-    `block`. `checks` and `converged` have the checks that need other numbers.
+    curves on the images of `few`. `stored` are adversarial counterparts of `block`, row by row.
+    Those beyond the threat's eps do not count. What needs many attacks on an image uses `few`,
+    everything else uses `block`. `checks` and `converged` have the checks that need other numbers.
     """
     clean, after_fgsm = target.is_right(block), _right_after_fgsm(target, block, threat)
-    transferred = np.logical_or.reduce(
-        [white_box & ~target.is_right(images) for images in stored.values()]
-        or [~white_box & white_box]
-    )
+    transferred = np.zeros_like(white_box)
+    for images in stored.values():
+        assert images.eps is not None
+        is_inside = images.eps <= threat.eps + checks.SAME_EPS
+        transferred |= white_box & is_inside & ~target.is_right(images)
     outputs, repeated = (
         networks.outputs(target.network, block.images, target.batch_size).float().numpy()
         for _ in range(2)

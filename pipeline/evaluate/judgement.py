@@ -256,12 +256,13 @@ def _checked(
     threat, of_threat = settings.threats[name].resolved, tried[name]
     few = val.select(scores.sample(val, settings.curves.n_eval, settings.seed))
     curves = sweeps.curves(target, few, threat, settings.curves)
+    largest = threat.eps + checks.SAME_EPS
     within = {
         name: block.select(of_threat.rows)
-        for name, (images, block) in sets.items()
-        if float(images.attributes["eps.stored"]) <= threat.eps + 1e-6
+        for name, (_, block) in sets.items()
+        if checks.least_eps(transfer[name]) <= largest
     }
-    judged, found = _worst([one for one in tried.values() if one.eps <= threat.eps + 1e-6])
+    judged, found = _worst([one for one in tried.values() if one.eps <= largest])
     enough = scores.sample(val, min(checks.ENOUGH, len(judged)), settings.seed)
     return curves, {
         **diagnostics.diagnose(

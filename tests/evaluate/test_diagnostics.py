@@ -249,6 +249,22 @@ def test_images_that_were_trained_on_are_found(bench):
     assert found["judged_images_not_held_out"].value == 0
 
 
+def test_stored_images_beyond_the_threat_do_not_count(bench):
+    val = bench.clean.load("val")
+    block = val.select(np.arange(len(val)) < 20)
+    target = Target.of(bench.undefended, 10, batch_size=64, seed=0)
+    threat = bench.settings.threats["pgd"]
+    curves = sweeps.curves(target, block, threat, bench.settings.curves)
+    eps = np.where(np.arange(20) < 5, 2 * threat.eps, threat.eps).astype(np.float32)
+    grey = dataclasses.replace(block, images=np.full_like(block.images, 128), eps=eps)
+    stands = np.ones(20, dtype=bool)
+    found = diagnostics.diagnose(target, block, stands, block, curves, threat, 5, {"pgd": grey})
+    lost = ~target.is_right(grey)
+    assert lost[:5].any()
+    assert lost[5:].any()
+    assert found["transfer_finds_more"].value == pytest.approx(lost[5:].sum() / 20)
+
+
 def test_the_threats_images_decide_what_needs_no_more_attacks(bench):
     found = bench.judge(bench.undefended, "undefended", n_eval=120)["diagnostics"]["checks"]
     of_threat = {name for name, check in found.items() if check["n"] == 120}
