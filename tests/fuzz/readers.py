@@ -232,7 +232,7 @@ def hdf5_files():
         hdf5_file("latest"),
         hdf5_file("latest", text=True),
         hdf5_file("earliest", chunks=(2, 3, 8, 8), compression="lzf", shuffle=True),
-        hdf5_file("v110", chunks=(4, 3, 8, 8), scaleoffset=0),
+        hdf5_file("v110", chunks=(4, 3, 8, 8), shuffle=True, fletcher32=True),
     ]
 
 

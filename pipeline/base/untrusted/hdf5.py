@@ -4,7 +4,6 @@ A separate process, `hdf5_inspector.py`, examines such files.
 """
 
 import atexit
-import importlib
 import json
 import os
 import signal
@@ -24,8 +23,6 @@ from pipeline.base.untrusted import hdf5_bounds, hdf5_inspector, limits
 from pipeline.base.untrusted.hdf5_inspector import Answer
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
-# glibc hands out memory from these caches without filling it, which hdf5_chunks asks for.
-NO_CACHE = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
 
 
 @contextmanager
@@ -78,16 +75,14 @@ def check_source(
     """Raise InputError unless a file made elsewhere is safe and its `datasets` are complete.
 
     Those that are also in `texts` may be text, of one dimension, instead of numbers. A name that
-    leads to no dataset is not an error. A package that a dataset's filters need is imported. The
-    error names what was found and `remedy`.
+    leads to no dataset is not an error. The error names what was found and `remedy`.
     """
     request = {
         "memory": limits.available_memory(),
         "datasets": list(datasets),
         "texts": list(texts),
     }
-    if name := _examined(path, remedy, request).get("import"):
-        importlib.import_module(name)
+    _examined(path, remedy, request)
 
 
 def _examined(path: Path, remedy: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +155,6 @@ def _started() -> "subprocess.Popen[str]":
             stdout=pipe,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, **NO_CACHE},
             process_group=0,
         )
     except OSError as error:

@@ -15,7 +15,7 @@ import h5py
 MEMORY = 768 * 2**20  # bytes that one examination may take
 # Computing time after which the process is ended. It restarts for every object and chunk.
 SECONDS = 1
-SPEED = 2**25  # bytes of a chunk for which it gets a second more; szip unpacks twice as many
+SPEED = 2**25  # bytes of a chunk for which it gets a second more
 MAX_SHOWN = 200  # letters of a name or path
 # libhdf5 causes these system errors itself when a damaged file sends it to impossible places.
 OF_CONTENT = (0, errno.EINVAL, errno.EFAULT, errno.EOVERFLOW)
@@ -23,10 +23,6 @@ OF_CONTENT = (0, errno.EINVAL, errno.EFAULT, errno.EOVERFLOW)
 
 class Refusal(Exception):  # noqa: N818 - an answer, not an error
     """A reason why a file is not read."""
-
-
-class Unavailable(Exception):  # noqa: N818 - an answer, not an error
-    """A reason why a file is not read, which shows no damage, and what to do."""
 
 
 def bound_process() -> None:

@@ -6,8 +6,8 @@ ask for. Here this ends a process that does nothing else, with bounded memory an
 
 Each line of standard input is a request, a JSON object. Each line of standard output is the answer
 as JSON: null for a file that is safe to read, text for what was found, or an object. The object is
-{"unavailable": text} for what was found where that shows no damage, {"import": name} for a file
-that is safe to read with that package, or {"contents": …} for a request that asks for them.
+{"unavailable": text} for what was found where that shows no damage, or {"contents": …} for a
+request that asks for them.
 """
 
 import json
@@ -42,11 +42,9 @@ def examine(request: dict[str, Any]) -> Answer:
         with hdf5_bounds.open_file(request["path"]) as file:
             if request.get("contents"):
                 return {"contents": hdf5_links.contents(file)}
-            return _examine_datasets(file, request)
+            _examine_datasets(file, request)
     except hdf5_bounds.Refusal as refusal:
         return str(refusal)
-    except hdf5_bounds.Unavailable as missing:
-        return {"unavailable": str(missing)}
     except MemoryError:
         return {
             "unavailable": f"refused: it takes more than {hdf5_bounds.MEMORY:,} bytes to look "
@@ -56,11 +54,11 @@ def examine(request: dict[str, Any]) -> Answer:
         if reason := hdf5_bounds.unavailable(error):
             return {"unavailable": reason}
         return f"not a readable HDF5 file, perhaps cut short ({' '.join(str(error).split())[:200]})"
+    return None
 
 
-def _examine_datasets(file: Any, request: dict[str, Any]) -> Answer:
+def _examine_datasets(file: Any, request: dict[str, Any]) -> None:
     size = os.path.getsize(request["path"])  # noqa: PTH202 - importing pathlib slows every start
-    answer: Answer = None
     for name in request["datasets"]:
         hdf5_bounds.more_time()
         dataset = hdf5_links.find(file, name)
@@ -70,9 +68,6 @@ def _examine_datasets(file: Any, request: dict[str, Any]) -> Answer:
         path, text = "/" + name.strip("/"), name in request.get("texts", ())
         hdf5_storage.check(path, dataset, text=text, file_size=size, memory=request["memory"])
         hdf5_chunks.read(path, dataset)
-        if hdf5_storage.needs_plugin(dataset):
-            answer = {"import": hdf5_storage.PLUGIN}
-    return answer
 
 
 if __name__ == "__main__":

@@ -1,22 +1,17 @@
 """Checks how an HDF5 dataset is stored, inside the process of the HDF5 inspector."""
 
-import importlib
 import math
-import sys
 
 import h5py
 from h5py import h5d, h5t, h5z
 
-from pipeline.base.untrusted.hdf5_bounds import Refusal, Unavailable, more_time, shown
+from pipeline.base.untrusted.hdf5_bounds import Refusal, shown
 
 MAX_CHUNK = 2**26
 HONEST_RATIO = 20  # images never pack more tightly, but empty data does
-# By their registered numbers: gzip, shuffle, fletcher32, szip, nbit, scale-offset, and h5py's lzf.
-BUILT_IN = (1, 2, 3, 4, 5, 6, 32000)
-PLUGIN = "hdf5plugin"
-# bzip2, Blosc, LZ4, bitshuffle, ZFP, Zstandard, SZ, FCIDECOMP, SZ3, Blosc2, SPERR, HTJ2K
-OF_PLUGIN = (307, 32001, 32004, 32008, 32013, 32015, 32017, 32018, 32024, 32026, 32028, 32033)
-MAX_FILTERS = 8
+# The filters that are read, in the order in which a chunk is packed. A chunk has one of the last
+# two at most. fletcher32, which adds a checksum, may stand anywhere, for programs disagree.
+ORDER = (h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE, h5z.FILTER_LZF)
 
 
 def check(path: str, dataset: h5d.DatasetID, *, text: bool, file_size: int, memory: int) -> None:
@@ -36,13 +31,6 @@ def check(path: str, dataset: h5d.DatasetID, *, text: bool, file_size: int, memo
     _check_size(path, dataset, file_size, memory)
 
 
-def needs_plugin(dataset: h5d.DatasetID) -> bool:
-    """Return whether a dataset can be read only where the package PLUGIN is imported."""
-    plan = dataset.get_create_plist()
-    numbers = {plan.get_filter(index)[0] for index in range(plan.get_nfilters())}
-    return PLUGIN in sys.modules and not numbers.isdisjoint(OF_PLUGIN)
-
-
 def is_variable_text(dataset: h5d.DatasetID) -> bool:
     """Return whether a dataset is text whose parts differ in length."""
     kind = dataset.get_type()
@@ -57,31 +45,15 @@ def item_size(dataset: h5d.DatasetID) -> int:
 
 
 def _check_filters(path: str, plan: h5py.h5p.PropDCID) -> None:
-    if plan.get_nfilters() > MAX_FILTERS:
-        raise Refusal(f"{path} has {plan.get_nfilters()} filters, more than {MAX_FILTERS}")
-    for number, _, _, name in (plan.get_filter(index) for index in range(plan.get_nfilters())):
-        label = f"the filter {shown(name) or 'without a name'} (number {number})"
-        if number not in OF_PLUGIN and not (number in BUILT_IN and _can_decode(number)):
-            raise Refusal(f"{path} needs {label}")
-        if number in OF_PLUGIN and not _can_decode(number) and not _plugin_decodes(number):
-            raise Unavailable(
-                f"{path} needs {label}, which is not installed; install {PLUGIN} (a package)"
-            )
-
-
-def _can_decode(number: int) -> bool:
-    return bool(
-        h5z.filter_avail(number) and h5z.get_filter_info(number) & h5z.FILTER_CONFIG_DECODE_ENABLED
-    )
-
-
-def _plugin_decodes(number: int) -> bool:
-    more_time()
-    try:
-        importlib.import_module(PLUGIN)
-    except ImportError:
-        return False
-    return _can_decode(number)
+    """Raise Refusal unless a dataset has filters that can be checked, in an order that can."""
+    found = [plan.get_filter(index) for index in range(plan.get_nfilters())]
+    for number, _, _, name in found:
+        if number not in (*ORDER, h5z.FILTER_FLETCHER32) or not h5z.filter_avail(number):
+            label = f"the filter {shown(name) or 'without a name'} (number {number})"
+            raise Refusal(f"{path} needs {label}; gzip, lzf and shuffle are read")
+    numbers = [number for number, *_ in found if number != h5z.FILTER_FLETCHER32]
+    if numbers != sorted(set(numbers), key=ORDER.index) or {*ORDER[1:]} <= {*numbers}:
+        raise Refusal(f"{path} was packed more than once, or before its bytes were shuffled")
 
 
 def _check_kind(path: str, dataset: h5d.DatasetID, text: bool) -> None:
