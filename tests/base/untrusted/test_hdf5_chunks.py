@@ -60,21 +60,28 @@ def test_chunks_that_are_cut_short_are_refused(tmp_path, filters, kind):
 
 
 @pytest.mark.parametrize("filters", PACKED.values(), ids=PACKED)
-def test_a_chunk_with_a_changed_byte_is_refused_or_gives_what_libhdf5_reads(tmp_path, filters):
+def test_a_chunk_with_a_changed_byte_is_refused_or_unpacks_whole(tmp_path, filters):
     path, data = tmp_path / "x.h5", DATA.astype("u1")
     n_bytes, n_read = written(path, filters, data), 0
     for place in range(0, n_bytes, max(1, n_bytes // 40)):
-        changed = lambda raw, place=place: raw[:place] + bytes([raw[place] ^ 65]) + raw[place + 1 :]  # noqa: E731
-        written(path, filters, data, changed)
-        try:
-            hdf5.check_source(path, ["x"], REMEDY)
-        except InputError:
-            continue
-        with h5py.File(path) as file:
-            first, second = file["x"][...], file["x"][...]
-        assert (first == second).all()
-        n_read += 1
-    assert n_read == 0 or FLETCHER32 not in filters, "a checksum finds every change"
+
+        def flipped(raw, place=place):
+            return raw[:place] + bytes([raw[place] ^ 65]) + raw[place + 1 :]
+
+        written(path, filters, data, flipped)
+        if accepted(path):
+            with h5py.File(path) as file:
+                assert (file["x"][...] == file["x"][...]).all()
+            n_read += 1
+    assert not n_read or FLETCHER32 not in filters, "a checksum finds every change"
+
+
+def accepted(path):
+    try:
+        hdf5.check_source(path, ["x"], REMEDY)
+    except InputError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("n_values", [1, 7, 1000, 300_000])
