@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.tables import machine, markdown
 from pipeline import document, networks
 from pipeline.base import console, params, store
+from pipeline.base.errors import InputError
 from pipeline.evaluate import whitebox
 from pipeline.evaluate.params import Evaluate
 from pipeline.evaluate.target import BATCH_SIZE, Target
@@ -72,6 +73,9 @@ def main() -> str:
     args = parser.parse_args()
     settings = document.load(params.FILE).evaluate
     sets = [store.ImageSet(path) for path in args.clean]
+    for images in sets[1:]:
+        if (images.class_names, images.image_shape) != (sets[0].class_names, sets[0].image_shape):
+            raise InputError(f"{images.path}: other classes or sizes than those of {sets[0].path}")
     block = store.join([images.load(images.judged) for images in sets])
     one, other = (found(path, block, sets[0].class_names, settings) for path in args.models)
     print(f"{machine()}; {len(block):,} images\n\n{markdown(list(rows(one, other)))}")
