@@ -38,11 +38,12 @@ class Attack(Section):
     def parameters(self) -> dict[str, Any]:
         """What the attack's constructor is given, by its own names.
 
-        For a distribution of eps, this is the greatest eps.
+        For a distribution of eps, this is the greatest eps. A step is at most 1: a longer one ends
+        at the same pixels.
         """
         extra, eps = self.model_extra or {}, greatest(self.eps)
         step = (
-            {"alpha": step_size(extra["alpha"], eps, extra.get("steps", 1))}
+            {"alpha": min(1.0, step_size(extra["alpha"], eps, extra.get("steps", 1)))}
             if "alpha" in extra
             else {}
         )

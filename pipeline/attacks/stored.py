@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
     """Return the versions of the libraries that decide what an attack gives."""
     return {
         f"versions.{name}": version(name)
-        for name in ("torch", "torchvision", "torchattacks", "h5py")
+        for name in ("torch", "torchvision", "torchattacks", "h5py", "numpy")
     }
 
 

@@ -44,7 +44,7 @@ def evaluate() -> str:
         "device": workers.described,
         "processor": workers.processors,
         **attacks.versions(),
-        "versions.matplotlib": version("matplotlib"),
+        **{f"versions.{name}": version(name) for name in ("scipy", "matplotlib")},
         "attack_passes": checkpoint.provenance.get("attack_passes"),
     }
     files.write_json(args.metrics, {**about, **found.metrics})

@@ -28,7 +28,7 @@ class Target:
     """A frozen copy of the judged network, with the settings that all attacks on it share.
 
     The network takes images in [0, 1]. It alone decides whether an image withstands. `attacked` is
-    the network that attacks use: the same function in float32, as matrix products on a CPU.
+    the network that attacks use: the same function in float32, as matrix products.
     `batch_size` and `seed` decide which random numbers an image gets.
     """
 

@@ -8,6 +8,8 @@ and the rows (B,) of the partners follow.
 import torch
 from torch import Tensor
 
+from pipeline.train.part import UNCOUNTED
+
 Batch = tuple[Tensor, ...]
 
 
@@ -15,12 +17,12 @@ def regularised(batch: Batch, adversarial: Tensor, starts: Tensor, weight: float
     """Return a batch in which adversarial images are compared with the starts of their attacks.
 
     `adversarial` (K,) are their places, and `starts` (K, 3, H, W) are in the same order. Starts
-    have no share of the cross-entropy.
+    have no label and no share of the cross-entropy.
     """
-    shares = batch[2]
-    return _with_partners(
-        batch, adversarial, starts, shares, torch.zeros_like(shares[adversarial]), weight
-    )
+    labels, shares = batch[1:3]
+    uncounted = torch.full_like(labels[adversarial], UNCOUNTED)
+    none = torch.zeros_like(shares[adversarial])
+    return _with_partners(batch, adversarial, (starts, uncounted, none), shares, weight)
 
 
 def trades(batch: Batch, adversarial: Tensor, originals: Tensor, beta: float) -> Batch:
@@ -29,27 +31,29 @@ def trades(batch: Batch, adversarial: Tensor, originals: Tensor, beta: float) ->
     `adversarial` (K,) are their places, and `originals` (K, 3, H, W) are in the same order. These
     take over the adversarial images' shares of the cross-entropy.
     """
-    shares = batch[2]
+    labels, shares = batch[1:3]
     own = shares.index_fill(0, adversarial, 0)
-    return _with_partners(batch, adversarial, originals, own, shares[adversarial], beta)
+    partners = originals, labels[adversarial], shares[adversarial]
+    return _with_partners(batch, adversarial, partners, own, beta)
 
 
 def _with_partners(
-    batch: Batch, adversarial: Tensor, partners: Tensor, own: Tensor, others: Tensor, weight: float
+    batch: Batch, adversarial: Tensor, partners: Batch, own: Tensor, weight: float
 ) -> Batch:
-    """Return a batch with `partners`, whose shares are `others`, appended to it.
+    """Return a batch with `partners`, a batch like it, appended to it.
 
     `own` are the shares of the batch's own images.
     """
     images, labels, shares = batch
-    n, n_all = len(labels), len(labels) + len(partners)
+    others, their_labels, their_shares = partners
+    n, n_all = len(labels), len(labels) + len(others)
     weights = torch.zeros_like(shares).index_copy(0, adversarial, shares[adversarial] * weight)
     rows = torch.arange(n_all, device=labels.device)
     rows[:n][adversarial] = rows[n:]
     return (
-        torch.cat([images, partners]),
-        torch.cat([labels, labels[adversarial]]),
-        torch.cat([own, others]),
-        torch.cat([weights, torch.zeros_like(others)]),
+        torch.cat([images, others]),
+        torch.cat([labels, their_labels]),
+        torch.cat([own, their_shares]),
+        torch.cat([weights, torch.zeros_like(their_shares)]),
         rows,
     )

@@ -222,5 +222,4 @@ class FinetuneParams(Held):
 class OnlineParams(Held):
     """The sections that the stage `train_online@<model>` reads."""
 
-    model: Model
     online: dict[Name, Online]

@@ -58,7 +58,7 @@ def train(args: Namespace) -> str:
     clean = store.ImageSet(args.clean)
     val = clean.load("val")
     first = networks.load(args.model, class_names=clean.class_names)
-    network, architecture = first.network(), settings.model.architecture
+    network, architecture = first.network(), first.architecture
     weights: dict[str, str] = {}
     if isinstance(recipe.start, Model):
         network, weights = _fresh(recipe, recipe.start, f"online.{name}.start", clean)

@@ -26,20 +26,16 @@ def choose() -> torch.device:
     name = os.environ.get(VARIABLE, "auto")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(
-            f"{VARIABLE}: expected auto, cpu, cuda or cuda:N, found {name!r}"
-        ) from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    found = re.fullmatch(r"cpu|cuda(?::([0-9]{1,3}))?", name)
+    if found is None:
+        raise InputError(f"{VARIABLE}: expected auto, cpu, cuda or cuda:N, found {name!r}")
+    # torch counts a device's number modulo 256.
+    if name != "cpu" and int(found[1] or 0) >= torch.cuda.device_count():
         raise InputError(
             f"{VARIABLE}: {name} was asked for,"
             f" but torch sees {torch.cuda.device_count()} CUDA devices; set it to cpu or auto"
         )
-    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
-        raise InputError(f"{VARIABLE}: expected auto, cpu, cuda or cuda:N, found {name!r}")
-    return device
+    return torch.device(name)
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -42,7 +42,7 @@ def prepare(
         **({"source.arrays": data.arrays.model_dump_json()} if data.arrays else {}),
         "seed": data.seed,
         "image_size": source.image_size,
-        "versions.h5py": version("h5py"),
+        **{f"versions.{name}": version(name) for name in ("h5py", "numpy")},
     }
     n_bytes = len(rows) * (3 * source.image_size**2 + store.ROW_BYTES)
     files.require_space(out, n_bytes, f"a set of {len(rows)} images")

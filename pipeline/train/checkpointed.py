@@ -165,7 +165,7 @@ def _origin(
         "precision": recorded(precision_for(settings.precision, device), device),
         # Alone, a process records no number.
         **({"workers": workers} if (workers := group.current().size) > 1 else {}),
-        **{f"versions.{name}": version(name) for name in ("torch", "torchvision")},
+        **{f"versions.{name}": version(name) for name in ("torch", "torchvision", "numpy")},
     }
 
 

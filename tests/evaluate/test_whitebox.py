@@ -133,6 +133,17 @@ def test_a_run_of_many_steps_holds_the_runs_of_fewer(judged):
         assert (standing == alone).all(), steps
 
 
+def test_a_step_longer_than_all_pixels_ends_where_the_longest_does(judged):
+    block = block_of(12)
+    share, longest = (
+        Threat.model_validate({**PGD, "eps": "64/255", "alpha": alpha, "restarts": 1}).resolved
+        for alpha in ("eps/0.1", 1.0)
+    )
+    assert share == longest
+    several = whitebox.by_steps(judged, block, share, [1, 2], "t")
+    assert set(several) == {1, 2}
+
+
 def test_a_smaller_sample_is_part_of_a_larger_one():
     block = make_block(30)
     small, large, every = (scores.sample(block, n, seed=3) for n in (5, 12, None))

@@ -413,7 +413,7 @@ def test_refreshed_images_are_compared_with_their_starts(refreshed, warm):
         assert len(all_images) == n + 8
         assert torch.equal(all_shares, torch.cat([shares, torch.zeros(8)]))
         assert torch.equal(weights[adversarial], torch.full((8,), 5.0 / n))
-        assert torch.equal(all_labels[partners], all_labels)
+        assert torch.equal(all_labels, torch.cat([labels, torch.full((8,), -100)]))
         # One step of a fourth of eps leads from the start to the image, or the ball ends before.
         moved = (all_images[adversarial] - all_images[partners[adversarial]]).abs()
         assert 0 < moved.max() <= EPS / 4 + 1e-6

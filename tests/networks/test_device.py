@@ -34,6 +34,13 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, name, message):
         device.choose()
 
 
+def test_a_number_that_torch_would_count_down_is_refused(monkeypatch):
+    monkeypatch.setenv(device.VARIABLE, "cuda:256")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="cuda:256 was asked for, but torch sees 1 CUDA"):
+        device.choose()
+
+
 def test_the_processor_is_named_by_what_decides_its_bits(monkeypatch):
     monkeypatch.setattr(device, "multiplies_bfloat16", lambda _: True)
     kind = torch.backends.cpu.get_cpu_capability()
