@@ -45,9 +45,13 @@ def expect_project(root: Path) -> None:
     """Raise InputError unless a folder is that of a project."""
     missing = [name for name in (lineage.DECLARED, str(params.FILE)) if not (root / name).is_file()]
     if missing:
+        remedy = (
+            params.remedy(params.FILE)
+            if missing == [str(params.FILE)]
+            else "change to the folder that holds them"
+        )
         raise InputError(
-            f"{root.absolute()}: not the project folder: no {' and no '.join(missing)}; "
-            "change to the folder that holds them"
+            f"{root.absolute()}: not the project folder: no {' and no '.join(missing)}; {remedy}"
         )
 
 

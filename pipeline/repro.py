@@ -19,6 +19,7 @@ from pipeline.attacks.params import expect_classes
 from pipeline.audit import lineage
 from pipeline.base import console, files, params, remaining, unfinished
 from pipeline.base.errors import InputError, discarding
+from pipeline.cluster import connection
 from pipeline.document import Document
 from pipeline.networks.params import Model
 from pipeline.results import METRICS, results
@@ -191,6 +192,7 @@ def check(*, with_source: bool = False) -> str:
     `with_source` also reads the source of images, chooses the images and splits them, as `prepare`
     does.
     """
+    _check_environment()
     settings = document.load(params.FILE)
     path = Path(settings.data.path).expanduser()
     if settings.data.source != "digits" and not path.exists():
@@ -206,9 +208,21 @@ def check(*, with_source: bool = False) -> str:
     for where, model in settings.starts.items():
         if model.weights is not None:
             _check_weights(model, f"{params.FILE}: {where}", is_needed=with_source)
-    if with_source or any(attack.fewest_classes > 2 for attack in settings.all_attacks.values()):
+    counts_classes = any(attack.fewest_classes > 2 for attack in settings.all_attacks.values())
+    if with_source or counts_classes or settings.adopted:
         _check_source(settings)
     return f"{params.FILE} is sound"
+
+
+def _check_environment() -> None:
+    """Raise InputError where the environment asks for a cluster or a processor that is not there.
+
+    Only a processor that is named is checked: that imports torch, which takes seconds.
+    """
+    if connection.wanted() is None and "PIPELINE_DEVICE" in os.environ:
+        from pipeline.networks import device
+
+        device.choose()
 
 
 def _check_weights(model: Model, where: str, *, is_needed: bool) -> None:
@@ -238,17 +252,25 @@ def _check_stages() -> None:
     for name, stage in stages.items():
         for path in stage.deps:
             if not Path(path).exists() and not any(lineage.overlap(path, out) for out in outs):
+                # The one file of a user's own that dvc.yaml takes over from the params as it is.
+                kind, _, model = name.partition("@")
+                where = (
+                    f"{params.FILE}: adopted.{model}.file"
+                    if kind == "adopt"
+                    else f"dvc.yaml: {name}"
+                )
                 raise InputError(
-                    f"dvc.yaml: {name}: needs {path}, which does not exist and which no stage makes"
+                    f"{where}: needs {path}, which does not exist and which no stage makes"
                 )
 
 
 def _check_source(settings: Document) -> None:
     """Raise InputError for a source that `prepare` would refuse.
 
-    Also for an attack whose loss compares more classes than the source has. Print what `prepare`
-    would convert and leave out.
+    Also for an attack whose loss compares more classes than the source has, and for an adopted
+    model of another number of classes. Print what `prepare` would convert and leave out.
     """
+    from pipeline.adopt import adoption
     from pipeline.prepare import preparation, sources
 
     source = sources.open_source(settings.data)
@@ -260,3 +282,7 @@ def _check_source(settings: Document) -> None:
     except InputError as error:
         raise InputError(f"{params.FILE}: {error}") from error
     expect_classes(settings.all_attacks, len(source.class_names))
+    for name, recipe in settings.adopted.items():
+        if (file := Path(recipe.file)).exists():
+            where = f"{params.FILE}: adopted.{name}.file"
+            adoption.tensors(recipe, file, len(source.class_names), where)

@@ -74,13 +74,16 @@ def test_a_project_in_a_git_repository_can_run(folder):
     place.check(Path())
 
 
-@pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml"])
-def test_a_folder_that_is_no_project_is_named(folder, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("params.yaml", "`cp presets/quickstart.yaml params.yaml` gives one to start from"),
+        ("dvc.yaml", "change to the folder that holds them"),
+    ],
+)
+def test_a_folder_that_is_no_project_is_named(folder, monkeypatch, name, remedy):
     (folder / name).unlink()
-    refused(
-        monkeypatch,
-        f"project: not the project folder: no {name}; change to the folder that holds them",
-    )
+    refused(monkeypatch, f"project: not the project folder: no {name}; {remedy}")
 
 
 def test_the_script_that_runs_the_stages_is_there_and_runs(folder, monkeypatch):

@@ -369,6 +369,14 @@ ONLINE = {
     "out": "nope.safetensors",
     "history": "x.csv",
 }
+EVALUATE = {
+    "module": "evaluate",
+    "clean": "data/clean",
+    "model": "models/clean.safetensors",
+    "stored": "data/nope",
+    "metrics": "x.json",
+    "plots": "x",
+}
 GENERATE = {
     "module": "generate",
     "clean": "data/clean",
@@ -393,6 +401,11 @@ GENERATE = {
         ),
         (ONLINE, "online.nope: expected an entry of that name in params.yaml, found none"),
         (GENERATE, "attacks.nope: expected an entry of that name in params.yaml, found none"),
+        (
+            {**FINETUNE, "clean": "data/adversarial/clean/fgsm"},
+            "clean/fgsm: expected a set of clean images, found one of kind adversarial",
+        ),
+        (EVALUATE, "data/nope: expected stored image sets, found none"),
     ],
 )
 def test_a_stage_alone_refuses_inputs_of_different_runs(folder, arguments, message):
@@ -516,16 +529,31 @@ def test_a_model_trained_elsewhere_is_judged_and_attacked(folder):
 )
 def test_a_model_of_another_kind_is_not_adopted(folder, content, message):
     torch.save(content, folder / "data/raw/mine.pth")
-    file = {"architecture": "resnet18", "file": "data/raw/mine.pth"}
-    change_params(folder, lambda params: params.update(adopted={"mine": file}))
-    with (
-        here(folder),
-        pytest.raises(InputError, match=f"^adopted.mine.file: data/raw/mine.pth: .*{message}"),
-    ):
+
+    def adopt(params):
+        params["adopted"] = {"mine": {"architecture": "resnet18", "file": "data/raw/mine.pth"}}
+        params["evaluate"]["models"].append("mine")
+
+    change_params(folder, adopt)
+    where = "adopted.mine.file: data/raw/mine.pth: "
+    with here(folder), pytest.raises(InputError, match=f"^{where}.*{message}"):
         run_here(
             "python -m pipeline.adopt --clean data/clean --file data/raw/mine.pth "
             "--out models/mine.safetensors"
         )
+    with pytest.raises(InputError, match=f"^params.yaml: {where}.*{message}"):
+        call(folder, "repro")
+    (folder / "data/raw/mine.pth").unlink()
+    with pytest.raises(InputError, match=r"^params.yaml: adopted.mine.file: needs data/raw/mine"):
+        call(folder, "check")
+
+
+@pytest.mark.parametrize("name", ["PIPELINE_DEVICE", "PIPELINE_CLUSTER"])
+def test_an_environment_that_is_not_there_stops_a_run_before_it_begins(folder, name):
+    with here(folder) as patch:
+        patch.setenv(name, "nonsense")
+        with pytest.raises(InputError, match=f"^{name}: .*found 'nonsense'"):
+            repro.repro()
 
 
 def test_grey_images_of_28_pixels_and_their_own_split(tmp_path):

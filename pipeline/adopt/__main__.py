@@ -22,7 +22,7 @@ def adopt() -> str:
     name = args.out.stem
     settings = params.load(params.FILE, AdoptParams, keys(name))
     recipe = params.entry("adopted", settings.adopted, name)
-    clean = store.ImageSet(args.clean)
+    clean = store.clean(args.clean)
     checkpoint = adoption.adopted(recipe, args.file, clean.class_names, f"adopted.{name}.file")
     checkpoint.save(args.out)
     return (

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from pipeline import networks
 from pipeline.adopt.params import Adopted
 from pipeline.base import files
@@ -15,12 +17,27 @@ def adopted(
 ) -> networks.Checkpoint:
     """Return the network in a file as a checkpoint, for images in [0, 1].
 
-    Its outputs are taken to be the classes of the data in their order. A normalisation in front of
-    the network is folded into it if that is exact. Raises InputError, which begins with `where`,
-    for another network, for another number of classes and for a normalisation that cannot be
-    folded.
+    Its outputs are taken to be the classes of the data in their order. Raises InputError as
+    `tensors` does.
     """
-    tensors = networks.read_network(
+    taken = tensors(recipe, path, len(class_names), where)
+    network = resnet.stock(recipe.architecture, len(class_names))
+    return networks.Checkpoint(
+        architecture=recipe.architecture,
+        class_names=list(class_names),
+        state_dict={**network.state_dict(), **taken},
+        provenance={"file": recipe.file, "file.sha256": files.sha256(path)},
+    )
+
+
+def tensors(recipe: Adopted, path: Path, n_classes: int, where: str) -> dict[str, Tensor]:
+    """Return the tensors in a file by name.
+
+    A normalisation in front of the network is folded into it if that is exact. Raises InputError,
+    which begins with `where`, for another network, for another number of classes and for a
+    normalisation that cannot be folded.
+    """
+    taken = networks.read_network(
         path,
         recipe.architecture,
         where,
@@ -29,16 +46,9 @@ def adopted(
         remedy="a model is judged on images in [0, 1], so train it further without the "
         "normalisation (model.weights, with model.ignore_normalisation: true)",
     )
-    n_outputs = len(tensors["fc.bias"])
-    if n_outputs != len(class_names):
+    if (n_outputs := len(taken["fc.bias"])) != n_classes:
         raise InputError(
-            f"{where}: {path}: expected a last layer for the {len(class_names)} classes of the "
+            f"{where}: {path}: expected a last layer for the {n_classes} classes of the "
             f"data, found one for {n_outputs}"
         )
-    network = resnet.stock(recipe.architecture, n_outputs)
-    return networks.Checkpoint(
-        architecture=recipe.architecture,
-        class_names=list(class_names),
-        state_dict={**network.state_dict(), **tensors},
-        provenance={"file": recipe.file, "file.sha256": files.sha256(path)},
-    )
+    return taken

@@ -192,7 +192,7 @@ def bounded_text(path: Path) -> str:
     ruamel.yaml's errors for what is not YAML.
     """
     try:
-        size = limits.regular(path, _remedy(path))
+        size = limits.regular(path, remedy(path))
         if size > MAX_BYTES:
             raise InputError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {size:,}")
         text = path.read_text(encoding="utf-8")
@@ -202,7 +202,8 @@ def bounded_text(path: Path) -> str:
     return text
 
 
-def _remedy(path: Path) -> str:
+def remedy(path: Path) -> str:
+    """Return how to get a file of parameters that is missing."""
     if path.parent.name == "presets":
         return f"`git checkout {path}` brings it back"
     return f"`cp presets/quickstart.yaml {path}` gives one to start from"

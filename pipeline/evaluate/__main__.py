@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pipeline import attacks, cluster, networks
 from pipeline.attacks.params import expect_classes
 from pipeline.base import console, files, params, store
+from pipeline.base.errors import InputError
 from pipeline.evaluate import judgement, pictures, sweeps, table
 from pipeline.evaluate.params import EvaluateParams
 
@@ -28,7 +29,7 @@ def evaluate() -> str:
     args = parser.parse_args()
 
     settings = params.load(params.FILE, EvaluateParams, KEYS).evaluate
-    clean = store.ImageSet(args.clean)
+    clean = store.clean(args.clean)
     expect_classes(
         {f"evaluate.threats.{name}": threat for name, threat in settings.threats.items()},
         len(clean.class_names),
@@ -36,6 +37,8 @@ def evaluate() -> str:
     checkpoint = networks.load(args.model, class_names=clean.class_names)
     sha256 = files.sha256(args.model)
     stored = [store.ImageSet(path) for path in store.paths_below(args.stored)]
+    if not stored:
+        raise InputError(f"{args.stored}: expected stored image sets, found none")
     with cluster.opened() as workers:
         network = checkpoint.network().to(workers.device)
         found = judgement.judge(network, clean, stored, sha256, settings, workers)

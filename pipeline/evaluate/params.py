@@ -37,6 +37,13 @@ class Grid(Section):
     alphas: Annotated[list[Step], Field(min_length=1)]
     steps: Annotated[list[Count], Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _check_repeated(self) -> Self:
+        for key, values in (("eps", self.eps), ("alphas", self.alphas), ("steps", self.steps)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key}: expected each value once, found {values}")
+        return self
+
 
 class Curves(Section):
     """The variations of one PGD threat by eps, by steps and by restarts.

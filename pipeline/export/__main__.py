@@ -23,7 +23,7 @@ def export_model() -> str:
 
     settings = params.load(params.FILE, ExportParams, KEYS)
     rule, judged = settings.export, settings.evaluate.models
-    clean = store.ImageSet(args.clean)
+    clean = store.clean(args.clean)
     found = {name: files.read_json(args.metrics / f"{name}.json", "sha256") for name in judged}
     ranked = ranking.rank(rule, found, ranking.read_grids(args.plots, judged))
     name = ranking.chosen(rule, ranked)

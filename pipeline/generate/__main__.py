@@ -29,7 +29,7 @@ def generate() -> str:
 
     settings = params.load(params.FILE, GenerateParams, keys(args.attack))
     attack = params.entry("attacks", settings.attacks, args.attack)
-    clean = store.ImageSet(args.clean)
+    clean = store.clean(args.clean)
     expect_classes({f"attacks.{args.attack}": attack}, len(clean.class_names))
     checkpoint = networks.load(args.model, class_names=clean.class_names)
     with cluster.opened() as workers:

@@ -60,7 +60,7 @@ def train(args: Namespace) -> str:
     name = args.out.stem
     settings, processor = params.load(params.FILE, FinetuneParams, keys(name)), device.choose()
     recipe = params.entry("finetuned", settings.finetuned, name)
-    clean = store.ImageSet(args.clean)
+    clean = store.clean(args.clean)
     first = networks.load(args.model, class_names=clean.class_names)
     parent = files.sha256(args.model)
     mixed_in = _mixed_sets(args.adversarial, args.sources, recipe, name)

@@ -185,7 +185,9 @@ def batch_counts(mix: dict[str, float], batch_size: int) -> dict[str, int]:
     and for a kind that would get no image.
     """
     if CLEAN not in mix:
-        raise ValueError(f"mix: expected a fraction of {CLEAN} images, found only {', '.join(mix)}")
+        raise ValueError(
+            f"mix: expected a fraction of {CLEAN} images, found {', '.join(mix) or 'none'}"
+        )
     if abs(sum(mix.values()) - 1) > 1e-9:
         raise ValueError(
             "mix: expected fractions that sum to 1, "

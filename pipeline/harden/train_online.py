@@ -23,7 +23,6 @@ def keys(model: str) -> list[str]:
     return [
         "seed",
         "precision",
-        "model",
         "training",
         "selection",
         f"online.{model}",
@@ -55,7 +54,7 @@ def train(args: Namespace) -> str:
     name = args.out.stem
     settings, recipe = _recipe(name)
     processor = device.choose()
-    clean = store.ImageSet(args.clean)
+    clean = store.clean(args.clean)
     val = clean.load("val")
     first = networks.load(args.model, class_names=clean.class_names)
     network, architecture = first.network(), first.architecture

@@ -94,17 +94,17 @@ class Data(Section):
                     f"{key}: expected no such key for source {self.source} "
                     f"(only for {', '.join(sources)}), found one"
                 )
-        if not self.path or any(map(self._overlaps, RESULTS)):
-            raise ValueError(
-                f"path: expected a file or folder apart from {', '.join(RESULTS)}, such as"
-                f" data/raw, found {self.path!r}"
-            )
         try:
             Path(self.path).expanduser()
         except RuntimeError as error:
             raise ValueError(
                 f"path: expected ~ or a user of this machine after it, found {self.path}"
             ) from error
+        if not self.path or any(map(self._overlaps, RESULTS)):
+            raise ValueError(
+                f"path: expected a file or folder apart from {', '.join(RESULTS)}, such as"
+                f" data/raw, found {self.path!r}"
+            )
         for part in self.own_parts:
             if self.source not in SPLIT:
                 raise ValueError(
@@ -118,7 +118,8 @@ class Data(Section):
 
     def _overlaps(self, result: str) -> bool:
         """Return whether the path holds a result of the pipeline, or is inside one."""
-        own, other = Path(os.path.normpath(self.path)), Path(result)
+        own = Path(os.path.normpath(Path(self.path).expanduser().absolute()))
+        other = Path(result).absolute()
         return other.is_relative_to(own) or own.is_relative_to(other)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.base import files, store
 from pipeline.base.errors import InputError
+from pipeline.base.values import CLEAN
 from pipeline.base.words import counted
 from pipeline.prepare import params, sources
 from pipeline.prepare.sources.common import Labels, numbered
@@ -31,7 +32,7 @@ def prepare(
     labels = source.labels[rows]
     split = split_of(source, rows, data)
     attributes: store.Attributes = {
-        "kind": "clean",
+        "kind": CLEAN,
         "source": data.source,
         "source.sha256": source.sha256,
         "source.notes": json.dumps(source.notes),

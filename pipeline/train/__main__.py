@@ -33,7 +33,7 @@ def train_clean() -> str:
 def train(args: Namespace) -> str:
     """Train the clean model, alone or as one of several workers."""
     settings, processor = params.load(params.FILE, TrainParams, KEYS), device.choose()
-    clean = store.ImageSet(args.clean)
+    clean = store.clean(args.clean)
     val = clean.load("val")
     pretrained = networks.pretrained_weights(settings.model)
     network = networks.build(

@@ -245,6 +245,19 @@ def test_a_new_set_replaces_the_old_one(clean, tmp_path):
     }
 
 
+@pytest.mark.parametrize("name", ["sub/thesis.txt", "00000.h5"])
+def test_a_set_never_replaces_other_files(tmp_path, name):
+    own = tmp_path / "own" / name
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    with pytest.raises(InputError, match="own: expected an image set or nothing, found other fi"):
+        write_set(tmp_path / "own", make_block(8))
+    with pytest.raises(InputError, match="expected an image set or nothing"):
+        write_set(own, make_block(8))
+    assert own.read_text() == "mine"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [own]
+
+
 @pytest.mark.parametrize(
     "options", [{"chunks": (8, 3, 16, 16)}, {"compression": "gzip", "chunks": (8, 3, 16, 16)}]
 )

@@ -26,7 +26,7 @@ resumes where it stopped, and a changed one starts from scratch.
 """
 
 from pipeline.base.store.blocks import SPLITS, Block, Split, join
-from pipeline.base.store.image_set import ImageSet, paths_below
+from pipeline.base.store.image_set import ImageSet, clean, paths_below
 from pipeline.base.store.manifest import Attributes, Run, Value
 from pipeline.base.store.shards import ROW_BYTES, shard_bounds, shard_name
 from pipeline.base.store.writer import Writer
@@ -41,6 +41,7 @@ __all__ = [
     "Split",
     "Value",
     "Writer",
+    "clean",
     "join",
     "paths_below",
     "shard_bounds",

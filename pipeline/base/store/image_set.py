@@ -14,6 +14,7 @@ from pipeline.base.store import manifest, shards
 from pipeline.base.store.blocks import SPLITS, Block, Split, join
 from pipeline.base.store.manifest import Attributes, Value
 from pipeline.base.untrusted import limits
+from pipeline.base.values import CLEAN
 
 
 class ImageSet:
@@ -130,6 +131,17 @@ class ImageSet:
             raise InputError(
                 f"{self.path}: expected {self.attributes['rows']} rows, found {edges[-1]}; {remedy}"
             )
+
+
+def clean(path: Path) -> ImageSet:
+    """Open a set of clean images. Raises InputError for another kind of set."""
+    images = ImageSet(path)
+    if images.attributes.get("kind") != CLEAN:
+        raise InputError(
+            f"{path}: expected a set of clean images, found one of kind "
+            f"{images.attributes.get('kind')}"
+        )
+    return images
 
 
 def paths_below(path: Path) -> list[Path]:

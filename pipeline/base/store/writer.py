@@ -16,7 +16,8 @@ class Writer:
 
     `attributes` must hold all that decides the content, because an interrupted run resumes only
     where they and `bounds` are equal. On a clean exit, all shards must exist, and the set gets its
-    name. An earlier set of that name stays until that moment.
+    name. An earlier set of that name stays until that moment. Raises InputError where something
+    else has that name.
     """
 
     def __init__(self, path: Path, attributes: Attributes, *, bounds: list[Run]) -> None:
@@ -34,6 +35,11 @@ class Writer:
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> "Writer":
+        if self.path.exists() and not self._may_be_replaced():
+            raise InputError(
+                f"{self.path}: expected an image set or nothing, found other files, which the set "
+                "would replace; move them, or name another folder"
+            )
         self._part.mkdir(parents=True, exist_ok=True)
         return self
 
@@ -76,6 +82,11 @@ class Writer:
         name = shards.shard_name(self._bounds.index((start, start + len(block))))
         entry = shards.write(self._part / name, self.attributes, start, block)
         manifest.write(self._part, self.attributes, {**self._recorded(), name: entry})
+
+    def _may_be_replaced(self) -> bool:
+        return self.path.is_dir() and (
+            (self.path / manifest.NAME).exists() or not any(self.path.iterdir())
+        )
 
     def _recorded(self) -> dict[str, manifest.Entry]:
         """Return the shards that the manifest of the unfinished set names."""

@@ -1,11 +1,13 @@
 """Unpack an archive of images, and delete what was unpacked when the process ends."""
 
 import atexit
+import re
 import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 
@@ -55,6 +57,18 @@ def unpacked(path: Path) -> Path:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: cannot be unpacked ({reason}); {REMEDY}") from error
     return entered(folder)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let errors about unpacked files name the archive, in place of the folder that goes away."""
+    try:
+        yield
+    except InputError as error:
+        folder = re.escape(f"{path.parent / f'.{path.name}.'}") + r"\w+\.part"
+        text = re.sub(folder, str(path).replace("\\", r"\\"), str(error))
+        advice = "; for that, unpack the archive first" if "set data.path" in text else ""
+        raise InputError(f"{text}{advice}") from error
 
 
 def _unpack_zip(path: Path, folder: Path) -> None:

@@ -182,7 +182,7 @@ def _check_header(name: str, header: _Header, held: int, holder: str) -> int:
     if header.dtype.kind not in "biufUS":
         raise InputError(
             f"{name}: refused: an array of {str(header.dtype)[:50]}, "
-            f"which is no array of numbers or text; save numpy.array({name}.tolist())"
+            f"which is no array of numbers or text; {_remedy(name, header.dtype)}"
         )
     n_bytes = math.prod(header.shape) * header.dtype.itemsize
     if n_bytes != held or min(header.shape, default=0) < 0:
@@ -190,6 +190,12 @@ def _check_header(name: str, header: _Header, held: int, holder: str) -> int:
             f"{name}: refused: its header claims {n_bytes:,} bytes, {holder} holds {held:,}"
         )
     return n_bytes
+
+
+def _remedy(name: str, dtype: np.dtype[Any]) -> str:
+    if dtype.kind == "c":
+        return f"save {name}.real if that is what is meant"
+    return f"save numpy.stack(list({name})) of images, numpy.array({name}.tolist()) of labels"
 
 
 def _array(name: str, archive: ZipFile, member: ZipInfo) -> NDArray[Any]:

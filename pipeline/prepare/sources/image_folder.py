@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -41,7 +42,15 @@ def read(root: Path, data: Data) -> Source:
     only to files inside `root`, unless `data.follow_links` is set. Raises InputError for another
     layout of folders, for classes without images, and for images that are refused.
     """
-    folder = archives.unpacked(root) if archives.is_archive(root) else root
+    if not archives.is_archive(root):
+        return _read(root, root, data)
+    with archives.named(root):
+        source = _read(root, archives.unpacked(root), data)
+    return replace(source, read=archives.named(root)(source.read))
+
+
+def _read(root: Path, folder: Path, data: Data) -> Source:
+    """Return the images in a folder. Errors about all of it begin with `root`."""
     listing = Listing(root=folder, follow_links=data.follow_links)
     try:
         train, held_out = parts_of(listing, data.own_parts)

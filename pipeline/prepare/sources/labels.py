@@ -50,7 +50,7 @@ def classes_of(
         reason = "they begin at" if values[-1] - values[0] == len(values) - 1 else "of gaps after"
         notes[f"labels numbered again from 0, because {reason} {_before_gap(values)}"] = n_images
         names = class_names or tuple(map(str, values))
-    return positions.astype(np.int64), _named(where, values, names), notes
+    return positions.astype(np.int64), _named(where, values, names, notes), notes
 
 
 def in_order(where: str, names: Sequence[str]) -> list[str]:
@@ -169,7 +169,7 @@ def _before_gap(values: NDArray[Any]) -> int:
     return int(values[gaps[0]] if len(gaps) else values[0])
 
 
-def _named(where: str, values: NDArray[Any], names: Sequence[str]) -> tuple[str, ...]:
+def _named(where: str, values: NDArray[Any], names: Sequence[str], notes: Notes) -> tuple[str, ...]:
     """Return the name of each class that is there.
 
     `names` name the classes that are there, or all numbers up to the largest.
@@ -178,9 +178,17 @@ def _named(where: str, values: NDArray[Any], names: Sequence[str]) -> tuple[str,
         chosen = list(names)
     elif len(names) > values[-1]:
         chosen = [names[int(value)] for value in values]
+        notes["names of classes without images left out"] = len(names) - len(values)
     else:
         raise InputError(
             f"{where}: class_names: expected one name for each of {len(values)} classes, "
             f"found {len(names)}"
         )
+    first: dict[str, int] = {}
+    for number, name in enumerate(chosen):
+        if (other := first.setdefault(name, number)) != number:
+            raise InputError(
+                f"{where}: class_names: expected another name for each class, found {name[:50]!a} "
+                f"for {other} and {number}"
+            )
     return tuple(limits.plain_name(f"{where}: class_names", name) for name in chosen)

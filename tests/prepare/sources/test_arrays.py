@@ -411,12 +411,17 @@ def test_class_names_that_do_not_fit_are_refused(data, tmp_path, arrays, message
         npz(data, tmp_path, images=IMAGES, labels=LABELS, **arrays)
 
 
-def test_arrays_of_objects_are_refused(data, tmp_path):
-    with pytest.raises(
-        InputError,
-        match="images: refused: an array of object, which is no array of numbers or text",
-    ):
-        npz(data, tmp_path, images=np.array([None]), labels=LABELS)
+@pytest.mark.parametrize(
+    ("images", "kind", "remedy"),
+    [
+        (np.array([None]), "object", r"save numpy.stack\(list\(images\)\) of images"),
+        (IMAGES * 1j, "complex128", "save images.real"),
+    ],
+)
+def test_arrays_of_other_types_are_refused(data, tmp_path, images, kind, remedy):
+    about = f"images: refused: an array of {kind}, which is no array of numbers or text; {remedy}"
+    with pytest.raises(InputError, match=about):
+        npz(data, tmp_path, images=images, labels=LABELS)
 
 
 @pytest.mark.parametrize(

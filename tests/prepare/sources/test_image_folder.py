@@ -477,6 +477,28 @@ def test_an_archive_is_read_like_its_folder(data, folder, tmp_path_factory, endi
     assert (after.class_names, after.sha256) == (before.class_names, before.sha256)
 
 
+def test_errors_about_an_archive_name_no_folder_that_goes_away(data, folder, tmp_path_factory):
+    def archived():
+        path = tmp_path_factory.mktemp("archive") / "x+1"
+        return data.model_copy(update={"path": shutil.make_archive(str(path), "zip", folder)})
+
+    def refused(message):
+        with pytest.raises(InputError) as caught:
+            source = sources.open_source(of_archive)
+            source.read(np.arange(len(source.labels)))
+        assert message in str(caught.value)
+        assert ".part" not in str(caught.value)
+
+    (folder / "cat" / "broken.png").write_bytes(b"x")
+    of_archive = archived()
+    refused("x+1.zip/cat/broken.png")
+    for name in ("cat", "dog"):
+        shutil.copytree(folder / name, folder / "test" / name)
+        shutil.move(folder / name, folder / "val" / name)
+    of_archive = archived()
+    refused("x+1.zip/val; for that, unpack the archive first")
+
+
 def test_an_archive_may_be_larger_than_the_memory(data, folder, tmp_path_factory, monkeypatch):
     archive = shutil.make_archive(str(tmp_path_factory.mktemp("archive") / "x"), "zip", folder)
     monkeypatch.setattr(limits, "available_memory", lambda: 10)

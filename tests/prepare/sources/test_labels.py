@@ -112,7 +112,15 @@ def test_other_numbers_are_numbered_again(values, names, reason):
     ],
 )
 def test_class_names_follow_their_numbers(values, given_names, names):
-    assert classes_of(values, given_names)[1] == names
+    _, found, notes = classes_of(values, given_names)
+    assert found == names
+    n_left_out = len(given_names) - len(names)
+    assert notes["names of classes without images left out"] == n_left_out
+
+
+def test_two_classes_of_one_name_are_refused():
+    with pytest.raises(InputError, match="another name for each class, found 'b' for 1 and 2$"):
+        classes_of(PLAIN, ("a", "b", "b"))
 
 
 @pytest.mark.parametrize(
