@@ -42,7 +42,7 @@ def masked(line: str) -> str:
     """A line without what other processors and versions change."""
     line = re.sub(r"\b[0-9a-f]{64}\b", "<SHA-256>", line)
     line = re.sub(r"(processor|precision|device) [^;]*", r"\1 …", line)
-    return re.sub(r"(torch|torchvision|torchattacks|h5py) [\d.+a-z]+", r"\1 …", line)
+    return re.sub(r"(torch|torchvision|torchattacks|h5py|numpy) [\d.+a-z]+", r"\1 …", line)
 
 
 def test_the_page_says_what_it_said(rendered, request):
