@@ -115,8 +115,8 @@ def test_disk_counts_sets_models_and_working_copies(stages_of):
 
 
 def test_hardened_models_keep_more_images(stages_of, settings):
-    assert stages.stays(settings, "clean") == stages.stays(settings, "robust") == 0.1
-    assert stages.stays(settings, "refreshed") == 0.5
+    assert stages.stays(settings, "clean") == stages.stays(settings, "robust") == 0.05
+    assert stages.stays(settings, "refreshed") == 0.4
     found = stages_of("quickstart", 1797, 297)
     assert found["evaluate@clean"].work == found["evaluate@robust"].work
     more = found["evaluate@refreshed"].images("attack") - found["evaluate@clean"].images("attack")
