@@ -89,6 +89,13 @@ class Project:
             output, errors = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
+    def wait_for_the_lock(self, running: subprocess.Popen[str]) -> None:
+        """Wait until a `repro` has locked the project."""
+        lock = self.folder / ".dvc/tmp/repro.lock"
+        while not lock.exists() or str(running.pid) not in lock.read_text().split():
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.02)
+
     def wait_for_a_saved_epoch(self, running: subprocess.Popen[str]) -> None:
         """Wait until a training has saved its progress once more."""
         before = self.saved()
@@ -212,11 +219,12 @@ def test_an_interrupted_and_killed_run_ends_with_the_same_bytes(project, tmp_pat
     assert tiny_project.reproduce(calm.folder, "train_clean") == {"train_clean"}
 
     with disturbed.start("pipeline", "repro") as running:
-        disturbed.wait_for_a_saved_epoch(running)
+        disturbed.wait_for_the_lock(running)
         second = disturbed.run("pipeline", "repro")
         assert second.returncode == 1
         holder = f"error: another `repro` is running in this folder (PID {running.pid})"
         assert holder in second.stderr
+        disturbed.wait_for_a_saved_epoch(running)
         running.send_signal(signal.SIGHUP)  # as if its terminal were closed
         _, errors = running.communicate(timeout=120)
     assert running.returncode == 130
