@@ -9,7 +9,6 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.train import params
 
@@ -112,62 +111,44 @@ class Average(nn.Module):
     def __init__(self, network: nn.Module, decay: float) -> None:
         super().__init__()
         self._decay = decay
-        self._first = copy.deepcopy(network)
+        self._first, self._averaged = copy.deepcopy(network), copy.deepcopy(network)
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64, device="cpu"))
-        self._averaged = AveragedModel(
-            network,
-            multi_avg_fn=get_ema_multi_avg_fn(decay),  # type: ignore[no-untyped-call]
-            use_buffers=True,
-        )
 
-    def update(self, network: nn.Module, *, in_place: bool) -> None:
-        """Update the average. `in_place` is for steps that are captured."""
+    def update(self, network: nn.Module) -> None:
+        """Update the average, which a captured step can do."""
         if self.n_steps == 0:
             self.restart(network)
-        elif in_place:
-            _update_in_place(self._averaged, network)
         else:
-            self._averaged.update_parameters(network)
+            averaged, new = _floats(self._averaged), _floats(network)
+            torch._foreach_lerp_(averaged, new, 1 - self._decay)
 
     def restart(self, network: nn.Module) -> None:
         """Begin with a copy of a network."""
-        for copied in (self._averaged.module, self._first):
+        for copied in (self._averaged, self._first):
             copied.load_state_dict(network.state_dict())
-        self._averaged.n_averaged.fill_(1)
         self.n_steps.zero_()
 
     def count(self) -> None:
         """Count a step. A captured step cannot do this itself."""
         self.n_steps += 1
 
-    def judged(self) -> nn.Module:
-        """Return the average, without the first copy if its share is more than FIRST."""
+    def judged(self, network: nn.Module) -> nn.Module:
+        """Return the average, without the first copy if its share is more than FIRST.
+
+        The numbers of batches that BatchNorm counts are those of the network.
+        """
+        buffers = network.named_buffers()
+        counts = {name: value for name, value in buffers if not value.is_floating_point()}
+        self._averaged.load_state_dict(counts, strict=False)
         share = self._decay ** max(int(self.n_steps) - 1, 0)
         if not FIRST < share < 1:
-            return self._averaged.module
-        corrected = copy.deepcopy(self._averaged.module)
-        with torch.no_grad():
-            for own, first in zip(_tensors(corrected), _tensors(self._first), strict=True):
-                if own.is_floating_point():
-                    own.sub_(first, alpha=share).div_(1 - share)
+            return self._averaged
+        corrected = copy.deepcopy(self._averaged)
+        for own, first in zip(_floats(corrected), _floats(self._first), strict=True):
+            own.sub_(first, alpha=share).div_(1 - share)
         return corrected
 
 
-def _update_in_place(averaged: AveragedModel, network: nn.Module) -> None:
-    """Update an average as its own method does after its first update, without stalling a GPU.
-
-    Its own method copies a count to the GPU for every update, which this kind of average ignores.
-    """
-    pairs = zip(_tensors(averaged.module), _tensors(network), strict=True)
-    by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-    for own, new in pairs:
-        ours, theirs = by_dtype.setdefault(own.dtype, ([], []))
-        ours.append(own.detach())
-        theirs.append(new.detach())
-    assert averaged.multi_avg_fn is not None
-    for ours, theirs in by_dtype.values():
-        averaged.multi_avg_fn(tuple(ours), tuple(theirs), 0)
-
-
-def _tensors(network: nn.Module) -> chain[Tensor]:
-    return chain(network.parameters(), network.buffers())
+def _floats(network: nn.Module) -> list[Tensor]:
+    tensors = chain(network.parameters(), network.buffers())
+    return [tensor.detach() for tensor in tensors if tensor.is_floating_point()]

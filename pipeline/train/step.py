@@ -78,7 +78,7 @@ class Step:
     @property
     def judged(self) -> nn.Module:
         """The network whose accuracy counts, or the average of its weights if there is one."""
-        return self._network if self._average is None else self._average.judged()
+        return self._network if self._average is None else self._average.judged(self._network)
 
     def restart(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from the tensors of a network, with an optimizer that remembers no gradient."""
@@ -106,7 +106,8 @@ class Step:
         self._group.follow(self._statistics)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._update_average()
+        if self._average is not None:
+            self._average.update(self._network)
         right, counted = (logits.argmax(1) == labels).sum(), (labels >= 0).sum()
         sums = self._group.sum_(torch.stack([loss, right, counted]))
         self.totals += torch.stack([sums[0] * sums[2], sums[1], sums[2]])
@@ -149,10 +150,6 @@ class Step:
         scaled = self._scaler.scale(loss * self._group.size)
         scaled.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), logits.detach()
-
-    def _update_average(self) -> None:
-        if self._average is not None:
-            self._average.update(self._network, in_place=self._rate is not None)
 
 
 class _Differentiated(nn.Module):

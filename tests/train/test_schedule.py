@@ -22,19 +22,22 @@ def test_onecycle_rises_and_falls_linearly(recipe):
 
 
 def averaged(decay, n_steps):
-    """A short average, what it should be without its first weights, and what it is with them."""
+    """What is judged of an average, and what it is without its first weights and with them."""
     network = Tiny()
     average, values = schedule.Average(network, decay), []
     for number in range(n_steps):
         with torch.no_grad():
             for tensor in (network.layers[1].bias, network.layers[1].running_var):
                 tensor.fill_(number + 1.0)
-        average.update(network, in_place=False)
+        average.update(network)
         average.count()
         values.append(number + 1.0)
     shares = [(1 - decay) * decay**age for age in range(n_steps)][::-1]
     later = sum(map(operator.mul, shares[1:], values[1:]))
-    return average, later / sum(shares[1:]), later + decay ** (n_steps - 1) * values[0]
+    network.layers[1].num_batches_tracked.fill_(n_steps)
+    judged = average.judged(network)
+    assert judged.layers[1].num_batches_tracked == n_steps
+    return judged, later / sum(shares[1:]), later + decay ** (n_steps - 1) * values[0]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -60,16 +63,15 @@ def test_the_optimizer_moves_weights_alike_wherever_their_channels_are(recipe, n
 
 
 def test_a_short_average_does_not_hold_the_first_weights():
-    average, expected, _ = averaged(0.99, 20)
+    judged, expected, _ = averaged(0.99, 20)
     for name in ("layers.1.bias", "layers.1.running_var"):
-        tensor = average.judged().state_dict()[name]
+        tensor = judged.state_dict()[name]
         assert torch.allclose(tensor, torch.full((4,), expected), rtol=1e-4), name
 
 
 def test_a_long_average_is_judged_as_it_is():
-    average, _, expected = averaged(0.5, 9)
-    assert average.judged() is average.judged()
-    assert torch.allclose(average.judged().layers[1].bias, torch.full((4,), expected))
+    judged, _, expected = averaged(0.5, 9)
+    assert torch.allclose(judged.layers[1].bias, torch.full((4,), expected))
 
 
 def test_an_average_begins_with_a_copy_of_the_network():
@@ -77,6 +79,6 @@ def test_an_average_begins_with_a_copy_of_the_network():
     average = schedule.Average(network, 0.999)
     with torch.no_grad():
         network.layers[1].bias.fill_(1)
-    average.update(network, in_place=False)
+    average.update(network)
     average.count()
-    assert average.judged().layers[1].bias.tolist() == [1.0] * 4
+    assert average.judged(network).layers[1].bias.tolist() == [1.0] * 4
