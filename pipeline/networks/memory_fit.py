@@ -96,8 +96,14 @@ class Offload:
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self._device = device
         self._saving: Callable[[], AbstractContextManager[object]] = nullcontext
-        self._statistics = list(network.buffers())
-        self._before = [tensor.clone() for tensor in self._statistics]
+        floats = [tensor for tensor in network.buffers() if tensor.is_floating_point()]
+        counts = [tensor for tensor in network.buffers() if not tensor.is_floating_point()]
+        # With copies. On a GPU, all of one dtype are copied by one launch.
+        self._statistics = [
+            (tensors, [tensor.clone() for tensor in tensors])
+            for tensors in (floats, counts)
+            if tensors
+        ]
 
     def fitted(self, gradients: Callable[[], Result]) -> Result:
         """Return what `gradients` returns, which must begin by clearing the gradients.
@@ -105,16 +111,19 @@ class Offload:
         Raises OutOfMemoryError if the batch fits neither on the device nor with activations in main
         memory, or if a CUDA graph is being captured: the batch may fit without the graph.
         """
-        # This is one launch on a GPU. A loop of copies would be one for every layer.
-        torch._foreach_copy_(self._before, self._statistics)
+        if is_capturing(self._device):
+            return gradients()
+        for tensors, before in self._statistics:
+            torch._foreach_copy_(before, tensors)
         try:
             with self._saving():
                 return gradients()
         except torch.OutOfMemoryError:
-            if self._saving is save_on_cpu or is_capturing(self._device):
+            if self._saving is save_on_cpu:
                 raise
         # A forward pass that was cut off may have changed some of them.
-        torch._foreach_copy_(self._statistics, self._before)
+        for tensors, before in self._statistics:
+            torch._foreach_copy_(tensors, before)
         self._saving = save_on_cpu
         _empty(self._device)
         where = f"the memory of {device.describe(self._device)}"
