@@ -25,10 +25,11 @@ import torch
 from torchvision import models
 
 from benchmarks.tables import machine, write_between
-from pipeline import cluster
 from pipeline.attacks.params import Attack, Generate
 from pipeline.base import files, store
-from pipeline.cluster import Here, Workers, connection
+from pipeline.cluster import connection
+from pipeline.cluster.here import Here
+from pipeline.cluster.opened import Workers, opened
 from pipeline.generate import generation
 
 RESULT, PAGE = Path("docs/results/cluster.json"), Path("docs/cluster.md")
@@ -91,7 +92,7 @@ def on_cluster(
     clean: store.ImageSet, out: Path, n_nodes: int, kill_after: float | None = None
 ) -> Row:
     """Return the same on some nodes. One of them is killed after some seconds if that is given."""
-    with _nodes(n_nodes) as nodes, cluster.opened() as workers:
+    with _nodes(n_nodes) as nodes, opened() as workers:
         few = clean_set(out.with_name(f"{out.name}-few"), 512)
         generate(few, out.with_name(f"{out.name}-warm"), workers)
         start = time.perf_counter()
@@ -132,7 +133,7 @@ def _memory() -> float:
 
 def memory(n_images: int) -> Row:
     """Return how much the memory of a driver grows that attacks a set on two nodes."""
-    with tempfile.TemporaryDirectory() as folder, _nodes(2), cluster.opened() as workers:
+    with tempfile.TemporaryDirectory() as folder, _nodes(2), opened() as workers:
         clean = clean_set(Path(folder) / "clean", n_images)
         list(workers.map(Empty(), range(10)))
         return {"images": n_images, **generate(clean, Path(folder) / "pgd", workers, steps=1)}

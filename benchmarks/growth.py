@@ -81,7 +81,7 @@ def fgsm(folder: Path, *_: int) -> None:
 
     from pipeline.attacks.params import Attack, Generate
     from pipeline.base import store
-    from pipeline.cluster import Here
+    from pipeline.cluster.here import Here
     from pipeline.generate import generation
 
     spec = Attack.model_validate({"attack": "FGSM", "eps": "8/255"})

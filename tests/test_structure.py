@@ -151,7 +151,7 @@ def test_only_the_audit_and_the_run_import_dvc():
 @pytest.mark.parametrize(
     ("commands", "spared"),
     [
-        (("prepare.__main__", "base.store", "document"), "torch"),
+        (("__main__", "prepare.__main__", "base.store", "document"), "torch"),
         (("train.__main__", "harden.finetune"), "torchattacks"),
         (("generate.__main__", "evaluate.__main__", "report.__main__"), "torch._dynamo"),
     ],

@@ -19,7 +19,7 @@ from pipeline.attacks.params import Attack
 from pipeline.audit.samples import SAME
 from pipeline.base import console, params, store
 from pipeline.base.errors import InputError
-from pipeline.cluster import Here
+from pipeline.cluster.here import Here
 from pipeline.generate import generation
 from pipeline.networks.precision import precision_for
 from pipeline.networks.scores import accuracy_on

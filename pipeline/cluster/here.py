@@ -22,34 +22,12 @@ class Job(Protocol[Item_contra, Result_co]):
         ...
 
 
-class Workers(Protocol):
-    """What computes items: this process, or a cluster.
+class Here:
+    """The calling process, as the only worker.
 
     `device` is where the calling process keeps its own tensors. `kind` is the kind of device that
     items are computed on, `processors` decides which bits they give, and `described` is for people.
     """
-
-    device: torch.device
-    kind: str
-    processors: str
-    described: str
-
-    def map(
-        self, job: Job[Item, Result], items: Iterable[Item], stop: Stop | None = None
-    ) -> Iterator[Result]:
-        """Yield the result of every item, in order, until `stop` is asked for.
-
-        Few items are taken before they are needed, so `items` can be longer than memory.
-        """
-        ...
-
-    def batches(self, n_left: int) -> int:
-        """Return how many of the batches that are left make an item of a good size, at least 1."""
-        ...
-
-
-class Here:
-    """The calling process, as the only worker."""
 
     def __init__(self, processor: torch.device) -> None:
         self.device, self.kind = processor, processor.type
@@ -58,7 +36,10 @@ class Here:
     def map(
         self, job: Job[Item, Result], items: Iterable[Item], stop: Stop | None = None
     ) -> Iterator[Result]:
-        """Yield the result of every item, each computed when it is asked for."""
+        """Yield the result of every item, each computed when it is asked for.
+
+        `stop` ends this after an item.
+        """
         compute = job.on(self.device)
         for item in items:
             yield compute(item)

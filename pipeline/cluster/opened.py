@@ -2,10 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 from pipeline.cluster import connection
-from pipeline.cluster.here import Here, Workers
+from pipeline.cluster.here import Here
 from pipeline.networks import device
+
+if TYPE_CHECKING:
+    from pipeline.cluster.nodes import Nodes
+
+Workers: TypeAlias = Union[Here, "Nodes"]
 
 
 @contextmanager

@@ -5,10 +5,11 @@ It reads the model, the clean image set and stored adversarial ones.
 
 from importlib.metadata import version
 
-from pipeline import attacks, cluster, networks
+from pipeline import attacks, networks
 from pipeline.attacks.params import expect_classes
 from pipeline.base import console, files, params, store
 from pipeline.base.errors import InputError
+from pipeline.cluster.opened import opened
 from pipeline.evaluate import judgement, pictures, sweeps, table
 from pipeline.evaluate.params import EvaluateParams
 
@@ -39,7 +40,7 @@ def evaluate() -> str:
     stored = [store.ImageSet(path) for path in store.paths_below(args.stored)]
     if not stored:
         raise InputError(f"{args.stored}: expected stored image sets, found none")
-    with cluster.opened() as workers:
+    with opened() as workers:
         network = checkpoint.network().to(workers.device)
         found = judgement.judge(network, clean, stored, sha256, settings, workers)
     about = {

@@ -17,7 +17,7 @@ from torch import nn
 from pipeline import networks
 from pipeline.base.store import Block, ImageSet
 from pipeline.base.values import MIXED
-from pipeline.cluster import Workers
+from pipeline.cluster.opened import Workers
 from pipeline.evaluate import checks, diagnostics, ensemble, params, sweeps, whitebox
 from pipeline.evaluate.target import BATCH_SIZE, Target
 from pipeline.networks import scores

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pipeline import networks
 from pipeline.base.store import Block
-from pipeline.cluster import Here, Workers
+from pipeline.cluster.here import Here
+from pipeline.cluster.opened import Workers
 from pipeline.networks import matrix_products
 from pipeline.networks.memory_fit import InParts
 from pipeline.networks.precision import exact

@@ -117,7 +117,7 @@ def histories(models: Mapping[str, tuple[Sequence[Row], int]]) -> "Figure":
     columns = min(3, len(models))
     lines = -(-len(models) // columns)
     figure = style.figure(3.4 * columns, 0.6 + 2.7 * lines)
-    parts = figure.subplots(lines, columns, sharey=True, squeeze=False).flat
+    parts = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
     for axes, (model, (rows, kept)) in zip(parts, models.items(), strict=False):
         axes.set_title(f"{model}: epoch {kept} of {len(rows)} kept", fontsize=10)
         names = [name for name in rows[0] if name.startswith(("train_accuracy", "val_"))]
@@ -137,7 +137,7 @@ def histories(models: Mapping[str, tuple[Sequence[Row], int]]) -> "Figure":
         axes.set_ylim(0, 100)
         axes.legend(fontsize=8, loc="lower right", framealpha=0.8)
         style.plain(axes)
-    for axes in list(parts):
+    for axes in parts[len(models) :]:
         axes.set_axis_off()
     figure.axes[0].set_ylabel("accuracy in %")
     return figure

@@ -1,8 +1,9 @@
 """Stage `generate@<model>-<attack>`: attack the clean image set and store the result."""
 
-from pipeline import cluster, networks
+from pipeline import networks
 from pipeline.attacks.params import expect_classes
 from pipeline.base import console, files, params, store
+from pipeline.cluster.opened import opened
 from pipeline.generate import generation
 from pipeline.generate.params import GenerateParams
 
@@ -32,7 +33,7 @@ def generate() -> str:
     clean = store.clean(args.clean)
     expect_classes({f"attacks.{args.attack}": attack}, len(clean.class_names))
     checkpoint = networks.load(args.model, class_names=clean.class_names)
-    with cluster.opened() as workers:
+    with opened() as workers:
         attacked = generation.generate(
             clean,
             checkpoint.network(),

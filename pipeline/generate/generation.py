@@ -14,7 +14,7 @@ from pipeline.attacks.params import Attack, Generate
 from pipeline.attacks.stored import identity
 from pipeline.base import console, files, store
 from pipeline.base.values import greatest
-from pipeline.cluster import Workers
+from pipeline.cluster.opened import Workers
 from pipeline.generate.attacker import Attacking, Run
 from pipeline.networks.device import multiplies_bfloat16
 from pipeline.networks.precision import recorded

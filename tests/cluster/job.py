@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline import cluster
 from pipeline.attacks.params import Generate
 from pipeline.base import console, store
+from pipeline.cluster.opened import opened
 from pipeline.generate import generation
 from tests.conftest import PGD, attack_spec
 from tests.narrow import NarrowResNet
@@ -53,7 +53,7 @@ def generate(clean, out, workers, steps=3):
 
 def main() -> str:
     clean, out, steps = store.ImageSet(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
-    with cluster.opened() as workers:
+    with opened() as workers:
         print("open", flush=True)
         generate(clean, out, workers, steps)
     return "done"

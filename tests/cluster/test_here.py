@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import cluster
 from pipeline.base import console
 from pipeline.base.errors import InputError
 from pipeline.cluster import connection, freight, slots, training
+from pipeline.cluster.here import Here
 from tests.cluster.job import Square
 
 CPU = torch.device("cpu")
@@ -22,8 +22,8 @@ def node(name="a", alive=True, **resources):
 
 def test_without_the_variable_this_process_works_and_ray_is_not_imported(monkeypatch):
     program = (
-        "import sys; from pipeline import cluster; from tests.cluster.job import Square\n"
-        "with cluster.opened() as workers: print(list(workers.map(Square(), range(3))))\n"
+        "import sys; from pipeline.cluster import opened; from tests.cluster.job import Square\n"
+        "with opened.opened() as workers: print(list(workers.map(Square(), range(3))))\n"
         "sys.exit('ray' in sys.modules)"
     )
     env = {**os.environ, connection.VARIABLE: ""}
@@ -40,26 +40,26 @@ def test_items_are_computed_one_by_one_until_a_stop():
             taken.append(number)
             yield number
 
-    found = cluster.Here(CPU).map(Square(), items(), stop)
+    found = Here(CPU).map(Square(), items(), stop)
     assert next(found) == 0
     assert taken == [0]
     stop.asked = True
     assert list(found) == []
-    assert cluster.Here(CPU).batches(100) == 1
+    assert Here(CPU).batches(100) == 1
 
 
 @pytest.mark.parametrize("name", ["remote", "ray://host", "http://host:1", "10.0.0.1:6379"])
 def test_other_clusters_are_refused(monkeypatch, name):
     monkeypatch.setenv(connection.VARIABLE, name)
     with pytest.raises(InputError, match=r"expected local, auto or ray://HOST:PORT, found"):
-        cluster.wanted()
+        connection.wanted()
 
 
 def test_a_missing_ray_is_told_in_one_line(monkeypatch):
     monkeypatch.setenv(connection.VARIABLE, "local")
     monkeypatch.setattr(connection.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match="Ray is not installed. Run `make cluster`."):
-        cluster.wanted()
+        connection.wanted()
 
 
 def test_one_machine_without_gpus_trains_without_ray(monkeypatch):

@@ -11,11 +11,11 @@ import time
 import pytest
 import torch
 
-from pipeline import cluster
 from pipeline.attacks.params import Threat
 from pipeline.base import console
 from pipeline.base.errors import InputError
 from pipeline.cluster import connection
+from pipeline.cluster import opened as cluster
 from pipeline.cluster.here import Here
 from pipeline.evaluate import whitebox
 from pipeline.evaluate.target import Target

@@ -14,7 +14,7 @@ import torch
 from pipeline import document, networks
 from pipeline.attacks.params import Attack, Generate, Threat
 from pipeline.base import params, seeds
-from pipeline.cluster import Here
+from pipeline.cluster.here import Here
 from pipeline.evaluate import checks, diagnostics, judgement, sweeps
 from pipeline.evaluate.params import Curves, Evaluate
 from pipeline.evaluate.target import Target

@@ -4,7 +4,7 @@ import torch
 
 from pipeline.attacks.params import Attack, Generate, Threat
 from pipeline.base.errors import InputError
-from pipeline.cluster import Here
+from pipeline.cluster.here import Here
 from pipeline.evaluate import ensemble, judgement
 from pipeline.evaluate.params import Curves, Ensemble, Grid
 from pipeline.generate import generation

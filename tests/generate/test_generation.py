@@ -13,7 +13,7 @@ from pipeline import attacks, networks
 from pipeline.attacks.params import Generate
 from pipeline.base import console, seeds, store
 from pipeline.base.errors import InputError
-from pipeline.cluster import Here
+from pipeline.cluster.here import Here
 from pipeline.generate import generation
 from pipeline.generate.attacker import Attacking
 from pipeline.harden import refreshed_sets
