@@ -18,13 +18,13 @@ from pipeline import attacks
 from pipeline.base.errors import InputError
 from pipeline.base.store import ImageSet
 from pipeline.base.values import CLEAN
-from pipeline.harden import pairing, params
+from pipeline.harden import params
 from pipeline.harden.moving_target import Target
-from pipeline.harden.pairing import Batch
 from pipeline.harden.starts import noise, random_start, step_sizes
-from pipeline.train import augmentation, mixing
+from pipeline.train import augmentation, mixing, pairs
 from pipeline.train.batches import ALPHA_SCALE
 from pipeline.train.images import COPIED, Rows, sent, working_copy
+from pipeline.train.pairs import Batch
 from pipeline.train.part import Part
 
 
@@ -104,9 +104,9 @@ class RefreshedBatches:
             batch = images, part.counted(labels), part.shares(images)
             if self._recipe.beta is not None:
                 original = own_move.apply(self._originals(own) / 255)
-                yield pairing.trades(batch, chosen, original, self._recipe.beta)
+                yield pairs.trades(batch, chosen, original, self._recipe.beta)
             elif self.refresh.regularise is not None and is_refreshed:
-                yield pairing.regularised(batch, chosen, start, self.refresh.regularise)
+                yield pairs.regularised(batch, chosen, start, self.refresh.regularise)
             else:
                 yield batch
 
