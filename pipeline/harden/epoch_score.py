@@ -16,6 +16,7 @@ from pipeline.attacks.params import Attack
 from pipeline.base.store import Block
 from pipeline.harden import moving_target, params
 from pipeline.networks import precision, scores
+from pipeline.networks.memory_fit import InParts
 from pipeline.networks.prediction import BATCH_SIZE
 from pipeline.networks.scores import Validate, accuracy_on
 from pipeline.train import group
@@ -44,10 +45,10 @@ def validation(
 def robust_accuracy_on(chosen: Block, settings: params.Held, dtype: torch.dtype) -> Validate:
     """Return a validation that measures robust accuracy against the current network.
 
-    It runs PGD and FGSM against the network at each call, and also classifies the same images
-    without an attack. `chosen` contains clean validation images. Attacks follow the gradients of
-    the network in `dtype`. The network itself, not its version in `dtype`, decides whether they
-    succeed.
+    It runs PGD and FGSM against the network at each call, on those of the `chosen` clean validation
+    images that the network gets right. So an image counts as in an evaluation: only if it is right
+    without the attack, too. Attacks follow the gradients of the network in `dtype`. The network
+    itself, not its version in `dtype`, decides whether they succeed.
     """
     spec, image_size = settings.selection, chosen.images.shape[2]
     pgd = {
@@ -60,10 +61,13 @@ def robust_accuracy_on(chosen: Block, settings: params.Held, dtype: torch.dtype)
     threats = [Attack.model_validate(entry) for entry in ({"attack": "FGSM", "eps": spec.eps}, pgd)]
 
     def validate(network: nn.Module) -> dict[str, float]:
-        exact = networks.frozen_copy(network)
-        target = moving_target.Target(exact, image_size, dtype).now()
-        fgsm, robust = (_under(threat, target, exact, chosen) for threat in threats)
-        clean = networks.accuracy(exact, chosen.images, chosen.labels)
+        copied = networks.frozen_copy(network)
+        target, exact = moving_target.Target(copied, image_size, dtype).now(), InParts(copied)
+        right = chosen.select(networks.predict(exact, chosen.images) == chosen.labels)
+        fgsm, robust = (
+            _withstand(threat, target, exact, right) / len(chosen) for threat in threats
+        )
+        clean = len(right) / len(chosen)
         return {"val_accuracy": robust, "val_clean": clean, "val_fgsm": fgsm, "val_pgd": robust}
 
     return validate
@@ -132,17 +136,16 @@ def collapse(history: Sequence[Row], n_images: int) -> str:
     )
 
 
-def _under(threat: Attack, target: nn.Module, exact: nn.Module, chosen: Block) -> float:
+def _withstand(threat: Attack, target: nn.Module, exact: nn.Module, chosen: Block) -> int:
+    """Return how many of the images withstand a fresh attack."""
     attack = attacks.build(threat, target, 2)  # FGSM and PGD alone, which compare two classes
-    device = next(exact.parameters()).device
-    right = []
+    device, count = next(exact.parameters()).device, 0
     for start in range(0, len(chosen), BATCH_SIZE):
         images = networks.pixels(chosen.images[start : start + BATCH_SIZE], device)
         labels = torch.from_numpy(chosen.labels[start : start + BATCH_SIZE]).to(device)
-        right.append(
-            networks.is_right(exact, attacks.perturb(attack, images, labels, start), labels)
-        )
-    return float(np.concatenate(right).mean())
+        adv_images = attacks.perturb(attack, images, labels, start)
+        count += int(networks.is_right(exact, adv_images, labels).sum())
+    return count
 
 
 def _sample(val: Block, selection: params.Selection) -> Block:

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from pipeline import attacks
 from pipeline.base.values import Spread
-from pipeline.harden import pairing, params
+from pipeline.harden import params
 from pipeline.harden.moving_target import Target
-from pipeline.harden.pairing import Batch
 from pipeline.harden.starts import noise, random_start, step_sizes
-from pipeline.train import augmentation, mixing
+from pipeline.networks.memory_fit import fitted
+from pipeline.train import augmentation, mixing, pairs
 from pipeline.train.batches import ALPHA_SCALE
+from pipeline.train.pairs import Batch
 from pipeline.train.part import Part
 
 
@@ -60,7 +61,7 @@ class OnlineBatches:
             if recipe.beta is not None:
                 batch = adv_images, labels, share * recipe.adv_weight
                 all_of_them = torch.arange(len(labels), device=labels.device)
-                yield pairing.trades(batch, all_of_them, images, recipe.beta)
+                yield pairs.trades(batch, all_of_them, images, recipe.beta)
             elif recipe.clean_weight == 0:
                 yield adv_images, labels, share * recipe.adv_weight
             else:
@@ -76,8 +77,8 @@ class OnlineBatches:
         aim = labels
         if adversary.target == "least_likely":
             with torch.no_grad():
-                logits = network(images).scatter(1, labels[:, None], torch.inf)  # not the label
-                aim = logits.argmin(1)
+                logits = fitted(network, images, lambda: network(images))
+                aim = logits.scatter(1, labels[:, None], torch.inf).argmin(1)  # not the label
         alpha = step_sizes(adversary.alpha, eps, adversary.steps) * self.state[ALPHA_SCALE]
         reach, bound = eps, eps
         if adversary.noise is not None:

@@ -49,6 +49,30 @@ def test_robust_selection_attacks_the_current_network(settings, network, dtype):
     assert alone.keys() == scores.keys()
 
 
+class Wave(torch.nn.Module):
+    """A network that is wrong about grey images, and right about darker and brighter ones."""
+
+    def __init__(self, reach):
+        super().__init__()
+        self.reach = torch.nn.Parameter(torch.tensor(reach))
+
+    def forward(self, images):
+        distance = (images.mean((1, 2, 3)) - 0.51) / self.reach
+        own = -torch.cos(distance * torch.pi)
+        return torch.stack([own, torch.zeros_like(own)], 1)
+
+
+def test_an_image_that_only_an_attack_makes_right_is_not_robust(settings):
+    val = make_block(4)
+    val.images[:] = 127
+    val.labels[:] = 0
+    network = Wave(float(settings.selection.eps))
+    attacked = torch.from_numpy(val.images) / 255 - settings.selection.eps
+    assert networks.is_right(network, attacked, torch.zeros(4, dtype=int)).all()
+    found = epoch_score.robust_accuracy_on(val, settings, torch.float32)(network)
+    assert set(found.values()) == {0.0}
+
+
 def test_the_recipe_decides_how_its_epochs_are_compared(settings, network):
     val = make_block(12)
     mixed = epoch_score.validation(settings.finetuned["robust"], val, settings, CPU)(network)
