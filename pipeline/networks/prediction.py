@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.base.errors import InputError
-from pipeline.networks.memory_fit import fitted
+from pipeline.networks.memory_fit import InParts, fitted
 from pipeline.networks.precision import exact
 
 # Images for networks that are only asked for their predictions. Smaller images than 64x64 are more
@@ -43,12 +43,13 @@ def _of_each(
 ) -> Tensor:
     """Return what is kept of the outputs for uint8 images (N, 3, H, W), on the CPU."""
     device, was_training = next(network.parameters()).device, network.training
+    asked = network if isinstance(network, InParts) else InParts(network)
     batch_size = batch_size or _at_once(images, device)
-    network.eval()
+    asked.eval()
     try:
         with torch.inference_mode(), exact():
             parts = [
-                kept(_outputs(network, pixels(images[i : i + batch_size], device))).cpu()
+                kept(_outputs(asked, pixels(images[i : i + batch_size], device))).cpu()
                 for i in range(0, len(images), batch_size)
             ]
     finally:

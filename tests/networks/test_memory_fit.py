@@ -37,6 +37,14 @@ class Narrow(nn.Module):
         )
 
 
+def test_predictions_take_smaller_parts_than_fit():
+    network = Narrow(3, "forward")
+    block = make_block(N, size=8)
+    expected = networks.predict(network.network, block.images)
+    assert (networks.predict(network, block.images) == expected).all()
+    assert max(network.taken) == 2
+
+
 @pytest.fixture
 def unsaid():
     console.say_once.cache_clear()
