@@ -16,8 +16,7 @@ from pipeline.base import console, files, store
 from pipeline.base.values import greatest
 from pipeline.cluster.opened import Workers
 from pipeline.generate.attacker import Attacking, Run
-from pipeline.networks.device import multiplies_bfloat16
-from pipeline.networks.precision import recorded
+from pipeline.networks.precision import precision_for, recorded
 from pipeline.networks.torchvision_models import models
 
 # Images on which both precisions are tried: this share of the set, within these bounds.
@@ -123,12 +122,12 @@ def trial_sample(clean: store.ImageSet, seed: int) -> store.Block:
 def choose(job: Attacking, sample: store.Block, device: torch.device) -> Choice:
     """Return the precision to attack in, of those that the job's settings allow.
 
-    With `auto`, bf16 is taken if the device multiplies it, unless attacks on it fool the exact
-    network less often. Both are tried on the same images; `is_worse` decides.
+    bf16 is taken where a training would take it. With `auto`, it is not taken if attacks on it fool
+    the exact network less often. Both are tried on the same images; `is_worse` decides.
     """
     fp32, bf16 = recorded("fp32", device), recorded("bf16", device)
     allowed = job.settings.precision
-    if allowed == "fp32" or (allowed == "auto" and not multiplies_bfloat16(device)):
+    if precision_for(allowed, device) != "bf16":
         return Choice("fp32", fp32)
     if allowed == "bf16":
         return Choice("bf16", bf16)
@@ -152,10 +151,12 @@ def is_worse(by_fp32: NDArray[np.bool_], by_bf16: NDArray[np.bool_]) -> bool:
     by either with the same probability (McNemar's exact test, one-sided). The loss must also be
     more than MOST_LOST of all images.
     """
+    from scipy.stats import binomtest
+
     lost, gained = int((by_fp32 & ~by_bf16).sum()), int((by_bf16 & ~by_fp32).sum())
-    n_differing = lost + gained
-    tail = sum(math.comb(n_differing, count) for count in range(lost, n_differing + 1))
-    return lost - gained > MOST_LOST * len(by_fp32) and tail < CHANCE * 2**n_differing
+    if lost - gained <= MOST_LOST * len(by_fp32):
+        return False
+    return bool(binomtest(lost, lost + gained, alternative="greater").pvalue < CHANCE)
 
 
 def attacked_again(

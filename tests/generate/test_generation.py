@@ -266,7 +266,7 @@ def trying_both(network):
 def test_auto_takes_bf16_only_where_the_device_multiplies_it(
     sets, network, monkeypatch, multiplies
 ):
-    monkeypatch.setattr(generation, "multiplies_bfloat16", lambda _: multiplies)
+    monkeypatch.setattr("pipeline.networks.precision.multiplies_bfloat16", lambda _: multiplies)
     sample = generation.trial_sample(sets[0], 0)
     choice = generation.choose(trying_both(network), sample, CPU)
     assert choice.precision == ("bf16" if multiplies else "fp32")
@@ -292,7 +292,7 @@ def test_the_trial_attacks_no_larger_batches_than_the_set(sets, network, monkeyp
         sizes.append(len(images))
         return perturb(attack, images, labels, seed)
 
-    monkeypatch.setattr(generation, "multiplies_bfloat16", lambda _: True)
+    monkeypatch.setattr("pipeline.networks.precision.multiplies_bfloat16", lambda _: True)
     monkeypatch.setattr(attacks, "perturb", noted)
     sample = generation.trial_sample(sets[0], 0)
     generation.choose(trying_both(network), sample, CPU)
@@ -308,7 +308,7 @@ def test_auto_drops_bf16_where_its_attacks_fool_less(sets, monkeypatch, capsys):
         def forward(self, images):
             return super().forward(images) * (self.dtype == torch.float32)
 
-    monkeypatch.setattr(generation, "multiplies_bfloat16", lambda _: True)
+    monkeypatch.setattr("pipeline.networks.precision.multiplies_bfloat16", lambda _: True)
     monkeypatch.setattr(matrix_products, "Frozen", Useless)
     clean = sets[0]
     labels = networks.predict(network, store.join(list(clean.blocks())).images, 40)
@@ -341,6 +341,10 @@ def test_bf16_is_refused_only_where_chance_does_not_explain_it(lost, gained, wor
     by_fp32[:lost] = by_bf16[lost : lost + gained] = True
     by_fp32[100:], by_bf16[100:] = True, True
     assert generation.is_worse(by_fp32, by_bf16) == worse
+
+
+def test_a_precision_that_finds_nothing_is_worse():
+    assert generation.is_worse(np.ones(1024, dtype=bool), np.zeros(1024, dtype=bool))
 
 
 def test_equal_precisions_are_seldom_told_apart():
