@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from pipeline.adopt.params import Adopted
-from pipeline.attacks.params import Attack, Generate
+from pipeline.attacks.params import SPARING, Attack, Generate
 from pipeline.base import params
 from pipeline.base.values import CLEAN, MIXED, Name, Section, Share, Spread, greatest
 from pipeline.evaluate.params import Evaluated
@@ -216,6 +216,12 @@ def remarks(settings: Document) -> Iterator[str]:
             f"attacks.{name}: in no mix, so its images are stored and no model is trained on them; "
             "an attack that only judges belongs under evaluate.threats"
         )
+    for name, spec in settings.attacks.items():
+        if name in mixed and spec.attack in SPARING:
+            yield (
+                f"attacks.{name}: {spec.attack} returns images that it does not fool as they were, "
+                "so the mix has clean images among its adversarial ones"
+            )
     guesses, score = settings.guesses, settings.export.score
     if guesses and not any(map(score.covers, guesses)):  # then export.model names a model
         yield (

@@ -251,6 +251,17 @@ def test_check_says_what_is_seldom_meant(folder, monkeypatch, capsys):
     assert lines[2].startswith("params.yaml: attacks.x: in no mix, so its images are stored and no")
 
 
+def test_check_says_which_stored_images_may_be_clean(folder, monkeypatch, capsys):
+    path = folder / "params.yaml"
+    apgd = (
+        "{attack: APGD, eps: &eps 32/255, steps: 5, n_restarts: 1, loss: ce, eot_iter: 1, rho: 1}"
+    )
+    text = path.read_text().replace("{<<: *fgsm}", "{attack: FGSM, eps: *eps}")
+    path.write_text(text.replace("&fgsm {attack: FGSM, eps: &eps 32/255}", apgd))
+    call(monkeypatch, "check")
+    assert "attacks.fgsm: APGD returns images that it does not fool" in capsys.readouterr().out
+
+
 def test_check_names_the_words_of_an_attack(folder, monkeypatch):
     path = folder / "params.yaml"
     tifgsm = (

@@ -23,6 +23,9 @@ from pipeline.base.values import (
     suggestion,
 )
 
+# The attacks that return an image that they do not fool as it was.
+SPARING = ("APGD", "APGDT", "FAB", "Square", "AutoAttack")
+
 
 class Attack(Section):
     """A torchattacks L-infinity attack with every parameter that it takes.

@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline import attacks, networks
 from pipeline.attacks.parameters import ATTACK_PARAMETERS, VALUES, Flag, Numbers, Words
-from pipeline.attacks.params import expect_classes
+from pipeline.attacks.params import SPARING, expect_classes
 from pipeline.base import seeds
 from pipeline.base.errors import InputError
 from pipeline.base.values import parse_level
@@ -63,6 +63,19 @@ def test_pgd_without_random_start_reaches_the_same_corner(images):
     adv_images = attacks.perturb(attacks.build(spec, Linear(), 2), images, LABELS, seed=0)
     fgsm = attacks.perturb(attacks.build(attack_spec(**FGSM), Linear(), 2), images, LABELS, seed=0)
     torch.testing.assert_close(adv_images, fgsm, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ATTACK_PARAMETERS)
+def test_attacks_that_spare_images_are_named(name):
+    network = Linear(4)  # which no change within a level fools
+    network.weight.data[1:] = 0
+    network.weight.data[0] *= 0.05
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    images = (0.5 + 0.4 * network.weight[0].view(3, 8, 8).sign() * images).detach()
+    labels = torch.zeros(6, dtype=torch.int64)
+    spec = attack_spec(**{**samples.attack_entry(name), "eps": "1/255"})
+    found = attacks.perturb(attacks.build(spec, network, 4), images, labels, seed=0)
+    assert torch.equal(found, images) == (name in SPARING)
 
 
 class Sure(Linear):

@@ -41,6 +41,12 @@ def test_the_same_numbers_give_the_same_bytes(name):
     assert b"<dc:date>" not in svg
 
 
+@pytest.mark.parametrize("n_models", [1, 3, 4, 5])
+def test_every_model_has_one_plot_of_its_history(n_models):
+    drawn = figures.histories(dict.fromkeys("abcde"[:n_models], (HISTORY, 1)))
+    assert [axes.axison for axes in drawn.axes].count(True) == n_models
+
+
 def test_heat_maps_follow_the_grid_and_may_be_empty():
     other = [{**row, "accuracy": 0.9} for row in GRID]
     drawn = [figures.png(figures.heat_map(rows, "title")) for rows in ([], GRID, other)]

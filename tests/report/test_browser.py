@@ -117,3 +117,5 @@ def test_it_prints(opened):
     assert pdf.startswith(b"%PDF")
     opened.emulate_media(media="print")
     assert not opened.locator("nav").is_visible()
+    closed = opened.locator("details:not([open]) table").first
+    assert closed.evaluate("table => table.checkVisibility({contentVisibilityAuto: true})")
