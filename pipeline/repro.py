@@ -19,8 +19,9 @@ from pipeline.attacks.params import expect_classes
 from pipeline.audit import lineage
 from pipeline.base import console, files, params, remaining, unfinished
 from pipeline.base.errors import InputError, discarding
-from pipeline.cluster import connection
+from pipeline.cluster import connection, slots
 from pipeline.document import Document
+from pipeline.networks.device_name import VARIABLE as DEVICE
 from pipeline.networks.params import Model
 from pipeline.results import METRICS, results
 from pipeline.watch import LOCK, Watch
@@ -215,11 +216,14 @@ def check(*, with_source: bool = False) -> str:
 
 
 def _check_environment() -> None:
-    """Raise InputError where the environment asks for a cluster or a processor that is not there.
+    """Raise InputError for a variable of the environment that no stage can use.
 
-    Only a processor that is named is checked: that imports torch, which takes seconds.
+    Only a processor that is named is looked for: that imports torch, which takes seconds. The
+    first stage on a cluster finds whether it can be reached, and what it has.
     """
-    if connection.wanted() is None and "PIPELINE_DEVICE" in os.environ:
+    if connection.wanted() is not None:
+        slots.expect_sound()
+    elif DEVICE in os.environ:
         from pipeline.networks import device
 
         device.choose()

@@ -225,6 +225,25 @@ def test_the_home_folder_is_written_out_for_dvc(folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("PIPELINE_DEVICE", "cuda", "has no GPU. Unset it: a cluster's GPUs are used where there"),
+        ("PIPELINE_DEVICE", "cup", "found 'cup'"),
+        ("PIPELINE_DEVICE", "cuda:1", "found cuda:1. Write cuda."),
+        ("PIPELINE_CLUSTER_CPUS", "0", "found '0'"),
+        ("PIPELINE_TRAIN_WORKERS", "two", "found 'two'"),
+    ],
+)
+def test_check_finds_what_no_cluster_can_use(folder, monkeypatch, name, value, message):
+    monkeypatch.setenv("PIPELINE_CLUSTER", "auto")
+    monkeypatch.setattr(repro.connection.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"^{name}: .*{message}"):
+        call(monkeypatch, "check")
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("n_val: 200", "n_val: 1495", "data.n_val: expected from 10 to 1490 of 1500 images, found"),

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pipeline.base.errors import InputError
 from pipeline.cluster.connection import VARIABLE
-from pipeline.networks.device import VARIABLE as DEVICE
+from pipeline.networks import device_name
+from pipeline.networks.device_name import VARIABLE as DEVICE
 
 CORES = "PIPELINE_CLUSTER_CPUS"
 WORKERS = "PIPELINE_TRAIN_WORKERS"
@@ -110,13 +111,44 @@ def _takes_gpus(resources: list[dict[str, float]]) -> bool:
 
     Raises InputError where it asks for one that no node has.
     """
-    device = os.environ.get(DEVICE, "auto").partition(":")[0]
+    device = asked_device()
     has_gpus = any(node.get("GPU", 0) >= 1 for node in resources)
     if device == "cuda" and not has_gpus:
         raise InputError(
             f"{DEVICE}: no node of the cluster has a GPU. Set it to cpu, or add a node with one."
         )
     return has_gpus and device != "cpu"
+
+
+def expect_sound() -> None:
+    """Raise InputError for a variable that no stage on a cluster can use.
+
+    The stages `audit` and `report` run on this machine, so that it needs a GPU if one is asked for.
+    """
+    asked(CORES)
+    asked(WORKERS)
+    if asked_device() == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError(
+                f"{DEVICE}: cuda was asked for, but this machine, which runs the stages `audit` and"
+                " `report`, has no GPU. Unset it: a cluster's GPUs are used where there are any."
+            )
+
+
+def asked_device() -> str:
+    """Return what PIPELINE_DEVICE asks of a cluster: `auto`, `cpu` or `cuda`.
+
+    Raises InputError for another name, and for one GPU by its number.
+    """
+    name = device_name.asked()
+    if ":" in name:
+        raise InputError(
+            f"{DEVICE}: expected auto, cpu or cuda with {VARIABLE}, which takes every free GPU,"
+            f" found {name}. Write cuda."
+        )
+    return name
 
 
 def asked(variable: str) -> int | None:

@@ -23,7 +23,7 @@ from torch import distributed
 from pipeline.base import console
 from pipeline.base.errors import InputError
 from pipeline.cluster import freight
-from pipeline.networks import device
+from pipeline.networks import device, device_name
 
 INTERVAL = 0.5  # seconds between two looks at the files that change
 
@@ -54,7 +54,7 @@ def work(job: Job) -> None:
 
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    os.environ[device.VARIABLE] = str(ray.train.torch.get_device())
+    os.environ[device_name.VARIABLE] = str(ray.train.torch.get_device())
     torch.set_num_threads(job.threads)
     try:
         root = home(job.name)

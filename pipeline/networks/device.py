@@ -3,7 +3,6 @@
 It is chosen when the run starts, and recorded in what the run makes. It is never a parameter.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ import torch
 
 from pipeline.base.errors import InputError
 from pipeline.base.words import counted
+from pipeline.networks.device_name import VARIABLE, asked
 
-VARIABLE = "PIPELINE_DEVICE"
 VOLTA, AMPERE = (7, 0), (8, 0)  # compute capabilities
 
 
@@ -23,14 +22,12 @@ def choose() -> torch.device:
     The default is the first GPU, or the CPU if there is none. Raises InputError for a device that
     does not exist. Never falls back to the CPU silently.
     """
-    name = os.environ.get(VARIABLE, "auto")
+    name = asked()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = re.fullmatch(r"cpu|cuda(?::([0-9]{1,3}))?", name)
-    if found is None:
-        raise InputError(f"{VARIABLE}: expected auto, cpu, cuda or cuda:N, found {name!r}")
+    number = int(name.partition(":")[2] or 0)
     # torch counts a device's number modulo 256.
-    if name != "cpu" and int(found[1] or 0) >= torch.cuda.device_count():
+    if name != "cpu" and number >= torch.cuda.device_count():
         raise InputError(
             f"{VARIABLE}: {name} was asked for,"
             f" but torch sees {torch.cuda.device_count()} CUDA devices; set it to cpu or auto"

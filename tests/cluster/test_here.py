@@ -110,6 +110,8 @@ def test_a_slot_is_free_where_resources_are():
     ("name", "value", "message"),
     [
         ("PIPELINE_DEVICE", "cuda", "no node of the cluster has a GPU"),
+        ("PIPELINE_DEVICE", "cup", "expected auto, cpu, cuda or cuda:N, found 'cup'"),
+        ("PIPELINE_DEVICE", "cuda:1", "every free GPU, found cuda:1. Write cuda."),
         (slots.CORES, "many", "expected a whole number from 1 on, found"),
         (slots.CORES, "0", "expected a whole number from 1 on, found"),
         (slots.CORES, "9", "a task of 9 cores fits on no node .the largest has 4."),

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -32,6 +35,11 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, name, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(InputError, match=f"PIPELINE_DEVICE: .*{message}"):
         device.choose()
+
+
+def test_the_name_of_a_device_is_read_without_torch():
+    program = "import sys; from pipeline.cluster import slots; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_number_that_torch_would_count_down_is_refused(monkeypatch):
