@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "export": {"base", "networks"},
     "adopt": {"base", "networks"},
     "plan": {
+        "audit",
         "base",
         "networks",
         "attacks",

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.audit import lineage
 from pipeline.base import params, store
 from pipeline.base.errors import InputError
 from pipeline.prepare import sources
@@ -71,6 +72,8 @@ def _prepared(data: Data, n_images: int | None) -> Images | None:
         clean = store.ImageSet(CLEAN_SET)
     except InputError:
         return None
+    if not _is_recorded(data):
+        return None
     recorded = clean.attributes
     expected = {
         "source": data.source,
@@ -90,6 +93,23 @@ def _prepared(data: Data, n_images: int | None) -> Images | None:
         n_classes=len(clean.class_names),
         origin=str(CLEAN_SET),
     )
+
+
+def _is_recorded(data: Data) -> bool:
+    """Return whether `dvc.lock` records a clean image set of `data`.
+
+    The source must be what it was, if it is quick to read.
+    """
+    path = Path(data.path).expanduser()
+    try:
+        stage = lineage.recorded(Path())["prepare"]
+        if Data.model_validate({"seed": data.seed, **stage.declared["data"]}) != data:
+            return False
+        if not path.exists() or _bytes_of(path) > CHEAP:
+            return True
+        return stage.deps.get(str(path)) == lineage.md5(path)
+    except (LookupError, TypeError, OSError, ValueError):
+        return False
 
 
 def _declared(data: Data, n_images: int | None, where: str) -> Images | None:

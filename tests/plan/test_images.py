@@ -1,7 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 
 from pipeline import presets
+from pipeline.audit import lineage
 from pipeline.base.errors import InputError
 from pipeline.plan import images
 from tests.conftest import ROOT, make_block, write_set
@@ -98,11 +102,49 @@ def test_a_large_source_is_not_read(settings, tmp_path, monkeypatch):
         images.known(changed(settings, source="npy", path="data/raw"))
 
 
-def test_the_clean_set_is_preferred(settings, tmp_path):
+def record(data, **md5s):
+    """Write what `dvc.lock` says of the stage `prepare` that read `data`."""
+    read = [{"path": data.path, "md5": md5} for md5 in md5s.values()]
+    params = {"params.yaml": {"data": data.model_dump(exclude={"seed"})}}
+    with Path("dvc.lock").open("w") as file:
+        YAML().dump({"stages": {"prepare": {"cmd": "x", "deps": read, "params": params}}}, file)
+
+
+@pytest.fixture
+def prepared(settings, tmp_path):
+    """The params of a clean image set that no longer has its source."""
     about = {"source": "npz", "split.n_val": 10, "image_size": 16}
     write_set(tmp_path / "data/clean", make_block(40), **about)
     data = changed(settings, source="npz", path="data/mine.npz", n_val=10, image_size=None)
+    record(data)
+    return data
+
+
+def write_source(path, n_images):
+    pixels = np.random.default_rng(0).integers(0, 256, (n_images, 3, 16, 16), dtype=np.uint8)
+    np.savez(path, images=pixels, labels=np.arange(n_images) % 4)
+
+
+def test_the_clean_set_is_preferred(settings, prepared):
+    data = prepared
     found = images.known(data)
     assert (found.n_images, found.n_val, found.size, found.n_classes) == (40, 10, 16, 3)
     assert found.origin == "data/clean"
     assert images.known(settings.data).origin == "the source digits"
+
+
+def test_the_clean_set_of_another_source_is_not_counted(prepared, tmp_path):
+    write_source(tmp_path / "data/other.npz", 50)
+    other = prepared.model_copy(update={"path": "data/other.npz"})
+    assert images.known(other).n_images == 50
+    write_source(tmp_path / "data/mine.npz", 60)
+    assert images.known(prepared).n_images == 60, "the file has changed"
+    record(prepared, mine=lineage.md5(tmp_path / "data/mine.npz"))
+    assert images.known(prepared).origin == "data/clean"
+
+
+@pytest.mark.parametrize("text", ["", "stages: {}", "stages: {prepare: {cmd: x}}", "{"])
+def test_the_clean_set_of_an_unknown_source_is_not_counted(prepared, tmp_path, text):
+    (tmp_path / "dvc.lock").write_text(text)
+    with pytest.raises(InputError, match="write --images N$"):
+        images.known(prepared)
