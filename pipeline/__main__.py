@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline import document, place, presets, repro, results
 from pipeline.base import console, params, unfinished
 from pipeline.base.errors import InputError
+from pipeline.cluster import connection
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,6 +120,11 @@ def plan(preset: str | None, n_images: int | None) -> str:
         raise InputError(f"--images: expected 1 or more, found {n_images}")
     from pipeline.plan import planning
 
+    if connection.wanted():
+        console.say(
+            f"warning: {connection.VARIABLE} is set, but a plan measures this machine alone;"
+            " a run would use the cluster"
+        )
     if preset is None:
         place.expect_project(Path())
         return planning.plan(document.load(params.FILE), n_images, keep=n_images is None)

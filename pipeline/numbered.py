@@ -9,6 +9,7 @@ import logging
 import sys
 
 from pipeline.base import remaining, words
+from pipeline.cluster import connection
 
 
 class Numbered(logging.Filter):
@@ -55,7 +56,8 @@ def main() -> int:
     from dvc import cli
 
     total, *arguments = sys.argv[1:]
-    expected = remaining.Expected(remaining.kept())
+    # A plan says nothing about a cluster.
+    expected = remaining.Expected({} if connection.wanted() else remaining.kept())
     for handler in logging.getLogger("dvc").handlers:
         handler.addFilter(Numbered(int(total), expected))
     return int(cli.main(arguments))

@@ -73,9 +73,10 @@ def repro() -> str:
 def _plan() -> None:
     """Measure how long a run will take, if somebody watches and something will run.
 
-    The table of `make plan` is then printed first.
+    The table of `make plan` is then printed first. A plan measures this machine alone, and says
+    nothing about a cluster.
     """
-    if not sys.stdout.isatty() or remaining.kept():
+    if not sys.stdout.isatty() or connection.wanted() or remaining.kept():
         return
     status = [sys.executable, "-m", "dvc", "status", "--quiet"]
     if subprocess.run(status, env=environment(), stderr=subprocess.DEVNULL, check=False).returncode:

@@ -95,6 +95,18 @@ def test_a_plan_of_a_preset_names_the_preset(folder, monkeypatch):
     assert asked == [{"where": "the preset cifar10"}, {"keep": True}]
 
 
+def test_a_plan_says_that_it_measures_no_cluster(folder, monkeypatch, capsys):
+    from pipeline.plan import planning
+
+    monkeypatch.setattr(command.connection, "wanted", lambda: "auto")
+    monkeypatch.setattr(planning, "plan", lambda *_, **__: "planned")
+    assert call(monkeypatch, "plan") == "planned"
+    assert capsys.readouterr().out == (
+        "warning: PIPELINE_CLUSTER is set, but a plan measures this machine alone; a run would use"
+        " the cluster\n"
+    )
+
+
 def test_check_says_why_there_will_be_no_ranking(folder, monkeypatch, capsys):
     path = folder / "params.yaml"
     text = path.read_text().replace("score: {max_eps: *eps}", "score: {max_eps: 4/255}")

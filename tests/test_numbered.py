@@ -1,5 +1,6 @@
 import logging
 import os
+import sys
 
 import pytest
 
@@ -69,3 +70,15 @@ def test_a_stage_that_runs_tells_how_long_the_whole_run_takes(monkeypatch):
         "Running stage 'train_clean' (2 of 3; whole run: 1 min 30 s left):",
     ]
     assert os.environ[remaining.VARIABLE].endswith(" 20.0")
+
+
+@pytest.mark.parametrize(("cluster", "seconds"), [(None, {"export": 20.0}), ("auto", {})])
+def test_a_plan_counts_where_there_is_no_cluster(monkeypatch, cluster, seconds):
+    monkeypatch.setattr(numbered.connection, "wanted", lambda: cluster)
+    monkeypatch.setattr(remaining, "kept", lambda: {"export": 20.0})
+    expected = []
+    monkeypatch.setattr(remaining, "Expected", expected.append)
+    monkeypatch.setattr("dvc.cli.main", lambda _: 0)
+    monkeypatch.setattr(sys, "argv", ["numbered", "11", "repro"])
+    assert numbered.main() == 0
+    assert expected == [seconds]

@@ -271,6 +271,10 @@ def test_a_run_is_planned_first_where_somebody_watches(
     unknown = "it is not known how long the run takes: data.n_images: not known before data/raw is"
     assert (unknown in capsys.readouterr().out) is is_planned
     commands.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(repro.connection, "wanted", lambda: "auto")
+        repro._plan()  # which measures this machine alone
+    assert not commands
     remaining.keep({"prepare": 1.0})
     repro._plan()  # a kept plan is used
     assert not commands
