@@ -32,7 +32,7 @@ def check(root: Path) -> None:
         raise InputError(
             f"{root.absolute()}: no folder {DVC}; copy it too, hidden as it is, or run {begin}"
         )
-    if git is None and ask_dvc(root, "config", "core.no_scm").lower() != "true":
+    if git is None and not _is_set(root, "core.no_scm"):
         raise InputError(
             f"{root.absolute()}: not in a Git repository; run `git init`, "
             "or `dvc config --local core.no_scm true`"
@@ -145,7 +145,7 @@ def _expect_other_locks(root: Path, error: OSError) -> None:
     left = DVC / "tmp" / "lock"
     commands = (
         []
-        if ask_dvc(root, "config", "core.hardlink_lock") == "true"
+        if _is_set(root, "core.hardlink_lock")
         else ["dvc config --local core.hardlink_lock true"]
     )
     if (root / left).exists() and (root / left).stat().st_nlink == 1:
@@ -158,6 +158,11 @@ def _expect_other_locks(root: Path, error: OSError) -> None:
         ) from error
 
 
+def _is_set(root: Path, option: str) -> bool:
+    """Return whether an option of DVC is true, in any case, as DVC reads it."""
+    return ask_dvc(root, "config", option).lower() == "true"
+
+
 def _check_link(root: Path, folder: Path, git: Path | None) -> None:
     """Raise InputError where a folder is a link out of the Git repository.
 
@@ -168,7 +173,7 @@ def _check_link(root: Path, folder: Path, git: Path | None) -> None:
         git is None
         or not path.is_symlink()
         or path.resolve().is_relative_to(git.resolve())
-        or ask_dvc(root, "config", "core.no_scm") == "true"
+        or _is_set(root, "core.no_scm")
     ):
         return
     keep = (

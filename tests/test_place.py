@@ -135,7 +135,7 @@ def test_an_output_folder_that_is_a_link_out_is_refused(folder, monkeypatch, nam
         "such a link; ",
     )
     if name != ".dvc":
-        dvc("config", "--local", "core.no_scm", "true")
+        dvc("config", "--local", "core.no_scm", "True")
         place.check(Path())
 
 
