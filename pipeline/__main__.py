@@ -71,9 +71,15 @@ def main() -> str:
     if not project.is_dir():
         raise InputError(f"--project: {project}: no such folder")
     if getattr(args, "path", None) is not None:
-        args.path = Path(os.path.relpath(args.path, project))
+        args.path = _seen_from(project, args.path)
     with contextlib.chdir(project):
         return _run(args)
+
+
+def _seen_from(project: Path, path: Path) -> Path:
+    """Return a path as it is called in a project folder, which may be given as a link."""
+    found = Path(os.path.relpath(path, project))
+    return found if ".." not in found.parts else Path(os.path.relpath(path, project.resolve()))
 
 
 def _run(args: argparse.Namespace) -> str:

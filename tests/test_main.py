@@ -404,6 +404,20 @@ def test_an_audit_without_a_path_is_of_the_project(folder, monkeypatch):
     assert [str(path) for path in seen] == [".", ".", "data/clean", "models"]
 
 
+def test_a_path_is_found_where_the_project_is_a_link(folder, tmp_path_factory, monkeypatch):
+    seen = []
+    monkeypatch.setattr(command, "audit_project", lambda path, robust: seen.append(path) or "")
+    deeper = tmp_path_factory.mktemp("links") / "a/b"
+    deeper.mkdir(parents=True)
+    (deeper / "link").symlink_to(folder)
+    (deeper / "other").mkdir()
+    monkeypatch.chdir(deeper)
+    for path in ("link/data/raw", str(folder / "data/raw"), "other"):
+        call(monkeypatch, "--project", "link", "audit", path)
+    assert [str(path) for path in seen[:2]] == ["data/raw"] * 2
+    assert (folder / seen[2]).resolve() == deeper / "other"
+
+
 def test_results_need_metrics(folder, monkeypatch):
     with pytest.raises(InputError, match="metrics: no metrics yet"):
         call(monkeypatch, "results")
