@@ -73,7 +73,7 @@ def _reasons(
     if recorded[stage].outs.get(str(path)) != lineage.md5(path):
         yield f"not what {lineage.RECORDED} records"
     model = Path("models", f"{name}.safetensors")
-    if model.exists() and files.read_json(path)["sha256"] != files.sha256(model):
+    if model.exists() and files.read_json(path, "sha256")["sha256"] != files.sha256(model):
         yield f"made with another {model}"
 
 

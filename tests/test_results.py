@@ -1,5 +1,6 @@
 """The results of a project: what they are about, and whether they are those of its params."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -208,3 +209,19 @@ def test_damaged_metrics_are_one_line(folder, text, problem):
     with pytest.raises(InputError, match=message) as caught:
         results.results()
     assert "\n" not in str(caught.value)
+
+
+def test_metrics_of_another_version_are_one_line(folder):
+    path = folder / "metrics/robust.json"
+    before, content = lineage.md5(path), json.loads(path.read_text())
+    lock = (folder / "dvc.lock").read_text()
+    unlike = "not as this version writes metrics; `dvc repro evaluate@robust` makes it again"
+    for kept, message in (
+        ({**content, "diagnostics": {"verdict": "strong"}}, unlike),
+        ({**content, "clean": 0.9}, unlike),
+        ({key: content[key] for key in content if key != "sha256"}, r"cannot be read \(no sha256"),
+    ):
+        path.write_text(json.dumps(kept))
+        (folder / "dvc.lock").write_text(lock.replace(before, lineage.md5(path)))
+        with pytest.raises(InputError, match=f"^metrics/robust.json: {message}"):
+            results.results()

@@ -50,23 +50,11 @@ def results(
     missing = [model for model, path in paths.items() if not path.exists()]
     if len(missing) == len(paths):
         raise InputError(f"{folder}: no metrics yet; `dvc repro` makes them")
-    metrics = {
-        model: files.read_json(path, *KEYS) for model, path in paths.items() if model not in missing
-    }
-    reasons = [
-        f"{model}: {_reasons(content['diagnostics'])}"
-        for model, content in metrics.items()
-        if _undecided(content["diagnostics"])
-    ]
-    verdicts = {model: content["diagnostics"]["verdict"] for model, content in metrics.items()}
+    metrics = {model: _read(path) for model, path in paths.items() if model not in missing}
     marked = {model: why for model, why in outdated.items() if model in metrics}
     return "\n".join(
         [
-            *_table(metrics, marked),
-            *_subjects(metrics),
-            NOTE,
-            *reasons,
-            worth(verdicts),
+            *_lines(metrics, marked),
             *(
                 [f"! {', '.join(missing)}: no metrics yet; `make repro` makes them"]
                 if missing
@@ -75,6 +63,30 @@ def results(
             *_warnings(marked),
         ]
     )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the metrics of a model. Raises InputError where their lines cannot be made."""
+    content = files.read_json(path, *KEYS)
+    try:
+        _lines({path.stem: content}, ())
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: not as this version writes metrics; `dvc repro evaluate@{path.stem}` makes it"
+            " again"
+        ) from error
+    return content
+
+
+def _lines(metrics: Mapping[str, Any], marked: Container[str]) -> list[str]:
+    """Return the table, what was judged, and what the numbers are worth."""
+    reasons = [
+        f"{model}: {_reasons(content['diagnostics'])}"
+        for model, content in metrics.items()
+        if _undecided(content["diagnostics"])
+    ]
+    verdicts = {model: content["diagnostics"]["verdict"] for model, content in metrics.items()}
+    return [*_table(metrics, marked), *_subjects(metrics), NOTE, *reasons, worth(verdicts)]
 
 
 def _subjects(metrics: Mapping[str, Any]) -> Iterator[str]:
