@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 
 from pipeline.base.errors import InputError
 from pipeline.base.store import ImageSet
+from pipeline.base.values import CLEAN
 from pipeline.export import submission
 from pipeline.networks import Checkpoint
 
@@ -69,8 +70,8 @@ def text(
 ) -> str:
     """Return the card of a model.
 
-    `origin` is the model that its fine-tunings began with, or the model itself. `metrics` are those
-    of its evaluation, and `clean` are its images.
+    `origin` is the model that its trainings began with, or the model itself. `metrics` are those of
+    its evaluation, and `clean` are its images.
     `among` is the number of models that the judged images chose it from; it is 1 if they did not.
     """
     results, source = submission.named(metrics), str(clean.attributes["source"])
@@ -92,18 +93,24 @@ def text(
 
 
 def origin(checkpoint: Checkpoint, load: Callable[[str], Checkpoint]) -> Checkpoint:
-    """Return the model that a model's fine-tunings began with, or the model itself.
+    """Return the model that a model's trainings began with, or the model itself.
 
     `load` returns a model by its name. Raises InputError for one that began with itself, as after
     files were swapped.
     """
     seen: set[str] = set()
-    while parent := str(checkpoint.provenance.get("training.of", "")):
+    while parent := _parent(checkpoint.provenance):
         if parent in seen:
-            raise InputError(f"models: {parent} is recorded as fine-tuned from itself")
+            raise InputError(f"models: {parent} is recorded as trained from itself")
         seen.add(parent)
         checkpoint = load(parent)
     return checkpoint
+
+
+def _parent(provenance: Mapping[str, Any]) -> str:
+    """Return the model that a training began with, or nothing if it began with other weights."""
+    begins_clean = provenance.get("training.start") == CLEAN
+    return CLEAN if begins_clean else str(provenance.get("training.of", ""))
 
 
 def _head(
@@ -137,15 +144,16 @@ def _judged(
 ) -> str:
     """Return which images judged a model, what they chose, and whether they may have trained it."""
     part = metrics["data_set"]["judged"]
-    chosen = ["the kept epoch"] if part == "val" else []
+    is_adopted = "file.sha256" in checkpoint.provenance
+    chosen = ["the kept epoch"] if part == "val" and not is_adopted else []
     chosen += [f"this model among {among}"] if among > 1 else []
     use = f"which also chose {' and '.join(chosen)}" if chosen else "which chose nothing"
     images, unknown = f"{JUDGED[part]}, {use}.", "elsewhere; whether on these images is not known."
-    trained = "This model" if checkpoint is origin else "The model that it is fine-tuned from"
+    trained = "This model" if checkpoint is origin else "The model that it starts from"
     if "file.sha256" in origin.provenance:
         return f"{images} {trained} was trained {unknown}"
     if "/" in (weights := str(origin.provenance.get("weights", ""))):
-        return f"{images} {trained} starts from `{weights}`, which was trained {unknown}"
+        return f"{images} {trained} begins with `{weights}`, which was trained {unknown}"
     if copies := metrics["diagnostics"]["checks"]["judged_images_not_held_out"]["value"]:
         return f"{images} {copies:.1%} of them are training images too, pixel by pixel."
     return f"{images} No training step used them."

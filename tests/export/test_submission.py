@@ -154,7 +154,7 @@ def test_the_card_of_a_model_trained_elsewhere_promises_nothing(checkpoint):
     adopted = dataclasses.replace(checkpoint, provenance={"file.sha256": "a" * 64})
     tuned = dataclasses.replace(checkpoint, provenance={"training.of": "mine"})
     unknown = "was trained elsewhere; whether on these images is not known. Robust"
-    for model, name in ((adopted, "This model"), (tuned, "The model that it is fine-tuned from")):
+    for model, name in ((adopted, "This model"), (tuned, "The model that it starts from")):
         text = card.text("x", model, adopted, METRICS, IMAGES, 1)
         assert f"on test images, which chose nothing. {name} {unknown}" in text
         assert "No training step" not in text
@@ -164,7 +164,7 @@ def test_the_card_names_weights_of_ones_own_and_what_the_images_chose(checkpoint
     own = dataclasses.replace(checkpoint, provenance={"weights": "models/pretrained/own.pth"})
     text = card.text("x", own, own, METRICS, IMAGES, 3)
     assert (
-        "on test images, which also chose this model among 3. This model starts from "
+        "on test images, which also chose this model among 3. This model begins with "
         "`models/pretrained/own.pth`, which was trained elsewhere; whether on these images is not "
         "known."
     ) in text
@@ -176,9 +176,32 @@ def test_the_card_names_weights_of_ones_own_and_what_the_images_chose(checkpoint
     ) in text
 
 
+def test_the_card_follows_an_online_training_to_the_clean_model(checkpoint):
+    clean = dataclasses.replace(checkpoint, provenance={"weights": "models/pretrained/own.pth"})
+    online = dataclasses.replace(checkpoint, provenance={"training.start": "clean"})
+    tuned = dataclasses.replace(checkpoint, provenance={"training.of": "online"})
+    for model in (online, tuned):
+        origin = card.origin(model, {"online": online, "clean": clean}.get)
+        assert origin is clean
+        text = card.text("x", model, origin, METRICS, IMAGES, 1)
+        assert (
+            "The model that it starts from begins with `models/pretrained/own.pth`, which" in text
+        )
+    fresh = dataclasses.replace(checkpoint, provenance={"training.start": '{"weights": null}'})
+    assert card.origin(fresh, {}.get) is fresh
+
+
+def test_the_card_of_an_adopted_model_tells_of_no_kept_epoch(checkpoint):
+    adopted = dataclasses.replace(checkpoint, provenance={"file.sha256": "a" * 64})
+    metrics = {**METRICS, "data_set": {"judged": "val"}}
+    assert "validation images, which also chose this model among 3. This" in card.text(
+        "x", adopted, adopted, metrics, IMAGES, 3
+    )
+
+
 def test_models_that_began_with_each_other_are_refused(checkpoint):
     swapped = dataclasses.replace(checkpoint, provenance={"training.of": "clean"})
-    with pytest.raises(InputError, match="models: clean is recorded as fine-tuned from itself"):
+    with pytest.raises(InputError, match="models: clean is recorded as trained from itself"):
         card.origin(swapped, lambda _: swapped)
 
 
