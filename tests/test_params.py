@@ -209,7 +209,7 @@ CHANGES = [
     ("training", None, "training: expected a value, found none"),
     ("data.seed", 1, "data.seed: expected no such key, seed alone holds for it, found one"),
     ("seed", -1, "seed: expected at least 0, found -1"),
-    ("precision", "fp16", "params.yaml: precision: expected auto, fp32 or bf16, found 'fp16'"),
+    ("precision", "fp16", "params.yaml: precision: expected auto, fp32 or bf16, found 'fp16'$"),
     ("finetuned.robust.of", "robust",
      r"finetuned.robust.of: expected an attacked model \(clean\), found 'robust'"),
     ("data.arrays", {"images": "x", "labels": "y"},

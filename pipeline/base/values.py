@@ -120,7 +120,9 @@ def spelled(value: Any, words: Iterable[str]) -> Any:
 def suggestion(value: object, words: Iterable[str]) -> str:
     """Return "; did you mean …?" with the word that is most like a value, or nothing."""
     known = {word.lower(): word for word in words}
-    near = difflib.get_close_matches(str(value).lower(), known, 1)
+    word = str(value).lower()
+    # fp16 is a format of its own, not a misspelt bf16.
+    near = difflib.get_close_matches(word, known, 1) if word != "fp16" else []
     return f"; did you mean {known[near[0]]}?" if near else ""
 
 
