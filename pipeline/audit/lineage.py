@@ -190,40 +190,41 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def md5(path: Path) -> str:
+def md5(path: Path, *, inside: bool = True) -> str:
     """Return the MD5 that DVC 3 records for a file or a folder.
 
     A folder's MD5 is that of the JSON list of its files' MD5s and names, followed by `.dir`. The
-    list omits what `.dvcignore` excludes: unfinished parts, bytecode, and the files that mark empty
-    folders. Raises InputError where the path does not exist, and OSError for what cannot be read.
+    list omits what DVC ignores. `inside` says whether the path is in the project folder, for DVC
+    ignores nothing elsewhere. Raises InputError where the path does not exist, and OSError for what
+    cannot be read.
     """
     if path.is_file():
         return _file_md5(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder")
-    names = {file.relative_to(path).as_posix(): file for file in files(path) if file.is_file()}
-    entries = [
-        {"md5": _file_md5(names[name]), "relpath": name}
-        for name in sorted(names)
-        if not _is_ignored(name)
-    ]
+    found = (file for file in files(path, inside=inside) if file.is_file())
+    names = {file.relative_to(path).as_posix(): file for file in found}
+    entries = [{"md5": _file_md5(names[name]), "relpath": name} for name in sorted(names)]
     return (
         hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
         + ".dir"
     )
 
 
-def files(folder: Path) -> Iterator[Path]:
-    """Yield everything in a folder, at any depth, that is not a folder.
+def files(folder: Path, *, inside: bool = True) -> Iterator[Path]:
+    """Yield everything in a folder, at any depth, that is not a folder and that DVC tracks.
 
-    Raises OSError where a folder cannot be listed; `rglob` would skip it silently.
+    `inside` is that of `md5`. Raises OSError where a folder cannot be listed; `rglob` would skip it
+    silently.
     """
 
     def fail(error: OSError) -> None:
         raise error
 
-    for parent, _, names in os.walk(folder, onerror=fail):
-        yield from (Path(parent, name) for name in names)
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        if inside:
+            folders[:] = [name for name in folders if not _is_ignored_folder(Path(parent, name))]
+        yield from (Path(parent, name) for name in names if not inside or not _is_ignored(name))
 
 
 def _file_md5(path: Path) -> str:
@@ -232,7 +233,13 @@ def _file_md5(path: Path) -> str:
 
 
 def _is_ignored(name: str) -> bool:
-    return any(
-        part in ("__pycache__", ".gitkeep") or (part.startswith(".") and part.endswith(".part"))
-        for part in name.split("/")
+    """Return whether DVC ignores files and folders of a name, by itself or by `.dvcignore`."""
+    return name in (".git", "__pycache__", ".gitkeep") or (
+        name.startswith(".") and name.endswith(".part")
     )
+
+
+def _is_ignored_folder(folder: Path) -> bool:
+    """Return whether DVC ignores a folder; another project of DVC is one."""
+    named = folder.name in (".hg", ".dvc") or _is_ignored(folder.name)
+    return named or (folder / ".dvc").exists()

@@ -3,6 +3,7 @@
 An audit reads the folder's params, stages, image sets and models.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -108,7 +109,10 @@ class Project:
         return next(stage for stage in self.stages.values() if path in stage.outs)
 
     def md5(self, path: str) -> str:
-        return str(self._once("md5", path, lineage.md5))
+        # abspath, for DVC resolves no links
+        whole, root = (Path(os.path.abspath(each)) for each in (self.root / path, self.root))  # noqa: PTH100
+        inside = whole.is_relative_to(root)
+        return str(self._once("md5", path, partial(lineage.md5, inside=inside)))
 
     def sha256(self, path: str) -> str:
         return str(self._once("sha256", path, files.sha256))
