@@ -19,29 +19,28 @@ MAX_TEXT = 2**28  # bytes of a dataset of text
 TEXT_ROWS = 1024
 
 
-def read(path: str, dataset: h5d.DatasetID) -> None:
+def read(path: str, dataset: h5d.DatasetID, chunks: list[h5d.StoreInfo]) -> None:
     """Read all filtered chunks of a dataset as its reader will, or a part of one without filters.
 
-    All of a variable-length text is read.
+    `chunks` are the places that `hdf5_storage.check` found. All of a variable-length text is read.
     """
     plan = dataset.get_create_plist()
     is_filtered = plan.get_layout() == h5d.CHUNKED and plan.get_nfilters() > 0
     if is_filtered:
-        _read_chunks(path, dataset)
+        _read_chunks(path, dataset, chunks)
     if is_variable_text(dataset):
         _read_text(path, dataset)
     elif not is_filtered:
         h5py.Dataset(dataset)[:1]
 
 
-def _read_chunks(path: str, dataset: h5d.DatasetID) -> None:
+def _read_chunks(path: str, dataset: h5d.DatasetID, chunks: list[h5d.StoreInfo]) -> None:
     """Raise Refusal unless every chunk unpacks to its size."""
-    plan, found = dataset.get_create_plist(), list[h5d.StoreInfo]()
+    plan, readable = dataset.get_create_plist(), h5py.Dataset(dataset)
     filters = [plan.get_filter(index)[0] for index in range(plan.get_nfilters())]
     shape = plan.get_chunk()
-    size = math.prod(shape) * item_size(dataset)
-    dataset.chunk_iter(found.append)
-    for info in found:
+    size, is_text = math.prod(shape) * item_size(dataset), is_variable_text(dataset)
+    for info in chunks:
         more_time(size)
         applied = [
             number for index, number in enumerate(filters) if not info.filter_mask & 1 << index
@@ -49,13 +48,13 @@ def _read_chunks(path: str, dataset: h5d.DatasetID) -> None:
         packed = dataset.read_direct_chunk(info.chunk_offset)[1]
         if not _is_whole(applied, packed, size):
             raise Refusal(f"{path} has a damaged chunk, which does not unpack to {size:,} bytes")
-        if is_variable_text(dataset):
+        if is_text:
             continue
         places = tuple(
             slice(first, first + step) for first, step in zip(info.chunk_offset, shape, strict=True)
         )
         try:
-            h5py.Dataset(dataset)[places]
+            readable[places]
         except OSError as error:
             raise Refusal(f"{path} has a damaged chunk, which does not unpack") from error
 

@@ -66,8 +66,10 @@ def _examine_datasets(file: Any, request: dict[str, Any]) -> None:
             hdf5_links.names(file["/"].id)
             continue
         path, text = "/" + name.strip("/"), name in request.get("texts", ())
-        hdf5_storage.check(path, dataset, text=text, file_size=size, memory=request["memory"])
-        hdf5_chunks.read(path, dataset)
+        chunks = hdf5_storage.check(
+            path, dataset, text=text, file_size=size, memory=request["memory"]
+        )
+        hdf5_chunks.read(path, dataset, chunks)
 
 
 if __name__ == "__main__":

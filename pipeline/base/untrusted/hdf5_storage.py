@@ -1,23 +1,28 @@
 """Checks how an HDF5 dataset is stored, inside the process of the HDF5 inspector."""
 
 import math
+from typing import Any
 
 import h5py
 from h5py import h5d, h5t, h5z
 
-from pipeline.base.untrusted.hdf5_bounds import Refusal, shown
+from pipeline.base.untrusted.hdf5_bounds import Refusal, more_time, shown
 
 MAX_CHUNK = 2**26
+MANY = 10_000  # chunks whose places are found in the time for one object
 HONEST_RATIO = 20  # images never pack more tightly, but empty data does
 # The filters that are read, in the order in which a chunk is packed. A chunk has one of the last
 # two at most. fletcher32, which adds a checksum, may stand anywhere, for programs disagree.
 ORDER = (h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE, h5z.FILTER_LZF)
 
 
-def check(path: str, dataset: h5d.DatasetID, *, text: bool, file_size: int, memory: int) -> None:
-    """Raise Refusal unless the file itself holds all of a dataset, of numbers or `text`.
+def check(
+    path: str, dataset: h5d.DatasetID, *, text: bool, file_size: int, memory: int
+) -> list[h5d.StoreInfo]:
+    """Return the places of a dataset's chunks, an empty list where it has none.
 
-    `memory` is the number of bytes that may be filled.
+    Raises Refusal unless the file itself holds all of the dataset, of numbers or `text`. `memory`
+    is the number of bytes that may be filled.
     """
     plan = dataset.get_create_plist()
     if plan.get_external_count():
@@ -28,7 +33,9 @@ def check(path: str, dataset: h5d.DatasetID, *, text: bool, file_size: int, memo
         raise Refusal(f"{path} holds object references")
     _check_filters(path, plan)
     _check_kind(path, dataset, text)
-    _check_size(path, dataset, file_size, memory)
+    chunks = _chunks(path, dataset, file_size) if plan.get_layout() == h5d.CHUNKED else []
+    _check_size(path, dataset, chunks, file_size, memory)
+    return chunks
 
 
 def is_variable_text(dataset: h5d.DatasetID) -> bool:
@@ -67,12 +74,20 @@ def _check_kind(path: str, dataset: h5d.DatasetID, text: bool) -> None:
         raise Refusal(f"{path} is text in {len(dataset.shape)} dimensions, not in one")
 
 
-def _check_size(path: str, dataset: h5d.DatasetID, file_size: int, memory: int) -> None:
+def _check_size(
+    path: str,
+    dataset: h5d.DatasetID,
+    chunks: list[h5d.StoreInfo],
+    file_size: int,
+    memory: int,
+) -> None:
     """Check what the dataset claims to be against what the file holds of it."""
     n_bytes = math.prod(dataset.shape) * item_size(dataset)
     layout, stored = dataset.get_create_plist().get_layout(), dataset.get_storage_size()
     if layout == h5d.CHUNKED:
-        stored = _stored_in_chunks(path, dataset, file_size)
+        stored = sum(int(info.size) for info in chunks)
+        if stored > file_size:
+            raise Refusal(f"{path} has chunks that overlap: {stored:,} bytes of them")
     elif stored != n_bytes or (
         layout == h5d.CONTIGUOUS
         and n_bytes
@@ -85,39 +100,38 @@ def _check_size(path: str, dataset: h5d.DatasetID, file_size: int, memory: int) 
         )
 
 
-def _stored_in_chunks(path: str, dataset: h5d.DatasetID, file_size: int) -> int:
-    """Return the bytes that all chunks take in the file.
+def _chunks(path: str, dataset: h5d.DatasetID, file_size: int) -> list[h5d.StoreInfo]:
+    """Return the places of all chunks.
 
-    Every chunk must exist exactly once, and inside the file.
+    Every chunk must exist exactly once, and inside the file. A place that comes again ends the
+    search, for a damaged file can lead libhdf5 in a circle.
     """
-    plan, chunks = dataset.get_create_plist(), list[h5d.StoreInfo]()
-    chunk = plan.get_chunk()
+    plan, extents = dataset.get_create_plist(), dataset.shape
+    chunk, found = plan.get_chunk(), dict[Any, h5d.StoreInfo]()
     chunk_bytes = math.prod(chunk) * item_size(dataset)
     if chunk_bytes > MAX_CHUNK:
         raise Refusal(f"{path} has chunks of {chunk_bytes:,} bytes, more than {MAX_CHUNK:,}")
-    dataset.chunk_iter(chunks.append)
-    stored = sum(int(info.size) for info in chunks)
-    inside = all(
-        info.byte_offset is not None and info.byte_offset + info.size <= file_size
-        for info in chunks
-    )
-    whole = plan.get_nfilters() > 0 or all(info.size == chunk_bytes for info in chunks)
-    if stored > file_size or not inside or not whole:
-        raise Refusal(
-            f"{path} has chunks that lie outside the file, or are of another size than they claim"
-        )
-    _check_places(path, dataset, chunks)
-    return stored
+    is_filtered = plan.get_nfilters() > 0
 
+    def add(info: h5d.StoreInfo) -> None:
+        if len(found) % MANY == 0:
+            more_time()
+        inside = info.byte_offset is not None and info.byte_offset + info.size <= file_size
+        if not inside or not (is_filtered or info.size == chunk_bytes):
+            raise Refusal(
+                f"{path} has chunks that lie outside the file, or are of another size than they "
+                "claim"
+            )
+        places = zip(info.chunk_offset, chunk, extents, strict=True)
+        if info.chunk_offset in found or any(
+            place % step or place >= extent for place, step, extent in places
+        ):
+            raise Refusal(f"{path} has a chunk twice, or in no place of its shape")
+        found[info.chunk_offset] = info
 
-def _check_places(path: str, dataset: h5d.DatasetID, chunks: list[h5d.StoreInfo]) -> None:
-    extents, chunk = dataset.shape, dataset.get_create_plist().get_chunk()
-    places = math.prod(-(-extent // step) for extent, step in zip(extents, chunk, strict=True))
-    found = {info.chunk_offset for info in chunks}
-    in_place = all(
-        place % step == 0 and place < extent
-        for offset in found
-        for place, step, extent in zip(offset, chunk, extents, strict=True)
-    )
-    if len(found) != places or not in_place:
-        raise Refusal(f"{path} has {len(found)} chunks of the {places} that its shape asks for")
+    dataset.chunk_iter(add)
+    more_time()
+    expected = math.prod(-(-extent // step) for extent, step in zip(extents, chunk, strict=True))
+    if len(found) != expected:
+        raise Refusal(f"{path} has {len(found)} chunks of the {expected} that its shape asks for")
+    return [*found.values()]

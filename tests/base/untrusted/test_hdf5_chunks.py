@@ -149,10 +149,10 @@ def test_text_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5_chunks, "MAX_TEXT", 50)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["x"] = ["ten digits"] * 5
-        hdf5_chunks.read("/x", file["x"].id)
+        hdf5_chunks.read("/x", file["x"].id, [])
         file["y"] = ["ten digits"] * 6
         with pytest.raises(hdf5_bounds.Refusal, match="/y holds more than 50 bytes of text"):
-            hdf5_chunks.read("/y", file["y"].id)
+            hdf5_chunks.read("/y", file["y"].id, [])
     hdf5_bounds.no_timer()
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.base.errors import InputError
-from pipeline.base.untrusted import hdf5
+from pipeline.base.untrusted import hdf5, hdf5_storage
 
 PIXELS = np.random.default_rng(0).integers(0, 40, (20, 3, 8, 8), dtype=np.uint8)
 LABELS = np.arange(20) % 3
@@ -151,4 +151,54 @@ def test_text_is_refused_where_numbers_are_wanted(path):
     with h5py.File(path, "w") as file:
         file["x"] = ["a", "b"]
     with pytest.raises(InputError, match="x.h5: refused: /x is no array of numbers; save it"):
+        hdf5.check_source(path, ["x"], REMEDY)
+
+
+def test_many_chunks_get_more_time_as_they_are_found(path, monkeypatch):
+    given = []
+    monkeypatch.setattr(hdf5_storage, "MANY", 5)
+    monkeypatch.setattr(hdf5_storage, "more_time", lambda: given.append("a second"))
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("x", data=LABELS, chunks=(1,)).id
+        chunks = hdf5_storage.check("/x", dataset, text=False, file_size=2**20, memory=2**20)
+    assert [info.chunk_offset for info in chunks] == [(row,) for row in range(len(LABELS))]
+    assert len(given) == len(LABELS) / 5 + 1
+
+
+def outside(places):
+    places[1]["size"] = 2**30
+
+
+def twice(places):
+    places[1]["offset"] = places[0]["offset"]
+
+
+def beyond(places):
+    places[2]["offset"][0] = 24
+
+
+def overlapping(places):
+    places["address"] = places["address"].min()
+    places["size"] = 3500
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (outside, "chunks that lie outside the file, or are of another size than they claim"),
+        (twice, "a chunk twice, or in no place of its shape"),
+        (beyond, "a chunk twice, or in no place of its shape"),
+        (overlapping, r"chunks that overlap: 10,500 bytes of them"),
+    ],
+)
+def test_chunks_that_are_not_where_they_should_be_are_refused(path, damage, message):
+    with h5py.File(path, "w", libver="earliest") as file:
+        noise = np.random.default_rng(0).integers(0, 256, PIXELS.shape, dtype=np.uint8)
+        file.create_dataset("x", data=noise, chunks=(8, 3, 8, 8), compression="gzip")
+    content = bytearray(path.read_bytes())
+    tree = content.index(b"TREE\1\0\3\0") + 24  # the B-tree of three chunks
+    kind = np.dtype([("size", "<u4"), ("mask", "<u4"), ("offset", "<u8", 5), ("address", "<u8")])
+    damage(np.frombuffer(content, kind, 3, tree))
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"x.h5: refused: /x has {message}; save it again$"):
         hdf5.check_source(path, ["x"], REMEDY)
