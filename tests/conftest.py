@@ -15,9 +15,11 @@ from pipeline import document
 from pipeline.attacks.params import Attack
 from pipeline.base import files, store
 from pipeline.base.store import manifest
+from pipeline.base.untrusted import hdf5
 from pipeline.train import mixing
 from pipeline.train.images import HeldImages
 from tests import narrow
+from tests.inspector import Inspector
 from tests.narrow import NarrowResNet
 
 ROOT = Path(__file__).parent.parent
@@ -82,6 +84,16 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def one_inspector():
+    """One process examines all HDF5 files."""
+    inspector = Inspector()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hdf5, "_answer", inspector.answer)
+        yield
+    inspector.close()
 
 
 @pytest.fixture(scope="module")

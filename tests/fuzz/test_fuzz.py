@@ -15,7 +15,7 @@ from tests.fuzz.readers import READERS
 from tests.fuzz.sandbox import Sandbox
 
 KEPT = sorted(path for path in (Path(__file__).parent / "kept").glob("*/*") if path.is_file())
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_inspector")]
 
 
 @pytest.fixture(scope="module", params=READERS)

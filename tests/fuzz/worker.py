@@ -26,13 +26,18 @@ def main():
         Path(sys.argv[5]),
     )
     atheris = guide(name)
+    from pipeline.base.untrusted import hdf5
     from tests.fuzz.readers import READERS
     from tests.fuzz.sandbox import Sandbox
+    from tests.inspector import Inspector
 
+    inspector = Inspector()
+    hdf5._answer = inspector.answer
     sandbox = Sandbox(READERS[name], folder / f"sandbox-{first}")
     for example in sandbox.examples:
         assert (outcome := sandbox.read(example)) == "read", f"{name}: an unchanged file: {outcome}"
-    baseline, walker_baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, walker_peak()
+    baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    inspector_baseline = peak_of(inspector.process)
     with Path("/proc/self/statm").open() as statm:
         limit = int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -54,7 +59,7 @@ def main():
         if outcome not in ("read", "refused"):
             (folder / f"failed-{number}").write_bytes(content)
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - baseline
-        peak = max(own, walker_peak() - walker_baseline) // 1024
+        peak = max(own, peak_of(inspector.process) - inspector_baseline) // 1024
         answers.write(f"{number}\t{seconds:.3f}\t{peak}\t{outcome!a}\n")
         number += 1
 
@@ -88,11 +93,8 @@ def main():
     atheris.Fuzz()
 
 
-def walker_peak():
+def peak_of(process):
     """KiB that the process which examines HDF5 files took at most; 0 where there is none."""
-    from pipeline.base.untrusted import hdf5
-
-    process = hdf5._walker(os.getpid())._process
     if process is None:
         return 0
     status = Path(f"/proc/{process.pid}/status").read_text()

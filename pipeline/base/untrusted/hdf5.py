@@ -1,18 +1,15 @@
 """Opens HDF5 files, and finds out whether a file from elsewhere is safe to read.
 
-A separate process, `hdf5_inspector.py`, examines such files.
+A separate process, `hdf5_inspector.py`, examines each such file.
 """
 
-import atexit
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from pipeline.base.untrusted import hdf5_bounds, hdf5_inspector, limits
 from pipeline.base.untrusted.hdf5_inspector import Answer
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+MAX_REASON = 200  # letters of what the process says before it fails
 
 
 @contextmanager
@@ -88,7 +86,7 @@ def check_source(
 def _examined(path: Path, remedy: str, request: dict[str, Any]) -> dict[str, Any]:
     """Return the answer to a request about a file. Raises InputError where it is a reason."""
     limits.regular(path, remedy)
-    found = _walker(os.getpid()).ask({"path": str(path.absolute()), **request})
+    found = _answer({"path": str(path.absolute()), **request})
     if isinstance(found, str):
         raise InputError(
             f"{path}: {'' if found.startswith('not a readable') else 'refused: '}{found}; {remedy}"
@@ -98,78 +96,46 @@ def _examined(path: Path, remedy: str, request: dict[str, Any]) -> dict[str, Any
     return found or {}
 
 
-class _Walker:
-    """The process that examines files, which is started again after a file ended it."""
+def _answer(request: dict[str, Any]) -> Answer:
+    """Return the answer of a process that examines one file.
 
-    def __init__(self) -> None:
-        self._lock, self._owner = threading.Lock(), os.getpid()
-        self._process: subprocess.Popen[str] | None = None
-
-    def ask(self, request: dict[str, object]) -> Answer:
-        with self._lock:
-            if self._process is None:
-                self._process = _started()
-            assert self._process.stdin is not None and self._process.stdout is not None
-            try:
-                self._process.stdin.write(json.dumps(request) + "\n")
-                self._process.stdin.flush()
-                answer = self._process.stdout.readline()
-            except BrokenPipeError:
-                answer = ""
-            if answer:
-                found: Answer = json.loads(answer)
-                return found
-            return self._ended()
-
-    def close(self) -> int:
-        """End the process, and return its exit status."""
-        if self._process is None or self._owner != os.getpid():
-            return 0
-        with suppress(BrokenPipeError):
-            self._process.communicate()
-        status, self._process = self._process.returncode, None
-        return status
-
-    def _ended(self) -> Answer:
-        status = self.close()
-        if status == -signal.SIGPROF:
-            return "it takes libhdf5 too long to look through, as damaged files do"
-        if -status in CRASHES:
-            return f"it makes libhdf5 crash (status {status}), as damaged files do"
-        return {
-            "unavailable": f"the process that looks through it was ended (status {status}), "
-            "perhaps for want of memory; run this again"
-        }
-
-
-def _started() -> "subprocess.Popen[str]":
-    """Start the process that examines files.
-
-    It gets a group of its own, so that only this process receives a Ctrl-C.
+    It is isolated from the environment, and finds its modules where this process does. It gets a
+    group of its own, so that only this process receives a Ctrl-C.
     """
-    command, pipe = [sys.executable, "-I", hdf5_inspector.__file__], subprocess.PIPE
     try:
-        return subprocess.Popen(
-            command,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=subprocess.DEVNULL,
-            text=True,
+        done = subprocess.run(
+            [sys.executable, "-I", hdf5_inspector.__file__, *sys.path],
+            input=json.dumps(request),
+            capture_output=True,
+            encoding="utf-8",
+            errors="backslashreplace",
             process_group=0,
+            check=False,
         )
     except OSError as error:
         raise InputError(
             f"HDF5 files cannot be examined: no process can be started ({error.strerror}); "
             "raise that limit"
         ) from error
+    if done.returncode:
+        return _ended(done.returncode, done.stderr)
+    found: Answer = json.loads(done.stdout)
+    return found
 
 
-@cache
-def _walker(_process_id: int) -> _Walker:
-    """Return the walker of this process.
-
-    A forked process must not share its parent's pipes.
-    """
-    walker = _Walker()
-    atexit.register(walker.close)
-    return walker
+def _ended(status: int, errors: str) -> Answer:
+    """Return what the exit status of a process without an answer says about its file."""
+    if status == -signal.SIGPROF:
+        return "it takes libhdf5 too long to look through, as damaged files do"
+    if -status in CRASHES:
+        return f"it makes libhdf5 crash (status {status}), as damaged files do"
+    if status > 0:
+        reason = errors.strip().rpartition("\n")[2][:MAX_REASON]
+        return {
+            "unavailable": "the process that looks through it failed "
+            f"(status {status}: {reason}); fix that and run this again"
+        }
+    return {
+        "unavailable": f"the process that looks through it was ended (status {status}), "
+        "perhaps for want of memory; run this again"
+    }

@@ -13,7 +13,8 @@ from typing import Any
 import h5py
 
 MEMORY = 768 * 2**20  # bytes that one examination may take
-# Computing time after which the process is ended. It restarts for every object and chunk.
+# Computing time after which the process is ended. It restarts for every object and chunk,
+# and while the places of chunks are found.
 SECONDS = 1
 SPEED = 2**25  # bytes of a chunk for which it gets a second more
 MAX_SHOWN = 200  # letters of a name or path
@@ -41,11 +42,6 @@ def more_time(n_bytes: int = 0) -> None:
     It gets more time for a chunk of `n_bytes`.
     """
     signal.setitimer(signal.ITIMER_PROF, SECONDS + n_bytes / SPEED)
-
-
-def no_timer() -> None:
-    """Stop the timer while there is nothing to examine."""
-    signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def shown(name: bytes) -> str:

@@ -1,13 +1,13 @@
-"""Examines HDF5 files in a process of its own.
+"""Examines an HDF5 file in a process of its own.
 
-`pipeline.base.untrusted.hdf5` starts this script and sends it requests. libhdf5 is written in C and
-trusts much of what a file says. Damaged files make it crash, loop endlessly or allocate what they
-ask for. Here this ends a process that does nothing else, with bounded memory and time.
+`pipeline.base.untrusted.hdf5` starts this script for each look at a file. libhdf5 is written in C
+and trusts much of what a file says. Damaged files make it crash, loop endlessly or allocate what
+they ask for. Here this ends a process that does nothing else, with bounded memory and time.
 
-Each line of standard input is a request, a JSON object. Each line of standard output is the answer
-as JSON: null for a file that is safe to read, text for what was found, or an object. The object is
-{"unavailable": text} for what was found where that shows no damage, or {"contents": …} for a
-request that asks for them.
+The arguments are the folders of modules. Standard input is the request, a JSON object. Standard
+output is the answer as JSON: null for a file that is safe to read, text for what was found, or an
+object. The object is {"unavailable": text} for what was found where that shows no damage, or
+{"contents": …} for a request that asks for them.
 """
 
 import json
@@ -15,8 +15,8 @@ import os
 import sys
 from typing import Any
 
-if __name__ == "__main__":  # run by its path, without the project's folder in sys.path
-    sys.path.append(__file__.rsplit("/", 4)[0])
+if __name__ == "__main__":  # isolated, without the folders of modules that only a user has
+    sys.path[:] = [*sys.argv[1:], __file__.rsplit("/", 4)[0]]
 
 from pipeline.base.untrusted import hdf5_bounds, hdf5_chunks, hdf5_links, hdf5_storage
 
@@ -25,10 +25,8 @@ Answer = str | dict[str, Any] | None
 
 def main() -> None:
     hdf5_bounds.bound_process()
-    for line in sys.stdin:
-        hdf5_bounds.more_time()
-        print(json.dumps(examine(json.loads(line))), flush=True)
-        hdf5_bounds.no_timer()
+    hdf5_bounds.more_time()
+    print(json.dumps(examine(json.load(sys.stdin))))
 
 
 def examine(request: dict[str, Any]) -> Answer:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -224,7 +225,7 @@ def test_an_examination_may_run_under_a_limit_of_the_users(opened):
     request = {"path": "own.h5", "memory": 10**9, "datasets": ["images"]}
     program = f"""
 import resource; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
-from pipeline.base.untrusted import hdf5; print(hdf5._Walker().ask({request}))
+from pipeline.base.untrusted import hdf5; print(hdf5._answer({request}))
 """
     assert outcome(program) == "None"
 
@@ -233,12 +234,12 @@ from pipeline.base.untrusted import hdf5; print(hdf5._Walker().ask({request}))
     ("program", "message"),
     [
         (
-            "import os; input(); os.kill(os.getpid(), 9)",
+            "import os; os.kill(os.getpid(), 9)",
             r"was ended \(status -9\), perhaps for want of memory; run this again$",
         ),
         (
-            "import sys; sys.exit(1)",
-            r"was ended \(status 1\), perhaps for want of memory; run this again$",
+            "sys",
+            r"failed \(status 1: NameError: name .sys. is not defined\); fix that and run",
         ),
     ],
 )
@@ -247,9 +248,7 @@ def test_an_examination_that_is_ended_shows_no_damage(
 ):
     walk = folder / "walk.py"
     walk.write_text(program)
-    walker = hdf5._Walker()
     monkeypatch.setattr(hdf5_inspector, "__file__", str(walk))
-    monkeypatch.setattr(hdf5, "_walker", lambda _: walker)
     with pytest.raises(InputError, match=message):
         opened()
 
@@ -262,7 +261,36 @@ def test_an_examination_that_cannot_start_shows_no_damage(folder, monkeypatch):
     with pytest.raises(
         InputError, match=r"no process can be started \(Too many open files\); raise that limit$"
     ):
-        hdf5._Walker().ask({})
+        hdf5._answer({})
+
+
+def test_an_examination_finds_the_modules_of_its_command(opened, folder, monkeypatch):
+    (folder / "h5py.py").write_text("raise ImportError('of the user')")
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(InputError, match=r"failed \(status 1: ImportError: of the user\); fix"):
+        opened()
+
+
+def test_an_examination_is_not_in_the_group_of_a_ctrl_c(folder, monkeypatch):
+    walk = folder / "walk.py"
+    walk.write_text("import os; print(f'{{\"contents\": {os.getpgid(0)}}}')")
+    monkeypatch.setattr(hdf5_inspector, "__file__", str(walk))
+    assert hdf5._answer({})["contents"] != os.getpgid(0)
+
+
+def test_an_interrupted_examination_ends_and_leaves_no_answer(opened, monkeypatch):
+    started = []
+
+    def interrupted(process, *_, **__):
+        started.append(process)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess.Popen, "communicate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            hdf5.contents(Path("set/00000.h5"), "save it again")
+    assert started[0].returncode == -signal.SIGKILL
+    assert hdf5.contents(Path("own.h5"), "save it again").keys() == {"images", "labels"}
 
 
 def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(folder, monkeypatch):

@@ -10,6 +10,7 @@ from pipeline.base.untrusted import hdf5, hdf5_storage
 PIXELS = np.random.default_rng(0).integers(0, 40, (20, 3, 8, 8), dtype=np.uint8)
 LABELS = np.arange(20) % 3
 REMEDY = "save it again"
+pytestmark = pytest.mark.usefixtures("one_inspector")
 
 
 @pytest.fixture
