@@ -8,6 +8,7 @@ import pytest
 from pipeline.base import files, store
 from pipeline.base.errors import InputError
 from pipeline.base.store import manifest
+from pipeline.base.untrusted import limits
 from tests.conftest import ROOT, make_block, renew_manifest, write_set
 
 
@@ -26,6 +27,16 @@ def test_what_is_written_is_read_back(clean, block):
         assert read.datasets[name].dtype == array.dtype
     assert (clean.load("val").ids == block.ids[block.split == 1]).all()
     assert len(clean.load("train")) == 30
+
+
+def test_a_shard_that_does_not_fit_in_memory_is_named(clean, monkeypatch):
+    monkeypatch.setattr(limits, "available_memory", lambda: 1000)
+    with pytest.raises(
+        InputError,
+        match=r"/clean/00000.h5: refused: .* that unpack to [\d,]+, more than this machine's free "
+        r"memory; lower store.shard_rows or free memory$",
+    ):
+        clean.load("train")
 
 
 def test_the_same_content_gives_the_same_bytes(clean, block, tmp_path):

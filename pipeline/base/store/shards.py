@@ -87,9 +87,14 @@ class Shard:
         self.verify()
         with self._open() as file:
             datasets = _present(file)
-            limits.expect_fits(
-                sum(dataset.nbytes for dataset in datasets.values()), self._path.stat().st_size
-            )
+            try:
+                limits.expect_fits(
+                    sum(dataset.nbytes for dataset in datasets.values()), self._path.stat().st_size
+                )
+            except InputError as error:
+                raise InputError(
+                    f"{self._path}: {error}; lower store.shard_rows or free memory"
+                ) from error
             return Block(**{name: dataset[...] for name, dataset in datasets.items()})
 
     def column(self, name: str) -> NDArray[Any]:

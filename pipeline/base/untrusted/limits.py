@@ -6,13 +6,18 @@ Nothing is allocated before its size is known to fit.
 import os
 import stat
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.base.errors import InputError
 
 MEMINFO = Path("/proc/meminfo")
-CONTAINER = Path("/sys/fs/cgroup")
+CONTAINER, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# The files of a control group with its limit and its use, and the line of memory.stat with the
+# cached files that nobody reads, of cgroups v2 and v1.
+V2 = ("memory.max", "memory.current", "inactive_file")
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 MAX_NAME = 200  # letters in the name of a class
 
 
@@ -38,17 +43,32 @@ def regular(path: Path, remedy: str) -> int:
 def available_memory() -> int:
     """Return how many bytes of host memory are available without swapping.
 
-    Linux reports the number. The result is at most what a container leaves, where cached files that
-    nobody reads count as free.
+    Linux reports the number. The result is at most what every control group above this process
+    leaves, as those of containers and batch jobs. Cached files that nobody reads count as free.
     """
     lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
     free = int(lines["MemAvailable"].removesuffix("kB")) * 1024
-    limit = CONTAINER / "memory.max"
-    if not limit.exists() or (allowed := limit.read_text().strip()) == "max":
-        return free
-    used = int((CONTAINER / "memory.current").read_text())
-    stat = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
-    return min(free, max(int(allowed) - used + int(stat["inactive_file"]), 0))
+    for group, (limit, use, cached) in _control_groups():
+        if not (group / limit).exists() or (most := (group / limit).read_text().strip()) == "max":
+            continue
+        used = int((group / use).read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, max(int(most) - used + int(stat[cached]), 0))
+    return free
+
+
+def _control_groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """Yield the control groups that this process is in, with the names of their files.
+
+    A container may not see its own group under the name that Linux gives, but sees it as the root.
+    """
+    for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, names = (CONTAINER / "memory", V1) if controllers else (CONTAINER, V2)
+        own = root / path.lstrip("/")
+        yield from ((group, names) for group in (own, *own.parents) if group.is_relative_to(root))
 
 
 def expect_fits(n_bytes: int, packed: int) -> None:
