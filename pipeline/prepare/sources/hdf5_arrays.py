@@ -15,7 +15,7 @@ from pipeline.prepare.sources import array_names, normaliser, pixels
 from pipeline.prepare.sources.arrays import class_names_of, described
 from pipeline.prepare.sources.common import Found, Stack
 
-SPAN_ROWS = 1024
+SPAN_ROWS = 1024  # rows that one read covers, at most
 REMEDY = "save it again with h5py, as plain arrays"
 DAMAGED = "not a readable HDF5 file; is it whole?"
 
@@ -79,10 +79,8 @@ def _stack(path: Path, file: h5py.File, name: str) -> Stack:
 
     def read(rows: NDArray[np.int64]) -> NDArray[Any]:
         with hdf5.reading(path, DAMAGED) as file:
-            spans = [
-                _span(file[name], part)
-                for part in np.split(rows, range(SPAN_ROWS, len(rows), SPAN_ROWS))
-            ]
+            ends = np.flatnonzero(np.diff(rows // SPAN_ROWS)) + 1
+            spans = [_span(file[name], part) for part in np.split(rows, ends)]
         images = np.concatenate(spans)
         return images.swapaxes(-2, -1) if is_turned else images
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pipeline.base.errors import InputError
 from pipeline.prepare import sources
 from pipeline.prepare.params import Arrays
-from pipeline.prepare.sources import normaliser
+from pipeline.prepare.sources import hdf5_arrays, normaliser
 from pipeline.prepare.sources.common import Found, Stack
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
@@ -155,6 +155,23 @@ def test_image_size_null_keeps_the_size(brought):
 def test_images_that_are_not_plain_are_refused(brought, images, message):
     with pytest.raises(InputError, match=message):
         brought({"images": images, "labels": LABELS[: len(images)]})
+
+
+def test_distant_rows_of_hdf5_are_not_read_together(data, tmp_path, monkeypatch):
+    images = np.arange(200, dtype=np.uint8)[:, None, None].repeat(8, axis=1).repeat(8, axis=2)
+    path = write_hdf5(tmp_path, {"images": images, "labels": np.arange(200) % 2})
+    source = sources.open_source(data.model_copy(update={"source": "hdf5", "path": str(path)}))
+    monkeypatch.setattr(hdf5_arrays, "SPAN_ROWS", 8)
+    spans, span = [], hdf5_arrays._span
+
+    def counting(dataset, rows):
+        spans.append(rows.max() - rows.min() + 1)
+        return span(dataset, rows)
+
+    monkeypatch.setattr(hdf5_arrays, "_span", counting)
+    rows = np.arange(0, 200, 3)
+    assert source.read(rows)[:, 0, 0, 0].tolist() == rows.tolist()
+    assert max(spans) <= 8
 
 
 def test_dark_images_are_said(data, tmp_path):
