@@ -25,7 +25,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.untrusted import hdf5, limits
 from pipeline.base.values import parse_level
 from pipeline.prepare import sources
-from pipeline.prepare.sources import folder_layout
+from pipeline.prepare.sources import folder_layout, image_files
 from tests import samples
 from tests.conftest import make_block, renew_manifest, write_set
 
@@ -314,7 +314,7 @@ def test_what_else_may_lie_in_an_image_folder(opened, folder, monkeypatch):
     ):
         opened("image_folder", "images")
     with monkeypatch.context() as patch:
-        patch.setattr(folder_layout, "MAX_BYTES", 10)
+        patch.setattr(image_files, "MAX_BYTES", 10)
         with pytest.raises(InputError, match=r"a.png: expected at most 10 bytes, found"):
             opened("image_folder", "images")
     (folder / "cat" / "more").mkdir()

@@ -1,18 +1,17 @@
 """List the images of each class in a folder, and tell other layouts apart."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.base.errors import InputError
-from pipeline.base.untrusted import limits
 from pipeline.base.words import counted
 from pipeline.prepare.sources.image_files import ENDINGS
 from pipeline.prepare.sources.labels import in_order
 from pipeline.prepare.sources.parts import PARTS, part_of, part_within
 
-MAX_BYTES = 2**28  # of one file
 MAX_DEPTH = 20
 MAX_ENDINGS = 10  # endings that get their own note
 # Systems and tools create these names in folders. They are in lower case here. Hidden files and
@@ -76,8 +75,7 @@ class Listing:
         """Return the images in `folder` and below, in a fixed order.
 
         Raises InputError for links to folders and links out of the root, unless links are followed,
-        and for pipes, files that are too large, more than `depth` nested folders, and the parts of
-        a data set.
+        and for more than `depth` nested folders, and the parts of a data set.
         """
         if folder.is_symlink() and not self.follow_links:
             raise InputError(
@@ -118,15 +116,12 @@ class Listing:
         if path.suffix.lower() not in ENDINGS:
             self.left_out([path])
             return False
-        outside = path.is_symlink() and not path.resolve().is_relative_to(self.root.resolve())
+        root = self.root.resolve()
+        # `path.resolve` fails for links in a circle.
+        outside = path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root)
         if outside and not self.follow_links:
             raise InputError(
                 f"{path}: refused: a link out of {self.root}; put the image itself there, {FOLLOW}"
-            )
-        if limits.regular(path, "repair, convert or remove it") > MAX_BYTES:
-            raise InputError(
-                f"{path}: expected at most {MAX_BYTES:,} bytes, found {path.stat().st_size:,}; "
-                "make it smaller"
             )
         return True
 

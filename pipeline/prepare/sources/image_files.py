@@ -1,5 +1,6 @@
 """Read the header of one image file, and its pixels as upright 8-bit RGB."""
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,9 +15,12 @@ from PIL import ExifTags, Image
 
 from pipeline.base import files
 from pipeline.base.errors import InputError
+from pipeline.base.untrusted import limits
+from pipeline.prepare.params import MIN_SIZE
 from pipeline.prepare.sources import image_headers, pixels
 from pipeline.prepare.sources.common import Images
 
+MAX_BYTES = 2**28  # of one file
 MAX_PIXELS = 2**26  # a larger image, of more than 256 MiB, is refused before it is decoded
 LARGE_PIXELS = 2**22  # such images are decoded one at a time
 # Files are restricted by ending and by content. Of the formats that Pillow opens, some run programs
@@ -67,7 +71,8 @@ def examine(path: Path) -> Picture:
     """Read the header of an image.
 
     Pixels are read only where a PNG has its EXIF after them. Raises InputError for a file that is
-    not an image, for an image of too many pixels, and for an image that is ambiguous.
+    missing, too large or not an image, for an image of too many pixels, and for an image that is
+    ambiguous.
     """
     with _opened(path) as image:
         depth = image_headers.depth_of(image)
@@ -113,18 +118,25 @@ def decode(picture: Picture, image_size: int, white: float | None) -> Images:
 
 
 def check_pixels(picture: Picture) -> None:
-    """Decode an image. Raises InputError for damaged pixels."""
-    with _decoding(picture) as image:
-        image.load()
+    """Decode an image.
+
+    Raises InputError as `decode` does. Where the header states no white, every level from 0 is
+    allowed.
+    """
+    decode(picture, MIN_SIZE, picture.white or math.inf)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Yield an image whose header was read, and whose size can be decoded.
+    """Yield an image whose header was read, and whose file and size are not too large.
 
     Raises InputError, with a message of one line, for any error inside the context.
     """
     try:
+        if (n_bytes := limits.regular(path, "repair, convert or remove it")) > MAX_BYTES:
+            raise InputError(
+                f"{path}: expected at most {MAX_BYTES:,} bytes, found {n_bytes:,}; make it smaller"
+            )
         with Image.open(path, formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(
@@ -212,7 +224,7 @@ def _grey(path: Path, image: Image.Image, white: float) -> Image.Image:
     """
     pixels: NDArray[Any] = np.asarray(image)
     low, high = pixels.min(), pixels.max()
-    if not (low >= 0 and high <= white):  # NaN fails both comparisons
+    if not (low >= 0 and high <= white and high < math.inf):  # NaN fails every comparison
         raise InputError(
             f"{path}: expected levels from 0 to {white:,.0f}, found {low:,g} to {high:,g}; "
             "save it as 8 bits"

@@ -28,7 +28,9 @@ from pipeline.prepare.sources.folder_parts import parts_of
 from pipeline.prepare.sources.image_files import ENDINGS, Picture
 
 SHOWN = 10  # images in an error message
-MAX_SKIPPED = 2**15  # bytes of names, which are stored with the set
+MAX_SKIPPED = 2**15  # letters of names, which are stored with the set
+SKIP = " (or set data.skip_broken: true)"
+TOO_MANY = " (too many to skip)"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -61,29 +63,25 @@ def _read(root: Path, folder: Path, data: Data) -> Source:
         if not inside:
             raise InputError(_no_images(root, name, listing.summary()))
     paths, labels, split = _listed(train, held_out)
-    pictures, skipped = _examined(folder, paths, data)
+    pictures, skipped, names = _examined(folder, paths, data)
     labels, split = labels[~skipped], split[~skipped]
     _expect_readable(root, tuple(train), labels[split == SPLITS["train"]])
     shapes = ((picture.height, picture.width) for picture in pictures)
     size = data.image_size or pixels.own_size(str(root), shapes)
     whites = _whites(root, pictures, listing.notes)
-    listing.notes["images that cannot be read left out"] += int(skipped.sum())
+    listing.notes["images that cannot be read left out"] += len(names)
     listing.notes.update(words for picture in pictures for words in _notes(picture, size))
     _count_copies(pictures, labels.tolist(), listing.notes)
     return Source(
         labels=labels,
         ids=np.arange(len(labels)),
-        read=partial(_decoded, folder, pictures, size, whites),
+        read=partial(_decoded, folder, pictures, size, whites, "" if data.skip_broken else SKIP),
         class_names=tuple(train),
         sha256=_folder_sha256(folder, pictures),
         image_size=size,
         notes=listing.summary(),
         split=split if held_out else None,
-        skipped=tuple(
-            shown(str(path.relative_to(folder)))
-            for path, is_skipped in zip(paths, skipped, strict=True)
-            if is_skipped
-        ),
+        skipped=names,
     )
 
 
@@ -92,17 +90,25 @@ def _decoded(
     pictures: list[Picture],
     size: int,
     whites: Mapping[str, float],
+    advice: str,
     rows: NDArray[np.int64],
 ) -> Images:
-    """Return the pixels of some images. Raises InputError that names all damaged images."""
+    """Return the pixels of some images.
+
+    Raises InputError that names all damaged images, and ends with `advice`.
+    """
 
     def one(picture: Picture) -> Images:
         return image_files.decode(picture, size, picture.white or whites.get(picture.kind))
 
+    def check(picture: Picture) -> None:
+        one(picture)
+
     images = _attempted(one, [pictures[row] for row in rows])
     whole = [image for image in images if not isinstance(image, InputError)]
     if len(whole) < len(images):
-        _raise_all(folder, [picture.path for picture in pictures], _attempted(one, pictures))
+        paths = [picture.path for picture in pictures]
+        _raise_all(folder, paths, _attempted(check, pictures), advice)
     return np.stack(whole)
 
 
@@ -126,8 +132,8 @@ def _listed(
 
 def _examined(
     folder: Path, paths: list[Path], data: Data
-) -> tuple[list[Picture], NDArray[np.bool_]]:
-    """Return the headers of all images, and a mask of those that are skipped.
+) -> tuple[list[Picture], NDArray[np.bool_], tuple[str, ...]]:
+    """Return the headers of all images, a mask of those that are skipped, and their names.
 
     Raises InputError for files that are refused, unless `data.skip_broken` is set. It names the
     first ones and their number.
@@ -141,14 +147,16 @@ def _examined(
 
     results = _attempted(examine, paths)
     if not data.skip_broken:
-        _raise_all(folder, paths, results)
+        _raise_all(folder, paths, results, SKIP)
     skipped = np.array([isinstance(result, InputError) for result in results], dtype=bool)
-    n_bytes = sum(
-        len(str(path)) for path, is_skipped in zip(paths, skipped, strict=True) if is_skipped
+    names = tuple(
+        shown(str(path.relative_to(folder)))
+        for path, is_skipped in zip(paths, skipped, strict=True)
+        if is_skipped
     )
-    if skipped.all() or n_bytes > MAX_SKIPPED:
-        _raise_all(folder, paths, results, "too many to skip; repair, convert or remove them")
-    return [result for result in results if isinstance(result, Picture)], skipped
+    if skipped.all() or sum(map(len, names)) > MAX_SKIPPED:
+        _raise_all(folder, paths, results, TOO_MANY)
+    return [result for result in results if isinstance(result, Picture)], skipped, names
 
 
 def _attempted(
@@ -166,15 +174,10 @@ def _attempted(
         return list(pool.map(attempt, items))
 
 
-def _raise_all(
-    folder: Path,
-    paths: Sequence[Path],
-    results: Sequence[object],
-    remedy: str = "repair, convert or remove them, or set data.skip_broken: true",
-) -> None:
+def _raise_all(folder: Path, paths: Sequence[Path], results: Sequence[object], advice: str) -> None:
     """Raise one InputError for all those among `results`, which are those of `paths`.
 
-    It names the first images and their number.
+    It names the first images and their number. `advice` follows the remedy.
     """
     errors = {
         path: result
@@ -185,11 +188,12 @@ def _raise_all(
         return
     first = next(iter(errors.values()))
     if len(errors) == 1:
-        raise InputError(f"{first}, or set data.skip_broken: true")
+        raise InputError(f"{first}{advice}")
     names = ", ".join(str(path.relative_to(folder)) for path in list(errors)[:SHOWN])
     more = f" and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
     raise InputError(
-        f"{folder}: {len(errors)} images cannot be read: {names}{more} ({first}); {remedy}"
+        f"{folder}: {len(errors)} images cannot be read: {names}{more} ({first}); "
+        f"repair, convert or remove them{advice}"
     )
 
 

@@ -1,6 +1,9 @@
 import shutil
 import tarfile
+import weakref
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -418,7 +421,7 @@ def test_broken_images_are_listed_or_left_out(data, folder):
         InputError,
         match=r"12 images cannot be read: cat/z00.png, .*cat/z09.png and 2 more \(.*z00.png: not "
         r"an "
-        r"image .*\); repair, convert or remove them, or set data.skip_broken: true$",
+        r"image .*\); repair, convert or remove them \(or set data.skip_broken: true\)$",
     ):
         sources.open_source(data)
     source = sources.open_source(data.model_copy(update={"skip_broken": True}))
@@ -426,6 +429,55 @@ def test_broken_images_are_listed_or_left_out(data, folder):
     assert source.notes["images that cannot be read left out"] == 13
     assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert source.read(np.arange(6)).shape == (6, 3, 16, 16)
+
+
+def test_images_of_every_fault_are_skipped(data, folder, monkeypatch):
+    monkeypatch.setattr(image_files, "MAX_BYTES", 10_000)
+    Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(folder / "cat" / "x1.png")
+    levels = Image.fromarray(np.full((8, 8), 4095, np.uint16))
+    levels.save(folder / "cat" / "x2.tif", tiffinfo={281: 1023})
+    (folder / "cat" / "x3.png").symlink_to(folder / "gone.png")
+    Image.new("RGB", (99, 99)).save(folder / "cat" / "x4.bmp")
+    (folder / "cat" / "x6.png").symlink_to(folder / "cat" / "x6.png")
+    Image.new("F", (8, 8), np.inf).save(folder / "cat" / "x5.tif")
+    deep = Image.fromarray(np.full((8, 8), 65535, np.uint16))
+    deep.save(folder / "cat" / "z.png")
+    source = sources.open_source(data.model_copy(update={"skip_broken": True}))
+    names = ("x1.png", "x2.tif", "x3.png", "x4.bmp", "x5.tif", "x6.png")
+    assert source.skipped == tuple(f"cat/{name}" for name in names)
+    assert source.read(np.arange(7)).shape == (7, 3, 16, 16)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_the_remedy_of_a_switch_is_named_while_it_is_off(data, folder, skip):
+    source = sources.open_source(data.model_copy(update={"skip_broken": skip}))
+    (folder / "cat" / "a.png").write_bytes(b"x")
+    end = "convert or remove it" + ("" if skip else r" \(or set data.skip_broken: true\)")
+    with pytest.raises(InputError, match=f"a.png: not an image .*{end}$"):
+        source.read(np.arange(6))
+
+
+def test_pixels_of_other_images_are_not_kept_for_an_error(data, folder, monkeypatch):
+    for number in range(20):
+        shutil.copy(folder / "cat" / "a.png", folder / "cat" / f"a{number}.png")
+    source = sources.open_source(data)
+    (folder / "cat" / "b.jpg").write_bytes(b"x")
+    decode, alive, counts = image_files.decode, weakref.WeakSet(), []
+
+    class Pixels(np.ndarray):
+        __hash__ = object.__hash__
+
+    def counting(*args):
+        image = decode(*args).view(Pixels)
+        alive.add(image)
+        counts.append(len(alive))
+        return image
+
+    monkeypatch.setattr(image_files, "decode", counting)
+    monkeypatch.setattr(image_folder, "ThreadPoolExecutor", partial(ThreadPoolExecutor, 1))
+    with pytest.raises(InputError, match="b.jpg: not an image"):
+        source.read(np.flatnonzero([path.name == "b.jpg" for path in sorted(folder.glob("cat/*"))]))
+    assert max(counts) <= 2
 
 
 def test_names_that_are_not_utf8_can_be_stored(data, folder):
@@ -462,6 +514,13 @@ def test_too_many_broken_images_are_not_skipped(data, folder, monkeypatch):
     (folder / "dog" / "broken.png").write_bytes(b"x")
     with pytest.raises(InputError, match="2 images cannot be read: .*too many to skip"):
         sources.open_source(data.model_copy(update={"skip_broken": True}))
+
+
+def test_the_limit_of_skipped_names_is_that_of_the_stored_ones(data, folder, monkeypatch):
+    monkeypatch.setattr(image_folder, "MAX_SKIPPED", len("cat/broken.png"))
+    (folder / "cat" / "broken.png").write_bytes(b"x")
+    source = sources.open_source(data.model_copy(update={"skip_broken": True}))
+    assert source.skipped == ("cat/broken.png",)
 
 
 @pytest.mark.parametrize("ending", ["zip", "tar", "gztar", "bztar", "xztar"])
