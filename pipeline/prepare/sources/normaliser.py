@@ -23,9 +23,13 @@ def normalised(path: Path, found: Found, image_size: int | None) -> Source:
     Raises InputError, which begins with `path`, for images, labels or ids whose meaning is not
     plain.
     """
-    n_images = found.images.shape[0] if found.images.shape else 0
-    if not n_images:
-        raise InputError(f"{path}: images: expected some, found shape {found.images.shape}")
+    shape = found.images.shape
+    if not shape or 0 in shape:
+        raise InputError(
+            f"{path}: images: expected some, of a pixel or more, found shape {shape}; "
+            "save them again"
+        )
+    n_images = shape[0]
     read, size, image_notes = pixels.as_rgb(str(path), found.images, image_size)
     numbers, class_names, label_notes = labels.classes_of(
         str(path),

@@ -186,7 +186,8 @@ def _to_bytes(
         return _scaled(1), f"images of {stack.dtype} scaled to 8 bits so that 1 becomes 255"
     if low >= 0 and high <= 255 and whole:
         return _scaled(255), f"images of {stack.dtype} taken as levels from 0 to 255"
-    if stack.dtype == np.uint16 and high > WHITE_16 // 2:
+    # Either byte order has 16 bits.
+    if stack.dtype.newbyteorder("=") == np.uint16 and high > WHITE_16 // 2:
         return _scaled(WHITE_16), "images of 16 bits scaled to 8 bits so that 65,535 becomes 255"
     raise InputError(
         f"{where}: images: expected uint8, floats from 0 to 1 or whole numbers from 0 to 255, "

@@ -83,6 +83,7 @@ FORMS = {
     "int16": IMAGES.astype("i2"),
     "uint16 within 0-255": IMAGES.astype("u2"),
     "16 bits": IMAGES.astype("u2") * 257,
+    "16 bits, big-endian": (IMAGES.astype("u2") * 257).astype(">u2"),
 }
 
 
@@ -142,7 +143,12 @@ def test_image_size_null_keeps_the_size(brought):
         (IMAGES[:, 0, :, :3].reshape(6, -1), r"found \(6, 24\)$"),
         (IMAGES.transpose(2, 3, 1, 0), r"save images.transpose\(3, 0, 1, 2\)$"),
         (IMAGES[:, :, :, :3], "the channels may be first or last; transpose them$"),
-        (IMAGES[:0], r"images: expected some, found shape \(0, 3, 8, 8\)"),
+        (IMAGES[:0], r"expected some, of a pixel or more, found shape \(0, 3, 8, 8\); save them a"),
+        (
+            IMAGES[:, :, :0],
+            r"images: expected some, of a pixel or more, found shape \(6, 3, 0, 8\)",
+        ),
+        (IMAGES[..., :0] / 255, r"expected some, of a pixel or more, found shape \(6, 3, 8, 0\)"),
         (IMAGES / 127.5 - 1, "found float64 from -1 to 1; map black to 0 and white to 255, round"),
         (IMAGES / 255 + 0.5, "found float64 from 0.5 to 1.5; map black to 0"),
         (IMAGES.astype("u2") * 16, "found uint16 from 0 to 4,080; map black to 0"),
