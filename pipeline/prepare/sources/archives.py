@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from platform import python_version
 from tempfile import mkdtemp
 
 from pipeline.base import files, unfinished
@@ -86,6 +87,10 @@ def _unpack_zip(path: Path, folder: Path) -> None:
 
 
 def _unpack_tar(path: Path, folder: Path) -> None:
+    if not hasattr(tarfile, "data_filter"):
+        raise InputError(
+            f"refused: a tar needs Python 3.11.4 or newer, found {python_version()}; {REMEDY}"
+        )
     with tarfile.open(path) as archive:
         _check(folder, ((member.name, member.size) for member in archive))
         archive.extractall(folder, filter="data")

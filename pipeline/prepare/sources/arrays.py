@@ -65,7 +65,6 @@ def found_npz(path: Path, names: Arrays | None, asked: Sequence[Part]) -> Found:
     limits.regular(path, "set data.path to the .npz file of your images")
     with _reading(path, ".npz", "numpy.savez"), path.open("rb") as file:
         archive, members = limits.zip_members(file, (ZIP_STORED, ZIP_DEFLATED))
-        limits.expect_fits(sum(each.file_size for each in members.values()), path.stat().st_size)
         there = {
             name.removesuffix(".npy"): member
             for name, member in members.items()
@@ -199,10 +198,14 @@ def _remedy(name: str, dtype: np.dtype[Any]) -> str:
 
 
 def _array(name: str, archive: ZipFile, member: ZipInfo) -> NDArray[Any]:
-    """Return one array of the archive. Its header is checked against its size first."""
+    """Return one array of the archive.
+
+    Its header is checked against its size first, and its size against the free memory.
+    """
     with archive.open(member) as file:
         header = _header(name, file)
         n_bytes = _check_header(name, header, member.file_size - header.offset, "the archive")
+        limits.expect_fits(n_bytes, member.compress_size)
         content, filled = np.empty(n_bytes, dtype=np.uint8), 0
         while filled < n_bytes and (piece := file.read(2**20)):
             content[filled : filled + len(piece)] = np.frombuffer(piece, dtype=np.uint8)

@@ -115,7 +115,7 @@ def _images(values: Any, image_size: int | None, size: int) -> tuple[Stack, Mapp
 
 
 def _stack(whole: Array, shape: tuple[int, ...]) -> Stack:
-    dtype = whole.plain().dtype if whole.is_bfloat16 else whole.values.dtype
+    dtype = np.dtype(np.float32) if whole.is_bfloat16 else whole.values.dtype
     return Stack(
         shape=shape,
         dtype=dtype,

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import InputError
+from pipeline.base.untrusted import limits
 from pipeline.prepare import sources
 from pipeline.prepare.params import Arrays
 from pipeline.prepare.sources import hdf5_arrays, normaliser
@@ -510,6 +511,17 @@ def test_floats_may_exceed_one_by_rounding(brought):
     assert (source.read(ROWS) == IMAGES[ROWS]).all()
     with pytest.raises(InputError, match="floats from 0 to 1 .* found float64 from 0 to 1.00001;"):
         brought({"images": IMAGES / 255 * (1 + 1e-5), "labels": LABELS})
+
+
+def test_arrays_that_are_not_read_need_no_memory(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "available_memory", lambda: IMAGES.nbytes)
+    source = npz(data, tmp_path, images=IMAGES, labels=LABELS, other=np.zeros(10_000))
+    assert (source.read(ROWS) == IMAGES[ROWS]).all()
+    monkeypatch.setattr(limits, "available_memory", lambda: IMAGES.nbytes - 1)
+    with pytest.raises(
+        InputError, match=r"x.npz: refused: [\d,]+ bytes that unpack to 1,152, more"
+    ):
+        npz(data, tmp_path, images=IMAGES, labels=LABELS)
 
 
 def test_the_hash_of_npy_files_is_of_those_read(data, tmp_path):

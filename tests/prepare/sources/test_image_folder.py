@@ -651,6 +651,15 @@ def test_archives_that_are_not_plain_are_refused(data, tmp_path, name, write, me
     assert not (tmp_path.parent / "a.png").exists()
 
 
+def test_a_tar_is_refused_by_a_python_without_filters(data, folder, tmp_path_factory, monkeypatch):
+    archive = shutil.make_archive(str(tmp_path_factory.mktemp("archive") / "x"), "tar", folder)
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(
+        InputError, match=r"x.tar: refused: .* Python 3.11.4 or newer, .*; unpack it"
+    ):
+        sources.open_source(data.model_copy(update={"path": archive}))
+
+
 def test_an_archive_of_more_than_the_disk_is_refused(data, folder, tmp_path_factory, monkeypatch):
     archive = shutil.make_archive(str(tmp_path_factory.mktemp("archive") / "x"), "tar", folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))

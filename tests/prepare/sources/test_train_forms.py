@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from pipeline.base.errors import InputError
+from pipeline.base.untrusted import torch_arrays
 from pipeline.prepare.sources import task_dataset
 from tests import samples
 
@@ -233,6 +234,21 @@ class Own(nn.Module):
 
 def by_name(image, factor):
     return image
+
+
+def test_images_of_bfloat16_are_not_converted_before_they_are_read(tmp_path, monkeypatch):
+    torch.save(dataset(imgs=torch.from_numpy(PIXELS).bfloat16()), tmp_path / "Train.pt")
+    converted, plain = [], torch_arrays.Array.plain
+
+    def counting(array):
+        converted.append(len(array.values))
+        return plain(array)
+
+    monkeypatch.setattr(torch_arrays.Array, "plain", counting)
+    images = task_dataset.found(tmp_path / "Train.pt", None).images
+    assert (converted, images.dtype) == ([], np.float32)
+    assert images.read(np.arange(2)).dtype == np.float32
+    assert converted == [2]
 
 
 @pytest.mark.parametrize(
