@@ -415,6 +415,18 @@ SPELLINGS = [
     ("attacks.pgd.alpha", "eps / 4", 8 / 255, lambda s: s.attacks["pgd"].parameters["alpha"]),
     ("attacks.pgd.attack", "pgd", "PGD", lambda s: s.attacks["pgd"].attack),
     ("data.source", "Digits", "digits", lambda s: s.data.source),
+    (
+        "data",
+        {
+            "source": "npz",
+            "path": "x.npz",
+            "image_size": 8,
+            "n_images": None,
+            "n_val": "From_Source",
+        },
+        "from_source",
+        lambda s: s.data.n_val,
+    ),
     ("model.architecture", "ResNet50", "resnet50", lambda s: s.model.architecture),
     ("model.weights", "imagenet1k_v1", "IMAGENET1K_V1", lambda s: s.model.weights),
     ("training.optimizer", "SGD", "sgd", lambda s: s.clean.optimizer),

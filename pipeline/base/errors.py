@@ -3,6 +3,8 @@
 import shlex
 from pathlib import Path
 
+from pipeline.base.words import printable
+
 
 class InputError(ValueError):
     """Something that the user gave and that cannot be used.
@@ -13,9 +15,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, text: str) -> None:
-        super().__init__(
-            "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-        )
+        super().__init__(printable(text))
 
 
 def discarding(path: Path) -> str:

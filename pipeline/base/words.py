@@ -6,6 +6,11 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def printable(text: str) -> str:
+    """Return a text with line breaks, control characters and terminal sequences as escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def duration(seconds: float) -> str:
     """Return a time in words, such as "2 h 05 min"."""
     if round(seconds) < 60:

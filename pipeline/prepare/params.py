@@ -13,7 +13,8 @@ RESULTS = (
     "data/adversarial", "data/clean", "data/refreshed", "metrics", "models", "plots", "report",
 )  # fmt: skip
 MIN_SIZE, MAX_SIZE = 8, 1024  # pixels a side
-FROM_SOURCE = "from_source"
+FromSource = Literal["from_source"]
+FROM_SOURCE: FromSource = "from_source"
 Part = Literal["val", "test"]  # of a data set, besides its training part
 HELD_OUT: tuple[Part, ...] = ("val", "test")
 ARRAYS = ("npz", "npy", "hdf5")
@@ -75,8 +76,8 @@ class Data(Section):
     arrays: Arrays | None = None
     image_size: Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE)] | None
     n_images: Count | None
-    n_val: Annotated[int | str, _number_or_part(1)]
-    n_test: Annotated[int | str, _number_or_part(0)] = 0
+    n_val: Annotated[int | FromSource, _number_or_part(1)]
+    n_test: Annotated[int | FromSource, _number_or_part(0)] = 0
     seed: Seed
     follow_links: bool = False
     skip_broken: bool = False

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.base import files, store
 from pipeline.base.errors import InputError
 from pipeline.base.values import CLEAN
-from pipeline.base.words import counted
+from pipeline.base.words import counted, printable
 from pipeline.prepare import params, sources
 from pipeline.prepare.sources.common import Labels, numbered
 from pipeline.prepare.sources.parts import IN_WORDS
@@ -65,9 +65,12 @@ def prepare(
 
 
 def told(source: sources.Source) -> Iterator[str]:
-    """Yield what the source did to the images, and the number of each class that has a name."""
+    """Yield what the source did to the images, and the number of each class that has a name.
+
+    Control characters come from the names of files and arrays. They are written as escapes.
+    """
     for words, count in source.notes.items():
-        yield f"{count:,} {words}"
+        yield printable(f"{count:,} {words}")
     names = [f"{number} = {name[:40]}" for number, name in enumerate(source.class_names)]
     if source.class_names != numbered(len(names)):
         shown = (

@@ -1,6 +1,10 @@
 import pytest
 
-from pipeline.base.words import counted, duration
+from pipeline.base.words import counted, duration, printable
+
+
+def test_control_characters_are_escaped():
+    assert printable("a\x1b[31mé\n\\x") == "a\\x1b[31mé\\n\\x"
 
 
 def test_one_is_not_many():

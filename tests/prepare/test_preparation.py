@@ -220,5 +220,11 @@ def test_many_class_names_are_shortened():
     assert len(line) < 1000
 
 
+def test_control_characters_of_names_are_told_as_escapes():
+    notes = {"folders beside train left out (a\x1b[31m\nb)": 1}
+    source = source_of(np.arange(2), ("0", "1"), notes=notes)
+    assert list(preparation.told(source)) == [r"1 folders beside train left out (a\x1b[31m\nb)"]
+
+
 def test_digits_have_nothing_to_tell():
     assert list(preparation.told(sources.open_source(DATA))) == []
