@@ -5,6 +5,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,8 +111,8 @@ def require_space(folder: Path, n_bytes: int, what: str) -> None:
     free = shutil.disk_usage(existing).free
     if free < n_bytes:
         raise InputError(
-            f"{folder}: {what} needs {n_bytes / 2**20:,.0f} MiB, "
-            f"and the disk has {free / 2**20:,.0f} MiB left; free some space"
+            f"{folder}: {what} needs {math.ceil(n_bytes / 2**20):,} MiB, "
+            f"and the disk has {free // 2**20:,} MiB left; free some space"
         )
 
 

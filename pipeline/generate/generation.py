@@ -1,7 +1,6 @@
 """Attack every image of the clean set, and store the results shard by shard."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline import attacks
 from pipeline.attacks.params import Attack, Generate
 from pipeline.attacks.stored import identity
-from pipeline.base import console, files, store
+from pipeline.base import console, store
 from pipeline.base.values import greatest
 from pipeline.cluster.opened import Workers
 from pipeline.generate.attacker import Attacking, Run
@@ -68,11 +67,6 @@ def generate(
     attacked. The network is not changed. Raises Interrupted after Ctrl-C or SIGTERM, once the
     current batch is done, or at once on a cluster. Whole shards are kept.
     """
-    files.require_space(
-        out,
-        len(clean) * (math.prod(clean.image_shape) + store.ROW_BYTES),
-        f"a set of {len(clean)} images",
-    )
     job = Attacking(
         network=network,
         image_size=clean.image_shape[1],
@@ -189,6 +183,7 @@ def _attack_missing(
 ) -> None:
     """Attack and write the shards that do not exist yet."""
     missing = writer.missing()
+    writer.require_space(missing, clean.image_shape)
     n_missing = sum(end - start for start, end in missing)
     n_done = len(clean) - n_missing
     with (

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base import files, store
+from pipeline.base import store
 from pipeline.base.errors import InputError
 from pipeline.base.values import CLEAN
 from pipeline.base.words import counted, printable
@@ -45,11 +45,11 @@ def prepare(
         "image_size": source.image_size,
         **{f"versions.{name}": version(name) for name in ("h5py", "numpy")},
     }
-    n_bytes = len(rows) * (3 * source.image_size**2 + store.ROW_BYTES)
-    files.require_space(out, n_bytes, f"a set of {len(rows)} images")
     bounds = store.shard_bounds(len(rows), stored.shard_rows)
     with store.Writer(out, attributes, bounds=bounds) as writer:
-        for start, stop in writer.missing():
+        missing = writer.missing()
+        writer.require_space(missing, (3, source.image_size, source.image_size))
+        for start, stop in missing:
             part = slice(start, stop)
             images = np.ascontiguousarray(source.read(rows[part]))
             writer.write_behind(

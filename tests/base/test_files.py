@@ -1,4 +1,5 @@
 import hashlib
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,13 +60,16 @@ def test_results_are_read_with_numbers_and_named_if_damaged(tmp_path):
             files.read_csv(tmp_path / name)
 
 
-def test_too_little_space_is_said_before_anything_is_written(tmp_path):
+def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypatch):
     files.require_space(tmp_path / "not/yet/there", 1, "the set")
     with pytest.raises(
         InputError,
         match=r"the set needs 1,073,741,824 MiB, and the disk has [\d,]+ MiB left; free some space",
     ):
         files.require_space(tmp_path / "not/yet/there", 2**50, "the set")
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20 - 2))
+    with pytest.raises(InputError, match="the set needs 1 MiB, and the disk has 0 MiB left"):
+        files.require_space(tmp_path / "not/yet/there", 2**20 - 1, "the set")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,9 @@
 import dataclasses
 import json
+import math
+import shutil
 import signal
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -134,6 +137,10 @@ def test_a_resumed_set_is_the_uninterrupted_one(sets, network, tmp_path, monkeyp
         "write",
         lambda self, start, block: (written.append(start), write(self, start, block)),
     )
+    row_bytes = math.prod(clean.image_shape) + store.ROW_BYTES
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=8 * row_bytes))
+    with pytest.raises(InputError, match="other: storing 40 images needs 1 MiB, and the disk"):
+        generate(clean, network, tmp_path / "other")
     resumed = generate(clean, network, tmp_path / "pgd")
     assert written == [0, 16, 32], "no shard is made twice"
     for shard in sorted(whole.path.iterdir()):

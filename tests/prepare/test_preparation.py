@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -203,6 +205,24 @@ def test_unfinished_work_on_other_arrays_is_not_resumed(tmp_path):
     found = preparation.prepare(*of("inverse"), STORED, out)
     made = np.concatenate([block.images for block in found.blocks()])
     assert (made.transpose(0, 2, 3, 1) == 255 - images).all()
+
+
+def test_a_resumed_set_needs_space_for_its_missing_images_alone(tmp_path, monkeypatch):
+    data = DATA.model_copy(update={"n_images": 200, "n_val": 40})
+    source, space = sources.open_source(data), SimpleNamespace(free=2**30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: space)
+
+    def read(rows):
+        if len(rows) < 64:
+            raise KeyboardInterrupt
+        return source.read(rows)
+
+    with pytest.raises(KeyboardInterrupt):
+        preparation.prepare(dataclasses.replace(source, read=read), data, STORED, tmp_path / "a")
+    space.free = 8 * (3 * source.image_size**2 + store.ROW_BYTES)
+    with pytest.raises(InputError, match="b: storing 200 images needs 1 MiB, .* has 0 MiB left"):
+        preparation.prepare(source, data, STORED, tmp_path / "b")
+    assert len(preparation.prepare(source, data, STORED, tmp_path / "a")) == 200
 
 
 def test_many_class_names_are_shortened():

@@ -120,5 +120,5 @@ def test_a_disk_too_full_for_a_working_copy_is_said(sets, tmp_path, monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         images.working_copy([sets["clean"]], CPU, tmp_path)
     monkeypatch.setattr(images.files.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    with pytest.raises(InputError, match="a working copy of the images to refresh needs 0 MiB"):
+    with pytest.raises(InputError, match="a working copy of the images to refresh needs 1 MiB"):
         images.working_copy([sets["clean"]], CPU, tmp_path)

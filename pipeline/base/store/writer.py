@@ -1,5 +1,7 @@
 """Writes an image set shard by shard, and resumes after an interruption."""
 
+import math
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from pipeline.base.store import card, manifest, shards
 from pipeline.base.store.blocks import Block
 from pipeline.base.store.image_set import ImageSet
 from pipeline.base.store.manifest import Attributes, Run
+from pipeline.base.words import counted
 
 
 class Writer:
@@ -58,6 +61,15 @@ class Writer:
         return [
             bounds for bounds, is_whole in zip(self._bounds, whole, strict=True) if not is_whole
         ]
+
+    def require_space(self, missing: Sequence[Run], image_shape: tuple[int, ...]) -> None:
+        """Raise InputError unless the disk has room for the `missing` rows.
+
+        `image_shape` is (C, H, W).
+        """
+        n_images = sum(stop - start for start, stop in missing)
+        n_bytes = n_images * (math.prod(image_shape) + shards.ROW_BYTES)
+        files.require_space(self.path, n_bytes, f"storing {counted(n_images, 'image')}")
 
     def write_behind(self, start: int, block: Block) -> None:
         """Write the shard that begins at row `start` in the background.

@@ -663,7 +663,7 @@ def test_a_tar_is_refused_by_a_python_without_filters(data, folder, tmp_path_fac
 def test_an_archive_of_more_than_the_disk_is_refused(data, folder, tmp_path_factory, monkeypatch):
     archive = shutil.make_archive(str(tmp_path_factory.mktemp("archive") / "x"), "tar", folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(InputError, match="its contents needs 0 MiB, and the disk has 0 MiB left"):
+    with pytest.raises(InputError, match="its contents needs 1 MiB, and the disk has 0 MiB left"):
         sources.open_source(data.model_copy(update={"path": archive}))
 
 
