@@ -46,8 +46,9 @@ def read(root: Path, data: Data) -> Source:
     """
     if not archives.is_archive(root):
         return _read(root, root, data)
+    folder = archives.unpacked(root)
     with archives.named(root):
-        source = _read(root, archives.unpacked(root), data)
+        source = _read(root, folder, data)
     return replace(source, read=archives.named(root)(source.read))
 
 

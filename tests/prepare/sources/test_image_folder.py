@@ -655,7 +655,8 @@ def test_a_tar_is_refused_by_a_python_without_filters(data, folder, tmp_path_fac
     archive = shutil.make_archive(str(tmp_path_factory.mktemp("archive") / "x"), "tar", folder)
     monkeypatch.delattr(tarfile, "data_filter")
     with pytest.raises(
-        InputError, match=r"x.tar: refused: .* Python 3.11.4 or newer, .*; unpack it"
+        InputError,
+        match=r"x.tar: refused: .* Python 3.11.4 or newer, .*; unpack it .* to the folder$",
     ):
         sources.open_source(data.model_copy(update={"path": archive}))
 
