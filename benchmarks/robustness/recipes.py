@@ -10,7 +10,8 @@ from ruamel.yaml import YAML
 from pipeline import presets
 
 SELECTED = 500  # images that choose the epochs
-EMA, LONG_EMA = 0.093, 0.19  # the time constant of an average, as a share of all steps
+# The time constants of averages, as shares of all steps.
+EMA, LONG_EMA, PRESET_EMA = 0.093, 0.19, 0.2333
 
 Entry = dict[str, Any]
 SINGLE_STEP = {"steps": 1, "random_start": True}
@@ -27,6 +28,7 @@ def _refreshed(**changes: Any) -> tuple[str, Entry]:
 # those of the setting. The order is that of work.
 RECIPES: dict[str, tuple[str, Entry]] = {
     "static": ("robust", {"best_on": "robust"}),
+    "refreshed, as in the preset": ("refreshed", {"epochs": 0.8, "ema": PRESET_EMA}),
     "refreshed": _refreshed(),
     "refreshed, half of the epochs": _refreshed(epochs=0.5),
     "refreshed + regularise": _refreshed(refresh={"regularise": 10.0}),

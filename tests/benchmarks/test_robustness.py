@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 
 from benchmarks.robustness import __main__ as command
 from benchmarks.robustness import recipes, results
-from pipeline import document
+from pipeline import document, presets
 from pipeline.base import files
 from pipeline.base.errors import InputError
 from tests.conftest import ROOT
@@ -56,10 +56,16 @@ def test_every_row_is_a_sound_model_of_the_preset(tmp_path):
         settings.finetuned[recipes.model(row, 1)] for row in ("refreshed", "refreshed + regularise")
     )
     assert (plain.seed, plain.refresh.regularise, regularised.refresh.regularise) == (1, None, 10)
-    assert plain.ema == pytest.approx(0.999, abs=1e-4), "at the preset's own size, as the preset"
+    assert plain.ema == pytest.approx(0.999, abs=1e-4)
     assert regularised.model_dump(exclude={"refresh"}) == plain.model_dump(exclude={"refresh"})
     assert settings.data.n_val + settings.data.n_test == 1_500
     assert settings.online["online_nfgsm_0"].adversary.noise == 2
+
+
+def test_one_row_is_the_preset_at_its_own_size():
+    row = recipes.content(SETTING, [0])["finetuned"]["refreshed_as_in_the_preset_0"]
+    preset = YAML(typ="safe").load(presets.complete("cifar10-cpu"))["finetuned"]["refreshed"]
+    assert row == {**preset, "seed": 0}
 
 
 def test_an_average_scales_with_the_steps():

@@ -20,14 +20,14 @@ QUICKSTART = {
     "finetune@refreshed": (3000 * 5, 297 * 5 * 11, 297 * 5 * 3 + 2 * 1797),
     "export": (0, 0, 0),
 }
-# Batches of 51 clean, 26 FGSM and 51 PGD images: 882 full ones, and one of 18, 9 and 18.
-REFRESHED = 45000 + 882 * (26 + 51) + 9 + 18
+# Batches of 42 clean, 22 FGSM and 64 PGD images: 1,071 full ones, and one of 18, 9 and 27.
+REFRESHED = 45000 + 1071 * (22 + 64) + 9 + 27
 CIFAR10_CPU = {
-    "train_clean": (45000 * 12, 0, 5000 * 12),
+    "train_clean": (45000 * 30, 0, 5000 * 30),
     "generate@clean-fgsm": (0, 50000, 50000),
     "generate@clean-pgd": (0, 50000 * 10, 50000),
     "finetune@robust": (90000 * 6, 0, 3 * 5000 * 6),
-    "finetune@refreshed": (REFRESHED * 10, 500 * 10 * 11, 500 * 10 * 3 + 2 * 50000),
+    "finetune@refreshed": (REFRESHED * 8, 500 * 8 * 11, 500 * 8 * 3 + 2 * 50000),
     "train_online@online": (45000 * 10, 500 * 10 * 11, 500 * 10 * 3),
 }
 
@@ -55,11 +55,11 @@ def test_the_stages_are_those_of_the_pipeline(stages_of):
 def test_texts_name_images_epochs_and_steps(stages_of):
     found = stages_of("cifar10-cpu", 50000, 5000)
     texts = {name: stage.text for name, stage in found.items()}
-    assert texts["train_clean"] == "45,000 images x 12 epochs"
+    assert texts["train_clean"] == "45,000 images x 30 epochs"
     assert texts["generate@clean-pgd"] == "50,000 images x 10 steps"
     assert texts["generate@clean-fgsm"] == "50,000 images"
     assert texts["train_online@online"] == "45,000 images x 10 epochs x 10 steps"
-    refreshed = f"{REFRESHED:,} images x 10 epochs, {REFRESHED - 45000:,} of them x 1 steps"
+    refreshed = f"{REFRESHED:,} images x 8 epochs, {REFRESHED - 45000:,} of them x 1 steps"
     assert texts["finetune@refreshed"] == refreshed
 
 
