@@ -20,8 +20,8 @@ QUICKSTART = {
     "finetune@refreshed": (3000 * 5, 297 * 5 * 11, 297 * 5 * 3 + 2 * 1797),
     "export": (0, 0, 0),
 }
-# Batches of 42 clean, 22 FGSM and 64 PGD images: 1,071 full ones, and one of 18, 9 and 27.
-REFRESHED = 45000 + 1071 * (22 + 64) + 9 + 27
+# Batches of 83 clean, 45 FGSM and 128 PGD images: 542 full ones, and one of 14, 7 and 21.
+REFRESHED = 45000 + 542 * (45 + 128) + 7 + 21
 CIFAR10_CPU = {
     "train_clean": (45000 * 30, 0, 5000 * 30),
     "generate@clean-fgsm": (0, 50000, 50000),
