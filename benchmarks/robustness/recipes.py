@@ -15,21 +15,13 @@ EMA, LONG_EMA, PRESET_EMA = 0.093, 0.19, 0.2306
 
 Entry = dict[str, Any]
 SINGLE_STEP = {"steps": 1, "random_start": True}
-LOWER_LR: Entry = {
-    "batch_size": 128,
-    "lr": 0.05,
-    "mix": {"clean": 0.325, "fgsm": 0.175, "pgd": 0.5},
-}
-HIGHER_LR: Entry = {
-    "batch_size": 128,
-    "lr": 0.1,
-    "mix": {"clean": 0.4, "fgsm": 0.2, "pgd": 0.4},
-}
+LOWER_LR: Entry = {"lr": 0.05, "mix": {"clean": 0.325, "fgsm": 0.175, "pgd": 0.5}}
+HIGHER_LR: Entry = {"lr": 0.1, "mix": {"clean": 0.4, "fgsm": 0.2, "pgd": 0.4}}
 HALF_CLEAN = {"clean": 0.5, "fgsm": 0.15, "pgd": 0.35}
 
 
 def _refreshed(**changes: Any) -> tuple[str, Entry]:
-    return "refreshed", {**LOWER_LR, **changes}
+    return "refreshed", {"batch_size": 128, **LOWER_LR, **changes}
 
 
 # What differs from the preset's models. Here `ema` is a time constant, and `epochs` is a share of
