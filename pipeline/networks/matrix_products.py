@@ -87,10 +87,9 @@ def _folded(
     assert norm.running_var is not None
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     bias = norm.bias - norm.running_mean * scale
-    weight = small_maps.form(conv.weight, size, conv.stride[0], conv.weight.dtype)
-    scale, bias = (part.repeat(len(weight) // len(part)) for part in (scale, bias))
-    weight = (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(dtype)
-    return weight.contiguous(memory_format=_format(weight)), bias.to(dtype)
+    weight = small_maps.form(conv.weight, size, conv.stride[0], dtype, scale)
+    bias = bias.repeat(len(weight) // len(bias)).to(dtype)
+    return weight.contiguous(memory_format=_format(weight)), bias
 
 
 def for_attacks(network: nn.Module, image_size: int, dtype: torch.dtype) -> nn.Module:

@@ -20,18 +20,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def form(weight: Tensor, size: int, stride: int, dtype: torch.dtype) -> Tensor:
+def form(
+    weight: Tensor, size: int, stride: int, dtype: torch.dtype, scale: Tensor | None = None
+) -> Tensor:
     """Return a weight (O, C, k, k) in the form that suits maps of `size`, in `dtype`.
 
-    That is a matrix, or the weight itself.
+    That is a matrix, or the weight itself. `scale` (O,) multiplies its outputs before they are
+    rounded to `dtype`; it is for weights that need no gradient.
     """
     n_out, n_in, width, _ = weight.shape
-    if width == 1:
-        return weight.to(dtype).view(n_out, n_in)
-    if width != 3 or not _is_whole_map(size, stride):
-        return weight.to(dtype)
-    matrix: Tensor = _WholeMap.apply(weight, size, stride, dtype)
-    return matrix
+    if width == 3 and _is_whole_map(size, stride):
+        matrix: Tensor = _WholeMap.apply(weight, scale, size, stride, dtype)
+        return matrix
+    if scale is not None:
+        weight = weight * scale.view(-1, 1, 1, 1)
+    weight = weight.to(dtype)
+    return weight.view(n_out, n_in) if width == 1 else weight
 
 
 def product(maps: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
@@ -99,7 +103,14 @@ class _WholeMap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, size: int, stride: int, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        scale: Tensor | None,
+        size: int,
+        stride: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
         n_out, n_in = weight.shape[:2]
         ctx.of = size, stride, weight.dtype
         shape = (-(-size // stride)) ** 2, n_out, size**2, n_in
@@ -107,11 +118,15 @@ class _WholeMap(torch.autograd.Function):
         make = weight.new_empty if len(joined) == shape[0] * shape[2] else weight.new_zeros
         matrix = make(shape, dtype=dtype)
         for output, seen, row, column in joined:
-            matrix[output, :, seen].copy_(weight[:, :, row, column])
+            block, tap = matrix[output, :, seen], weight[:, :, row, column]
+            if scale is None:
+                block.copy_(tap)
+            else:
+                torch.mul(tap, scale.view(-1, 1), out=block)
         return matrix.view(shape[0] * n_out, -1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         size, stride, dtype = ctx.of
         n_outputs, n_inputs = (-(-size // stride)) ** 2, size**2
         blocks = gradient.view(n_outputs, len(gradient) // n_outputs, n_inputs, -1)
@@ -126,7 +141,7 @@ class _WholeMap(torch.autograd.Function):
                 unwritten.remove((row, column))
             else:
                 tap.add_(block)
-        return found.permute(0, 3, 1, 2), None, None, None
+        return found.permute(0, 3, 1, 2), None, None, None, None
 
 
 class _Convolution(torch.autograd.Function):

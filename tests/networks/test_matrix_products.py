@@ -91,6 +91,19 @@ def test_weight_gradients_of_bfloat16_maps_are_those_of_a_convolution():
     torch.testing.assert_close(found[1], expected[1], rtol=0.02, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("width", "size", "stride"),
+    [(1, 4, 2), (3, 8, 1), (3, 4, 2), (3, 2, 1), (3, 2, 2), (3, 1, 1), (7, 32, 2)],
+)
+def test_a_scale_multiplies_the_outputs_before_they_are_rounded(width, size, stride):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 5, width, width, generator=generator)
+    scale = torch.rand(8, generator=generator) + 0.5
+    ours = small_maps.form(weight, size, stride, torch.bfloat16, scale)
+    scaled = weight * scale.view(-1, 1, 1, 1)
+    assert torch.equal(ours, small_maps.form(scaled, size, stride, torch.bfloat16))
+
+
 def test_the_original_is_not_touched():
     network = trained_looking("resnet18").train()
     before = copy.deepcopy(network.state_dict())
