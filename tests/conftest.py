@@ -70,6 +70,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _nothing_is_sent():
+    """DVC in projects of the tests reports nothing to its authors."""
+    os.environ["DVC_NO_ANALYTICS"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread_each():
     """Tests run side by side; threads of one torch would only get in another's way."""
     torch.set_num_threads(

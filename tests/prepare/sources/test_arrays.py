@@ -11,6 +11,7 @@ from pipeline.prepare.params import Arrays
 from pipeline.prepare.sources import hdf5_arrays, normaliser
 from pipeline.prepare.sources.common import Found, Stack
 
+pytestmark = pytest.mark.usefixtures("one_inspector")
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
 LABELS = np.array([0, 1, 2, 0, 1, 2])
 ROWS = np.array([1, 4, 5])
