@@ -171,7 +171,7 @@ class Plan:
 
     def _generate(self, stage: str, model: str, attack: str) -> Stage:
         spec, n = self._settings.attacks[attack], self._images.n_images
-        steps = (spec.model_extra or {}).get("steps")
+        steps = _steps(spec)
         work = [*self._once(model, spec, n, self._dtype), *self._trial(model, spec)]
         work.append(Work(kind=Kind(name="store"), images=n))
         disk = n * self._images.n_bytes
@@ -199,13 +199,18 @@ class Plan:
         yield classified(architecture, n_images, size)
 
     def _trial(self, model: str, spec: Attack) -> Iterator[Work]:
-        """Yield the trial of both precisions."""
+        """Yield the trial of both precisions.
+
+        It is assumed that attacks of several steps fool all images of a model that is not hardened,
+        so that fp32 is not tried.
+        """
         is_auto = self._settings.generate.precision == "auto"
         if is_auto and multiplies_bfloat16(self._device):
             least, most = generation.SAMPLE
             share = int(generation.SAMPLE_SHARE * self._images.n_images)
             n = min(most, max(least, share), self._images.n_images)
-            for dtype in (FP32, self._dtype):
+            fools_all = stays(self._settings, model) == STAYS_OTHER and (_steps(spec) or 1) > 1
+            for dtype in (self._dtype,) if fools_all else (FP32, self._dtype):
                 yield from self._once(model, spec, n, dtype)
 
     def _adopt(self, name: str) -> Stage:
@@ -263,6 +268,12 @@ class Plan:
     @property
     def _val_bytes(self) -> int:
         return self._images.n_val * self._images.n_bytes
+
+
+def _steps(spec: Attack) -> int | None:
+    """Return the steps of an attack that has them."""
+    steps: int | None = (spec.model_extra or {}).get("steps")
+    return steps
 
 
 def stays(settings: Document, model: str) -> float:

@@ -280,6 +280,28 @@ def test_auto_takes_bf16_only_where_the_device_multiplies_it(
     assert choice.trial.startswith("bf16 attacks fool" if multiplies else "none")
 
 
+@pytest.mark.parametrize(("n_left", "tried"), [(6, ["bf16"]), (7, ["bf16", "fp32"])])
+def test_fp32_is_tried_only_where_it_may_be_better(sets, network, monkeypatch, n_left, tried):
+    """Of 256 images, 6 of 6 in favour of fp32 may be chance, 7 of 7 are not."""
+    by_bf16 = np.arange(256) >= n_left
+    found = {"bf16": by_bf16, "fp32": np.ones(256, dtype=bool)}
+    precisions = []
+
+    def fooled(job, *_):
+        precisions.append(job.precision)
+        return found[job.precision]
+
+    monkeypatch.setattr("pipeline.networks.precision.multiplies_bfloat16", lambda _: True)
+    monkeypatch.setattr(generation, "_fooled", fooled)
+    choice = generation.choose(trying_both(network), range(256), CPU)
+    assert precisions == tried
+    assert choice.precision == tried[-1]
+    if n_left == 6:
+        assert choice.trial == (
+            "bf16 attacks fool 250 of 256 images, too many for fp32 ones to be better"
+        )
+
+
 def test_the_trial_takes_images_of_all_classes_and_shards(tmp_path):
     labels = np.repeat(np.arange(3), 200)  # sorted, as folders of images are
     block = dataclasses.replace(make_block(600), labels=labels)
