@@ -6,13 +6,11 @@ Athalye et al. (ICML 2018, section 3.1), Carlini et al. ("On Evaluating Adversar
 docs/evaluation.md explains what each check means. `checks` decides what the numbers show.
 """
 
-import hashlib
 from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,7 +20,7 @@ from pipeline.base.store import SPLITS, Block, ImageSet
 from pipeline.evaluate import checks, params, whitebox
 from pipeline.evaluate.checks import COLLAPSED, CONVERGED, NOT_RUN, Check, gain, share
 from pipeline.evaluate.sweeps import Curves
-from pipeline.evaluate.target import Target
+from pipeline.evaluate.target import Target, digest
 from pipeline.networks import memory_fit
 from pipeline.networks.scores import Mask
 
@@ -89,15 +87,11 @@ def of_clean(clean: ImageSet, block: Block, right: Mask) -> dict[str, Check]:
 
 def trained_on(clean: ImageSet, block: Block) -> Mask:
     """Return which images (n,) of a block are training images of a set, too, pixel by pixel."""
-    own = [_digest(image) for image in block.images]
+    own = [digest(image) for image in block.images]
     judged, found = set(own), set[bytes]()
     for part in clean.blocks():
-        found |= judged.intersection(map(_digest, part.images[part.split == SPLITS["train"]]))
-    return np.array([digest in found for digest in own], dtype=bool)
-
-
-def _digest(image: NDArray[np.uint8]) -> bytes:
-    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        found |= judged.intersection(map(digest, part.images[part.split == SPLITS["train"]]))
+    return np.array([key in found for key in own], dtype=bool)
 
 
 def converged(

@@ -77,7 +77,7 @@ def judge(
     target = Target.of(
         network, len(names), batch_size=BATCH_SIZE, seed=seed, image_size=size, workers=workers
     )
-    predicted = networks.expect_numbers(networks.predict(network, val.images))
+    predicted = networks.expect_numbers(target.predicted(val))
     sets = _all_opened(stored, clean)
     transfer = _transfer(target, val, predicted == val.labels, sets, model_sha256)
     robust, tried = _robust(target, val, settings)

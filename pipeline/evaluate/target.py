@@ -1,9 +1,10 @@
 """The judged network, with what all attacks on it share, and how parts of a block reach workers."""
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -30,7 +31,8 @@ class Target:
 
     The network takes images in [0, 1]. It alone decides whether an image withstands. `attacked` is
     the network that attacks use: the same function in float32, as matrix products.
-    `batch_size` and `seed` decide which random numbers an image gets.
+    `batch_size` and `seed` decide which random numbers an image gets. `_predicted` has the
+    predicted classes of stored images, by their digests.
     """
 
     network: InParts
@@ -40,6 +42,7 @@ class Target:
     seed: int
     image_size: int | None
     workers: Workers
+    _predicted: dict[bytes, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -90,12 +93,12 @@ class Target:
         compute: Callable[..., Found],
         block: Block,
         *arguments: Any,
-        standing: Mask | None = None,
+        standing: Mask,
     ) -> Iterator[tuple[slice, Found]]:
         """Yield the rows of every part of a block, and what workers computed of it, in order.
 
         A part is a run of whole batches. `compute` takes the target, the part's first place in the
-        block, the part, `arguments`, and the part's rows of `standing`, or None.
+        block, the part, `arguments`, and the part's rows of `standing`.
         """
         taken: list[slice] = []
 
@@ -105,8 +108,7 @@ class Target:
                 n_batches = self.workers.batches(-(-(len(block) - first) // self.batch_size))
                 rows = slice(first, min(first + n_batches * self.batch_size, len(block)))
                 taken.append(rows)
-                of_part = None if standing is None else standing[rows]
-                yield Part(compute, first, block.select(rows), (*arguments, of_part))
+                yield Part(compute, first, block.select(rows), (*arguments, standing[rows]))
                 first = rows.stop
 
         for place, found in enumerate(self.workers.map(self, parts())):
@@ -116,9 +118,23 @@ class Target:
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
+    def predicted(self, block: Block) -> NDArray[np.int64]:
+        """Return the predicted class (N,) of stored images, as `networks.predict` does.
+
+        The network is asked once for images that are equal.
+        """
+        digests = [digest(image) for image in block.images]
+        new = {key: row for row, key in enumerate(digests) if key not in self._predicted}
+        if new:
+            classes = networks.predict(
+                self.network, block.images[list(new.values())], self.batch_size
+            )
+            self._predicted.update(zip(new, classes.tolist(), strict=True))
+        return np.array([self._predicted[key] for key in digests], dtype=np.int64)
+
     def is_right(self, block: Block) -> Mask:
-        """Return which unattacked images (N,) the network gets right."""
-        right: Mask = networks.predict(self.network, block.images, self.batch_size) == block.labels
+        """Return which stored images (N,) the network gets right."""
+        right: Mask = self.predicted(block) == block.labels
         return right
 
     def tensors(self, block: Block, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -167,6 +183,11 @@ class Packed(NamedTuple):
             image_size=self.image_size,
         )
         return target.on(device)
+
+
+def digest(image: NDArray[np.uint8]) -> bytes:
+    """Return what tells an image from all others."""
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 @dataclass

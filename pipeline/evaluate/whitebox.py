@@ -57,6 +57,7 @@ def withstands(
     out, because they were used before.
     """
     passes = Passes()
+    standing = target.is_right(block) if standing is None else standing
     after = [np.empty(len(block), dtype=bool) for _ in range(threat.restarts)]
     with console.progress(len(block) * threat.restarts, text, "images") as bar:
         parts = target.each_part(withstands_part, block, threat, earlier, standing=standing)
@@ -69,12 +70,11 @@ def withstands(
 
 
 def withstands_part(
-    target: Target, first: int, block: Block, threat: Threat, earlier: int, standing: Mask | None
+    target: Target, first: int, block: Block, threat: Threat, earlier: int, standing: Mask
 ) -> Outcome:
     """Return what a fresh attack finds on a part of a block that begins at place `first`."""
     attack = attacks.build(threat, target.attacked, target.n_classes)
-    passes = Passes()
-    standing = target.is_right(block) if standing is None else standing.copy()
+    passes, standing = Passes(), standing.copy()
     after = []
     for restart in range(earlier, earlier + threat.restarts):
         for start, rows in target.batches(standing):
@@ -109,7 +109,8 @@ def by_steps(
     assert threat.attack == "PGD"
     standing = {count: np.zeros(len(block), dtype=bool) for count in steps}
     with console.progress(len(block), text, "images") as bar:
-        for rows, found in target.each_part(by_steps_part, block, threat, steps):
+        right = target.is_right(block)
+        for rows, found in target.each_part(by_steps_part, block, threat, steps, standing=right):
             for count, mask in found.items():
                 standing[count][rows] = mask
             bar.update(rows.stop - rows.start)
@@ -117,13 +118,13 @@ def by_steps(
 
 
 def by_steps_part(
-    target: Target, first: int, block: Block, threat: Threat, steps: Sequence[int], _: None
+    target: Target, first: int, block: Block, threat: Threat, steps: Sequence[int], right: Mask
 ) -> dict[int, Mask]:
     """Return the same as `by_steps`, of a part of a block that begins at place `first`."""
     longest = Threat.model_validate({**threat.model_dump(), "steps": max(steps)})
     attack = attacks.build(longest, target.attacked, target.n_classes)
     standing = {count: np.zeros(len(block), dtype=bool) for count in steps}
-    for start, rows in target.batches(target.is_right(block)):
+    for start, rows in target.batches(right):
         if len(rows):
             images, labels = target.tensors(block, rows)
             seed = seeds.batch_seed(target.seed, 0, first + start)

@@ -27,7 +27,10 @@ class Judging:
         self._settings, self._architecture, self._stays = settings, architecture, stays
 
     def work(self, n_val: int, n_stored: int, n_classes: int) -> Iterator[Work]:
-        """Yield all work on `n_val` images, with `n_stored` stored adversarial sets."""
+        """Yield all work on `n_val` images, with `n_stored` stored adversarial sets.
+
+        Stored images are classified once, and no more by the attacks on them.
+        """
         yield self._classified(n_val * (1 + n_stored))
         n = n_threat = min(self._settings.n_eval or n_val, n_val)
         for threat in self._settings.threats.values():
@@ -40,7 +43,7 @@ class Judging:
             yield from self._grid(self._settings.grid, min(self._settings.grid.n_eval, n_val))
         n_curves = min(self._settings.curves.n_eval, n_val)
         yield from self._curves(n_curves)
-        yield from self._checks(n_threat, n_curves, n_stored)
+        yield from self._checks(n_threat, n_curves)
         yield from self._converged(min(checks.ENOUGH, n))
 
     @property
@@ -57,13 +60,11 @@ class Judging:
 
     def _withstands(self, threat: Threat, n_images: float) -> Iterator[Work]:
         """Yield all restarts of a threat on images that were not attacked before."""
-        yield self._classified(n_images)
         yield from self._attacked(threat, n_images)
         for _ in range(threat.restarts - 1):
             yield from self._attacked(threat, n_images * self._stays)
 
     def _ensemble(self, settings: params.Ensemble, n_images: int, n_classes: int) -> Iterator[Work]:
-        yield self._classified(n_images)
         left_out = ensemble.left_out(settings, n_classes)
         targets, n = min(n_classes - 1, settings.targets), float(n_images)
         for name, threat in ensemble.threats(settings, self._threat.eps).items():
@@ -82,7 +83,6 @@ class Judging:
     def _by_steps(
         self, n_images: int, steps: list[int], eps: float, alpha: float
     ) -> Iterator[Work]:
-        yield self._classified(n_images)
         pgd = sweeps.pgd(eps, alpha, max(steps))
         yield attacked(self._architecture, pgd, n_images, BATCH_SIZE, FP32)
         for _ in steps:
@@ -90,7 +90,6 @@ class Judging:
 
     def _curves(self, n_images: int) -> Iterator[Work]:
         curves, threat = self._settings.curves, self._threat
-        yield self._classified(n_images)
         standing = float(n_images)
         for eps in curves.eps:
             yield from self._attacked(threat, standing)
@@ -100,14 +99,14 @@ class Judging:
         repeated = threat.model_copy(update={"restarts": curves.restarts})
         yield from self._withstands(repeated, n_images)
 
-    def _checks(self, n_images: int, n_curves: int, n_stored: int) -> Iterator[Work]:
+    def _checks(self, n_images: int, n_curves: int) -> Iterator[Work]:
         """Yield the checks of `diagnostics.diagnose`, on the threats' images and the curves'."""
         fgsm = {"attack": "FGSM", "eps": self._threat.eps, "restarts": 1}
         yield from self._attacked(Threat.model_validate(fgsm), n_images)
         square = diagnostics.square(self._threat.eps, self._settings.curves.queries)
         yield from self._attacked(square, n_curves * self._stays)
-        # The clean images once, the stored sets, the outputs twice, and a gradient as three.
-        yield self._classified(n_images * (n_stored + 6))
+        # The outputs twice, and a gradient as three.
+        yield self._classified(n_images * 5)
 
     def _converged(self, n_images: int) -> Iterator[Work]:
         """Yield the checks of `diagnostics.converged`."""

@@ -121,6 +121,16 @@ def test_passes_count_every_image_forward_and_backward(judged):
     }
 
 
+def test_stored_images_are_classified_once(judged):
+    block, passes = block_of(20), Passes()
+    with passes.counting(judged.network):
+        for rows in (slice(12), slice(20), slice(5, 20)):
+            few = block.select(rows)
+            assert judged.is_right(few).all()
+            assert (judged.predicted(few) == few.labels).all()
+    assert passes.forward == 20
+
+
 def test_a_run_of_many_steps_holds_the_runs_of_fewer(judged):
     block = block_of(24)
     threat = Threat.model_validate({**PGD, "eps": "64/255", "alpha": "16/255", "restarts": 1})
