@@ -11,6 +11,7 @@ from dvc import cli
 from pipeline import discard, place
 from pipeline.audit import lineage
 from pipeline.base.errors import InputError
+from tests import tiny_project
 from tests.conftest import ROOT
 
 MAKE = """
@@ -81,6 +82,7 @@ def folder(made, tmp_path, monkeypatch):
     """
     shutil.copytree(made, tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.setattr(place, "ask_dvc", tiny_project.ask_dvc)
     for name in [*lineage.files(Path("data")), *lineage.files(Path("models"))]:
         cached = object_of(lineage.md5(name))
         name.unlink()
