@@ -23,7 +23,7 @@ plan: $(READY)  ## measure a few steps, and print the time, disk and memory of e
 results: $(READY)  ## print the results again
 	@$(BIN)/python -m pipeline results
 
-audit: $(READY)  ## recompute what can be recomputed of the run and hold it against what it recorded
+audit: $(READY)  ## recompute what can be recomputed of the run, and compare it with what was recorded
 	@$(BIN)/python -m pipeline audit
 
 discard: $(READY)  ## make discard OUT=data/clean: delete an image set or a model that is damaged, in DVC's cache too
@@ -59,7 +59,7 @@ growth: $(READY)  ## measure time and peak memory against the number and the siz
 bench-cluster: cluster  ## what Ray costs per image and task, on 1 to 3 nodes of this machine, one of them killed
 	@$(BIN)/python -m benchmarks.cluster $(if $(IMAGES),--images $(IMAGES))
 
-fuzz: $(READY)  ## 10,000 damaged files for every reader, most of an hour
+fuzz: $(READY)  ## 10,000 damaged files for every reader; 1 to 2 hours
 	@$(BIN)/python -m tests.fuzz
 
 search-table: $(READY)  ## print the experiments of docs/search.md: parameters, transfer and robust accuracy
