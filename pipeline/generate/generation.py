@@ -15,13 +15,11 @@ from pipeline.base import console, store
 from pipeline.base.values import greatest
 from pipeline.cluster.opened import Workers
 from pipeline.generate.attacker import Attacking, Run
-from pipeline.networks.precision import precision_for, recorded
+from pipeline.networks.precision import is_worse, precision_for, recorded
 from pipeline.networks.torchvision_models import models
 
 # Images on which both precisions are tried: this share of the set, within these bounds.
 SAMPLE_SHARE, SAMPLE = 0.05, (256, 1024)
-MOST_LOST = 0.005  # share of the attacked images that bf16 may fool less than fp32
-CHANCE = 0.01  # probability that bf16 is refused by chance, where it is as good as fp32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,21 +133,6 @@ def choose(job: Attacking, sample: store.Block, device: torch.device) -> Choice:
     if is_worse(by_fp32, by_bf16):
         return Choice("fp32", fp32, trial)
     return Choice("bf16", bf16, trial)
-
-
-def is_worse(by_fp32: NDArray[np.bool_], by_bf16: NDArray[np.bool_]) -> bool:
-    """Return whether bf16 attacks fool so many fewer images (N,) that chance does not explain it.
-
-    Images that both or neither fool say nothing. If bf16 is as good, each of the others is fooled
-    by either with the same probability (McNemar's exact test, one-sided). The loss must also be
-    more than MOST_LOST of all images.
-    """
-    from scipy.stats import binomtest
-
-    lost, gained = int((by_fp32 & ~by_bf16).sum()), int((by_bf16 & ~by_fp32).sum())
-    if lost - gained <= MOST_LOST * len(by_fp32):
-        return False
-    return bool(binomtest(lost, lost + gained, alternative="greater").pvalue < CHANCE)
 
 
 def attacked_again(

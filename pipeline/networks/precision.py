@@ -1,20 +1,25 @@
 """Choose the precision that a network is computed in.
 
-All rules about precision are here. `precision_for` decides for training, `dtype_for` for attacks on
-a network in training. `tensor_floats` and `exact` decide how a GPU multiplies float32.
+All rules about precision are here. `precision_for` decides for training and attacks, and `is_worse`
+whether a trial of attacks in bf16 refuses it. `tensor_floats` and `exact` decide how a GPU
+multiplies float32.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.base.values import Precision
 from pipeline.networks.device import multiplies_bfloat16, multiplies_float16
 
 # What a network is computed in. fp16 is never asked for: it replaces bf16 on GPUs without it.
 Computed = Literal["fp32", "bf16", "fp16"]
+MOST_LOST = 0.005  # share of the attacked images that bf16 may fool less than fp32
+CHANCE = 0.01  # probability that bf16 is refused by chance, where it is as good as fp32
 
 
 def precision_for(precision: Precision, device: torch.device) -> Computed:
@@ -46,6 +51,21 @@ def dtype_for(precision: Precision, device: torch.device) -> torch.dtype:
     That is bfloat16 if the network is trained in it, and otherwise float32.
     """
     return torch.bfloat16 if precision_for(precision, device) == "bf16" else torch.float32
+
+
+def is_worse(by_fp32: NDArray[np.bool_], by_bf16: NDArray[np.bool_]) -> bool:
+    """Return whether bf16 attacks fool so many fewer images (N,) that chance does not explain it.
+
+    Images that both or neither fool say nothing. If bf16 is as good, each of the others is fooled
+    by either with the same probability (McNemar's exact test, one-sided). The loss must also be
+    more than MOST_LOST of all images.
+    """
+    from scipy.stats import binomtest
+
+    lost, gained = int((by_fp32 & ~by_bf16).sum()), int((by_bf16 & ~by_fp32).sum())
+    if lost - gained <= MOST_LOST * len(by_fp32):
+        return False
+    return bool(binomtest(lost, lost + gained, alternative="greater").pvalue < CHANCE)
 
 
 @contextmanager

@@ -103,3 +103,24 @@ def test_predictions_are_exact():
     networks.predict(Noting(), images)
     networks.is_right(Noting(), torch.zeros(2, 3, 4, 4), torch.zeros(2))
     assert seen == [("ieee", "ieee")] * 2
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "worse"),
+    [(3, 0, False), (6, 0, False), (7, 0, True), (20, 2, True), (20, 18, False), (0, 20, False)],
+)
+def test_bf16_is_refused_only_where_chance_does_not_explain_it(lost, gained, worse):
+    by_fp32, by_bf16 = np.zeros(256, dtype=bool), np.zeros(256, dtype=bool)
+    by_fp32[:lost] = by_bf16[lost : lost + gained] = True
+    by_fp32[100:], by_bf16[100:] = True, True
+    assert precision.is_worse(by_fp32, by_bf16) == worse
+
+
+def test_a_precision_that_finds_nothing_is_worse():
+    assert precision.is_worse(np.ones(1024, dtype=bool), np.zeros(1024, dtype=bool))
+
+
+def test_equal_precisions_are_seldom_told_apart():
+    generator = np.random.default_rng(0)
+    fooled = generator.random((2000, 2, 1024)) < 0.02
+    assert np.mean([precision.is_worse(*pair) for pair in fooled]) < 0.01
