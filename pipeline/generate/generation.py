@@ -12,6 +12,7 @@ from pipeline import attacks
 from pipeline.attacks.params import Attack, Generate
 from pipeline.attacks.stored import identity
 from pipeline.base import console, store
+from pipeline.base.ahead import one_ahead
 from pipeline.base.values import greatest
 from pipeline.cluster.opened import Workers
 from pipeline.generate.attacker import Attacking, Run
@@ -61,9 +62,10 @@ def generate(
 
     The rows are those of the train and the validation split. Rows, labels, ids and split are those
     of the clean set. Batches start at every shard's first row and have their own seeds. An
-    interrupted run therefore resumes with the same images. A shard is written while the next one is
-    attacked. The network is not changed. Raises Interrupted after Ctrl-C or SIGTERM, once the
-    current batch is done, or at once on a cluster. Whole shards are kept.
+    interrupted run therefore resumes with the same images. While a shard is attacked, the one
+    before it is written and the one after it is read. The network is not changed. Raises
+    Interrupted after Ctrl-C or SIGTERM, once the current batch is done, or at once on a cluster.
+    Whole shards are kept.
     """
     job = Attacking(
         network=network,
@@ -194,8 +196,11 @@ def _runs(
 ) -> Iterator[Run]:
     """Yield runs of whole batches inside the shards that do not exist yet, in order."""
     n_left = sum(-(-(end - start) // batch_size) for start, end in missing)
-    for start, end in missing:
-        block = clean.block(clean.bounds.index((start, end)))
+
+    def read(run: store.Run) -> store.Block:
+        return clean.block(clean.bounds.index(run))
+
+    for (start, _), block in one_ahead(read, missing):
         first = 0
         while first < len(block):
             n_batches = workers.batches(n_left)

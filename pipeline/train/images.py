@@ -8,7 +8,6 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.base import files
+from pipeline.base.ahead import one_ahead
 from pipeline.base.store import SPLITS, ImageSet
 
 DEVICE_SHARE = 0.5  # of the free memory of a GPU: activations and gradients need the rest
@@ -69,14 +69,8 @@ class MappedImages:
         self.shape: tuple[int, ...] = (len(self._places), *self._maps[0].shape[1:])
 
     def read(self, batches: Iterable[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
-        ahead: tuple[Rows, Future[Tensor]] | None = None
-        with ThreadPoolExecutor(1) as pool:
-            for batch in batches:
-                ready, ahead = ahead, (batch, pool.submit(self.get, batch))
-                if ready is not None:
-                    yield self._on_device(*ready)
-            if ahead is not None:
-                yield self._on_device(*ahead)
+        for rows, images in one_ahead(self.get, batches):
+            yield sent(torch.from_numpy(rows), self._device), sent(images, self._device)
 
     def get(self, rows: Rows) -> Tensor:
         """Return the images (B, 3, H, W; uint8) of some rows (B,), in main memory."""
@@ -96,9 +90,6 @@ class MappedImages:
             part = target[start : start + COPIED]
             part.copy_(self.get(np.arange(start, start + len(part))))
         return target
-
-    def _on_device(self, rows: Rows, images: Future[Tensor]) -> tuple[Tensor, Tensor]:
-        return sent(torch.from_numpy(rows), self._device), sent(images.result(), self._device)
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
