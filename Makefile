@@ -29,7 +29,7 @@ audit: $(READY)  ## recompute what can be recomputed of the run, and compare it 
 discard: $(READY)  ## make discard OUT=data/clean: delete an image set or a model that is damaged, in DVC's cache too
 	@$(BIN)/python -m pipeline discard "$(OUT)"
 
-preset: $(READY)  ## make preset NAME=cifar10: copy presets/NAME.yaml over params.yaml
+preset: $(READY)  ## make preset NAME=cifar10: write the params.yaml of presets/NAME.yaml, keep your own
 	@$(BIN)/python -m pipeline preset "$(NAME)"
 
 clean-partial: $(READY)  ## list and delete the unfinished work of interrupted runs

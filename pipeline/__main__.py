@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         "check", help="check params.yaml and the source of images without running anything"
     )
     auditing = commands.add_parser(
-        "audit", help="recompute what can be recomputed and hold it against what is recorded"
+        "audit", help="recompute what can be recomputed, and compare it with what is recorded"
     )
     auditing.add_argument(
         "path",
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "discard", help="delete an image set or a model that is damaged, in DVC's cache too"
     )
     discarding.add_argument("path", type=Path, help="the image set or model, such as data/clean")
-    preset = commands.add_parser("preset", help="copy a preset over params.yaml")
+    preset = commands.add_parser("preset", help="write the params.yaml of a preset, keep your own")
     known = ", ".join(presets.names(place.project_above(Path())))
     preset.add_argument("name", help=f"one of {known}" if known else "a file of presets/, no .yaml")
     planning = commands.add_parser("plan", help="measure a few steps, print what a run will cost")
@@ -124,6 +124,7 @@ def plan(preset: str | None, n_images: int | None) -> str:
     """Print what a run of `params.yaml` or of a preset will cost on this machine."""
     if n_images is not None and n_images < 1:
         raise InputError(f"--images: expected 1 or more, found {n_images}")
+    os.environ.update(repro.environment())  # what torch reads of it, it reads when it is imported
     from pipeline.plan import planning
 
     if connection.wanted():

@@ -5,6 +5,7 @@ and PGD-14 on all, 45 epochs of mixed batches of 128, and an evaluation of both 
 are random and are kept where training keeps them, so neither the store nor start-ups are measured.
 """
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,6 +96,8 @@ class Job:
         self._images = {name: clean.clone() for name in ("clean", "fgsm", "pgd")}
         self._labels = torch.randint(0, 10, (size.n_images,), device=device)
         self._network = models.get_model(size.architecture, num_classes=10).to(device)
+        # The loop changes the layout of the network that it trains.
+        self._usual = copy.deepcopy(self._network)
         self._recipe = document.load(params.FILE).clean.model_copy(
             update={"warmup_epochs": 0.0, "augment": "flip+crop", "batch_size": size.batch}
         )
@@ -220,20 +223,20 @@ class Job:
         return Timed(n_images=measured[-1].stop - measured[0].start, seconds=taken)
 
     def _torchattack(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-        self._network.eval()
+        self._usual.eval()
         if name == "fgsm":
-            return torchattacks.FGSM(self._network, eps=8 / 255)  # type: ignore[no-any-return]
+            return torchattacks.FGSM(self._usual, eps=8 / 255)  # type: ignore[no-any-return]
         return torchattacks.PGD(  # type: ignore[no-any-return]
-            self._network, eps=8 / 255, alpha=2 / 255, steps=self.size.steps
+            self._usual, eps=8 / 255, alpha=2 / 255, steps=self.size.steps
         )
 
     def _trained_as_usual(self, batches: int) -> Timed:
-        optimizer = torch.optim.SGD(self._network.parameters(), lr=0.01, momentum=0.9)
-        self._network.train()
+        optimizer = torch.optim.SGD(self._usual.parameters(), lr=0.01, momentum=0.9)
+        self._usual.train()
 
         def step(rows: slice) -> None:
             images = self._images["clean"][rows] / 255
-            naive.training_step(self._network, optimizer, images, self._labels[rows])
+            naive.training_step(self._usual, optimizer, images, self._labels[rows])
 
         return self._batchwise(step, self.size.n_train, self.size.batch, batches)
 
@@ -260,7 +263,7 @@ class Job:
         def judge_batch(rows: slice) -> None:
             images, labels = self._images["clean"][rows] / 255, self._labels[rows]
             for name in ("fgsm", "pgd"):
-                self._network(self._torchattack(name)(images, labels)).argmax(1).cpu()
+                self._usual(self._torchattack(name)(images, labels)).argmax(1).cpu()
 
         return self._batchwise(judge_batch, self.size.n_val, self.size.batch, batches)
 
@@ -286,10 +289,10 @@ class Job:
         return Timed(n_images=passes * len(val), seconds=seconds(predict, self._device))
 
     def _validated_as_usual(self, batches: int) -> Timed:
-        self._network.eval()
+        self._usual.eval()
 
         def predict(rows: slice) -> None:
             with torch.no_grad():
-                self._network(self._images["clean"][rows] / 255).argmax(1).cpu()
+                self._usual(self._images["clean"][rows] / 255).argmax(1).cpu()
 
         return self._batchwise(predict, self.size.n_val, self.size.batch, batches)

@@ -8,29 +8,41 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from pipeline.base import costs, files, params
 
 FILE = costs.FOLDER / "plan.json"
 VARIABLE = "PIPELINE_REMAINING"
+# Variables of the environment that choose the processor or its threads.
+CHOOSING = ("PIPELINE_DEVICE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 TRUST = 60.0  # seconds of a run that count as much as the plan: short stages say little
 
 
 def keep(seconds: Mapping[str, float]) -> None:
-    """Keep the seconds that each stage is expected to take with today's params."""
+    """Keep the seconds that each stage is expected to take with today's params and processor."""
     found = {name: round(number, 1) for name, number in seconds.items()}
-    files.write_json(FILE, {"params": files.sha256(params.FILE), "seconds": found})
+    files.write_json(FILE, {"planned": _planned(), "seconds": found})
 
 
 def kept() -> dict[str, float]:
-    """Return what was kept for today's params, or nothing."""
+    """Return what was kept for today's params and processor, or nothing."""
     try:
         found = json.loads(FILE.read_text(encoding="utf-8"))
-        if found["params"] != files.sha256(params.FILE):
+        if found["planned"] != _planned():
             return {}
         return {str(name): float(number) for name, number in found["seconds"].items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
+
+
+def _planned() -> dict[str, Any]:
+    """Return what a plan is for."""
+    return {
+        "params": files.sha256(params.FILE),
+        "cores": len(os.sched_getaffinity(0)),
+        **{name: os.environ.get(name) for name in CHOOSING},
+    }
 
 
 class Expected:

@@ -35,7 +35,7 @@ def plan(
     if keep:
         remaining.keep({cost.stage.name: cost.seconds for cost in costs})
     return (
-        f"{images.n_images:,} images ({images.origin}), {images.size} pixels a side, "
+        f"{images.n_images:,} images ({images.origin}), {images.size} pixels per side, "
         f"on {devices.describe(device)}; measured in {time.perf_counter() - started:.0f} s"
     )
 

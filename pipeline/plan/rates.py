@@ -67,18 +67,13 @@ class Rates:
         self._targets: dict[str, Target] = {}
 
     def start_up(self, stage: str) -> float:
-        """Return the seconds in which the process of a stage starts.
-
-        They are processor time. The first start after a while also waits for the disk, which the
-        starts of a run then do not.
-        """
-        name = stage if stage in STARTS else ""
-        if name not in self._starts:
-            started, before = time.perf_counter(), _children_seconds()
-            subprocess.run([sys.executable, "-c", f"import {STARTS[name]}"], check=True)
-            self._starts[name] = _children_seconds() - before
+        """Return the seconds in which the process of a stage starts."""
+        modules = imports(stage)
+        if modules not in self._starts:
+            started = time.perf_counter()
+            self._starts[modules] = start_up(modules)
             self._began += time.perf_counter() - started
-        return self._starts[name]
+        return self._starts[modules]
 
     def of(self, kind: Kind) -> Rate:
         """Return what a kind of work costs."""
@@ -207,6 +202,22 @@ class Rates:
     @property
     def _has_time(self) -> bool:
         return time.perf_counter() - self._began < BUDGET
+
+
+def imports(stage: str) -> str:
+    """Return the modules that a stage imports when it starts, as Python lists them."""
+    return STARTS.get(stage, STARTS[""])
+
+
+def start_up(modules: str) -> float:
+    """Return the seconds in which a process starts that imports some modules.
+
+    They are processor time. The first start after a while also waits for the disk, which the starts
+    of a run then do not.
+    """
+    before = _children_seconds()
+    subprocess.run([sys.executable, "-c", f"import {modules}"], check=True)
+    return _children_seconds() - before
 
 
 def shortened(spec: Attack) -> Attack:

@@ -181,7 +181,7 @@ class Plan:
             text=f"{n:,} images" + (f" x {steps} steps" if steps else ""),
             work=tuple(work),
             disk=disk,
-            held=4 * shard,
+            held=5 * shard,
         )
 
     @property

@@ -12,7 +12,7 @@ from pipeline.base.values import Count, Section, Seed
 RESULTS = (
     "data/adversarial", "data/clean", "data/refreshed", "metrics", "models", "plots", "report",
 )  # fmt: skip
-MIN_SIZE, MAX_SIZE = 8, 1024  # pixels a side
+MIN_SIZE, MAX_SIZE = 8, 1024  # pixels per side
 FromSource = Literal["from_source"]
 FROM_SOURCE: FromSource = "from_source"
 Part = Literal["val", "test"]  # of a data set, besides its training part

@@ -21,7 +21,15 @@ def test_a_plan_is_kept_for_the_params_that_it_was_made_for(project):
     assert remaining.kept() == {}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"params": 1, "seconds": {"a": "b"}}', "5"])
+def test_a_plan_is_kept_for_the_processor_that_it_was_made_on(project, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    remaining.keep({"prepare": 1.0})
+    assert remaining.kept() == {"prepare": 1.0}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert remaining.kept() == {}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"planned": 1, "seconds": {"a": "b"}}', "5"])
 def test_a_plan_that_cannot_be_read_is_none(project, text):
     remaining.keep({"prepare": 1.0})
     remaining.FILE.write_text(text)

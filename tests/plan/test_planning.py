@@ -42,7 +42,7 @@ def call(monkeypatch, *arguments):
 def test_a_plan_measures_every_stage(tiny, monkeypatch, capsys):
     line = call(monkeypatch, "plan")
     rows = capsys.readouterr().out.splitlines()
-    assert line.startswith("120 images (data.n_images of params.yaml), 16 pixels a side, on cpu")
+    assert line.startswith("120 images (data.n_images of params.yaml), 16 pixels per side, on cpu")
     assert rows[0].split() == ["stage", "work", "time", "disk", "memory", "GPU"]
     assert [row.split()[0] for row in rows[1:14]] == [
         "prepare", "train_clean", "generate@clean-fgsm", "generate@clean-pgd", "finetune@robust",

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from pipeline.prepare.sources.common import Images, Source, numbered
 
-SIZE = 8  # pixels a side of the originals
+SIZE = 8  # pixels per side of the originals
 
 
 def read(image_size: int) -> Source:
