@@ -181,16 +181,15 @@ def _forward(
 ) -> Callable[[Tensor], Tensor]:
     """Return the network's forward in the precision that it is computed in.
 
-    On a CPU, bf16 is the same function as bfloat16 matrix products. Elsewhere, and for fp16, it is
-    torch's autocast, whose logits become float32.
+    On a CPU, torchvision's ResNets are computed as matrix products, and other networks in float32.
+    On a GPU, bf16 and fp16 are torch's autocast, whose logits become float32.
     """
-    if computed == "fp32":
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[computed]
+    on_cpu = device.type == "cpu" and computed != "fp16"
+    if on_cpu and isinstance(network, models.ResNet):
+        return functools.partial(matrix_products.training_logits, network, dtype=dtype)
+    if on_cpu or computed == "fp32":
         return network
-    if device.type == "cpu" and computed == "bf16":
-        if isinstance(network, models.ResNet):
-            return functools.partial(matrix_products.training_logits, network, dtype=torch.bfloat16)
-        return network
-    dtype = torch.bfloat16 if computed == "bf16" else torch.float16
 
     def logits(images: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype):

@@ -3,6 +3,7 @@ import torch
 
 from pipeline.networks.captured import WARM_UP
 from pipeline.train import step
+from tests.narrow import NarrowResNet
 from tests.recorded_graphs import Recorded
 from tests.train.conftest import CPU, Tiny
 
@@ -40,6 +41,24 @@ def test_an_average_begins_again_with_the_kept_weights(batches, recipe):
     # As a captured step does it, which cannot copy the network after the first step.
     expected = (0.09 * weights[0] + 0.1 * weights[1]) / 0.19
     assert torch.allclose(run.judged.layers[1].bias, expected, atol=1e-6)
+
+
+def test_a_resnet_in_fp32_is_trained_like_its_own_forward(recipe, monkeypatch):
+    images, labels = torch.rand(8, 3, 32, 32, generator=torch.manual_seed(0)), torch.arange(8) % 3
+    recipe, trained_networks = recipe.model_copy(update={"precision": "fp32"}), []
+    for forward in (step._forward, lambda network, *_: network):
+        monkeypatch.setattr(step, "_forward", forward)
+        torch.manual_seed(0)
+        network = NarrowResNet(num_classes=3)
+        run = step.Step(network, recipe, CPU, None)
+        for _ in range(2):
+            run(images, labels, torch.full((8,), 1 / 8), lr=0.1)
+        trained_networks.append(network)
+    ours, theirs = trained_networks
+    for (name, found), expected in zip(
+        ours.state_dict().items(), theirs.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.fixture
