@@ -1,7 +1,8 @@
 """Count the passes of an evaluation.
 
-An image that has fallen is not attacked again. How many fall is not known before the run, so a
-share that stays is assumed. Everything else is exact.
+An image that is wrong without an attack is not attacked, and one that has fallen is not attacked
+again. How many these are is not known before the run, so shares are assumed. Everything else is
+exact.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from pipeline.evaluate import checks, diagnostics, ensemble, params, sweeps
 from pipeline.evaluate.target import BATCH_SIZE
 from pipeline.plan.work import Work, attacked, classified
 
-# Share of the images that withstand the threat that the curves vary, as assumed.
+RIGHT = 0.85  # share of the images that are right without an attack, as assumed
+# Share of these that withstand the threat that the curves vary, as assumed.
 STAYS_HARDENED = 0.4  # for models that are trained against fresh or refreshed attacks
 STAYS_OTHER = 0.01
 FP32 = "float32"  # the precision of all judging
@@ -20,7 +22,7 @@ FP32 = "float32"  # the precision of all judging
 class Judging:
     """Counts the work of judging one model.
 
-    `stays` is the share of the images that withstand.
+    `stays` is the share of the images, of those that are right without an attack, that withstand.
     """
 
     def __init__(self, settings: params.Evaluate, architecture: str, stays: float) -> None:
@@ -55,8 +57,9 @@ class Judging:
 
     def _attacked(self, threat: Threat, n_images: float, targets: int = 1) -> Iterator[Work]:
         """Yield one run of an attack, and the judgement of its images."""
-        yield attacked(self._architecture, threat, n_images, BATCH_SIZE, FP32, targets)
-        yield self._classified(n_images)
+        n = RIGHT * n_images
+        yield attacked(self._architecture, threat, n, BATCH_SIZE, FP32, targets)
+        yield self._classified(n)
 
     def _withstands(self, threat: Threat, n_images: float) -> Iterator[Work]:
         """Yield all restarts of a threat on images that were not attacked before."""
@@ -84,9 +87,10 @@ class Judging:
         self, n_images: int, steps: list[int], eps: float, alpha: float
     ) -> Iterator[Work]:
         pgd = sweeps.pgd(eps, alpha, max(steps))
-        yield attacked(self._architecture, pgd, n_images, BATCH_SIZE, FP32)
+        n = RIGHT * n_images
+        yield attacked(self._architecture, pgd, n, BATCH_SIZE, FP32)
         for _ in steps:
-            yield self._classified(n_images)
+            yield self._classified(n)
 
     def _curves(self, n_images: int) -> Iterator[Work]:
         curves, threat = self._settings.curves, self._threat

@@ -1,5 +1,14 @@
+import pytest
+
 from pipeline.evaluate import sweeps
+from pipeline.plan import judging
 from pipeline.plan.judging import Judging
+
+
+@pytest.fixture(autouse=True)
+def _all_right(monkeypatch):
+    """Assume that all images are right without an attack, so that passes can be counted by hand."""
+    monkeypatch.setattr(judging, "RIGHT", 1.0)
 
 
 def passes(settings, stays, **changes):
@@ -28,6 +37,12 @@ def test_images_that_stay_are_attacked_again(settings):
     ensemble = 220 * 8 * 3
     by_eps, by_restarts = 20 * 40 * 4, 20 * 2 * 40
     assert every - no == ensemble + by_eps + by_restarts + 40 * 201 + 220 * (40 + 2 * 20)
+
+
+def test_images_that_are_wrong_unattacked_are_not_attacked(settings, monkeypatch):
+    every = passes(settings, 0.1)["attack"]
+    monkeypatch.setattr(judging, "RIGHT", 0.5)
+    assert passes(settings, 0.1)["attack"] == pytest.approx(every / 2, rel=0.01)
 
 
 def test_parts_that_are_off_cost_nothing(settings):
